@@ -1,0 +1,394 @@
+"""One YAML file, validated, becomes typed settings. Nothing here knows where settings are used.
+
+A configuration file may start from a preset (``preset: quickstart``) and name only what differs. Unknown
+keys are refused together with the nearest valid name, because a misspelt learning rate that is silently
+ignored costs a night.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from srlm_pipeline.errors import SettingsError
+
+PRESETS = ("quickstart", "paper", "single-gpu")
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+EMBEDDED_DATA = "embedded"
+
+
+class Section(BaseModel):
+    """A group of settings; immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Section):
+    """How models are loaded and stored."""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="compute type; auto: bfloat16 where the device has it, float32 otherwise"
+    )
+    save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "bfloat16", description="type of the saved weights; float32 keeps small updates over many iterations"
+    )
+    trust_remote_code: bool = Field(False, description="run code that a model repository ships")
+
+
+class DataSettings(Section):
+    """Where instruction, judging and evaluation data come from; `embedded` is the set in the package."""
+
+    ift: str = Field(EMBEDDED_DATA, description="JSONL of prompt/response pairs")
+    ranked_replies: str = Field(EMBEDDED_DATA, description="JSONL of prompts with human-ranked replies")
+    evaluation_prompts: str = Field(EMBEDDED_DATA, description="JSONL of prompts for head-to-head evaluation")
+    held_out_fraction: float = Field(0.35, gt=0, lt=1, description="share of judging prompts never trained on")
+    ift_limit: int | None = Field(None, ge=1, description="use only the first so many pairs")
+    ranked_limit: int | None = Field(None, ge=2, description="use only the first so many judging prompts")
+    evaluation_limit: int | None = Field(None, ge=1, description="use only the first so many evaluation prompts")
+
+
+class LoraSettings(Section):
+    """Low-rank adapters, merged into the weights at the end of each round."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TrainingSettings(Section):
+    """What every training stage has in common."""
+
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = Field(gt=0)
+    final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="cosine decay ends at this share")
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(16, ge=1, description="examples per optimiser step")
+    micro_batch_size: int = Field(4, ge=1, description="examples per forward pass; must divide batch_size")
+    max_length: int = Field(1024, ge=16, description="tokens of prompt and completion; longer ones are cut")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    save_every: int = Field(50, ge=1, description="optimiser steps between resumable checkpoints")
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides(cls, value: int, info: Any) -> int:
+        batch = info.data.get("batch_size")
+        if batch is not None and batch % value:
+            raise ValueError(f"must divide batch_size ({batch})")
+        return value
+
+
+class SftSettings(TrainingSettings):
+    """Supervised fine-tuning: paper section 3.1.2 (learning rate 5.5e-6 to 1.1e-6, batch 16)."""
+
+    learning_rate: float = Field(5.5e-6, gt=0)
+
+
+class EftSettings(TrainingSettings):
+    """Evaluation fine-tuning: how the seed model learns to judge."""
+
+    enabled: bool = Field(True, description="off: M1 is trained on instruction data alone")
+    targets: Literal["self", "dataset"] = Field(
+        "self",
+        description="self: the SFT baseline judges, judgements that agree with the human order are kept "
+        "(the paper); dataset: score and rationale as the data file gives them",
+    )
+    rationales_per_prompt: int | None = Field(
+        None, ge=1, description="judgement texts per prompt for SFT; None: one per reply"
+    )
+    ranking: bool = Field(
+        False, description="afterwards, also train the expected score to follow the human order (not in the paper)"
+    )
+    comparisons_per_prompt: int = Field(
+        0, ge=0, description="pairs per prompt on which the ranking stage also trains A/B comparison, both orders"
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="of the ranking stage; the SFT part uses sft.learning_rate")
+
+
+class PromptGenerationSettings(Section):
+    """Self-instruction creation, step 1: new prompts, few-shot (paper section 3.1.3, appendix A.6)."""
+
+    count: int = Field(5000, ge=1, description="accepted prompts per iteration")
+    generator: Literal["base", "policy"] = Field("base", description="fixed model, as in the paper, or M_t")
+    seed_examples: int = Field(6, ge=1, description="few-shot examples from the seed set")
+    generated_examples: int = Field(2, ge=0, description="few-shot examples from already generated prompts")
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=4)
+    novelty_rouge_l: float = Field(0.7, gt=0, le=1, description="refuse prompts this similar to a known one")
+    min_words: int = Field(4, ge=1)
+    max_words: int = Field(150, ge=1)
+    banned_words: tuple[str, ...] = (
+        "image", "images", "picture", "graph", "video", "audio", "file", "attachment", "link", "website",
+    )  # fmt: skip
+    max_attempts_factor: int = Field(8, ge=1, description="give up after count times this many attempts")
+    batch_size: int = Field(32, ge=1)
+
+
+class CandidateSettings(Section):
+    """Self-instruction creation, step 2: N replies per prompt (paper: N = 4, T 0.7, p 0.9)."""
+
+    per_prompt: int = Field(4, ge=2)
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(512, ge=1)
+    batch_size: int = Field(32, ge=1)
+
+
+class JudgeSettings(Section):
+    """Self-instruction creation, step 3: LLM-as-a-Judge (paper: K = 3 sampled judgements, averaged)."""
+
+    mode: Literal["sampled", "distribution"] = "sampled"
+    rubric: Literal["additive", "short"] = Field("additive", description="additive: the full five-point rubric")
+    samples: int = Field(3, ge=1, description="judgements per reply in sampled mode")
+    temperature: float = Field(0.7, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=8)
+    batch_size: int = Field(16, ge=1)
+    min_parse_rate: float = Field(0.5, ge=0, le=1, description="below this the iteration stops")
+
+
+class PairSettings(Section):
+    """Best against worst (paper section 2.3)."""
+
+    min_margin: float = Field(0.0, ge=0, description="pairs whose scores differ by no more than this are ties")
+    max_tie_rate: float = Field(0.9, ge=0, le=1, description="above this the check warns")
+
+
+class DpoSettings(TrainingSettings):
+    """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
+    beta: float = Field(0.1, gt=0)
+    loss: Literal["sigmoid", "hinge", "ipo", "apo_zero", "robust"] = Field("sigmoid", description="TRL's loss_type")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+
+
+class EvaluationSettings(Section):
+    """Head to head on the evaluation prompts, both orders, disagreement counts as a tie."""
+
+    arbiter: Literal["scores", "comparison"] = Field(
+        "comparison",
+        description="comparison: shows both replies and reads P(A) against P(B); "
+        "scores: compares two pointwise expected scores",
+    )
+    tie_margin: float = Field(0.0, ge=0, description="differences up to this are a tie")
+    max_new_tokens: int = Field(512, ge=1)
+    batch_size: int = Field(32, ge=1)
+    bootstrap_samples: int = Field(2000, ge=100)
+
+
+class ScheduleSettings(Section):
+    """The nightly iteration."""
+
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    planned_iterations: int = Field(10, ge=1, le=999, description="partitions shown; the schedule stops after these")
+
+
+class TrackingSettings(Section):
+    """MLflow; MLFLOW_TRACKING_URI overrides the address."""
+
+    tracking_uri: str | None = Field(None, description="default: SQLite under dagster_home")
+    ui_url: str = Field("http://127.0.0.1:5000", description="where people open MLflow; used for links")
+
+
+class Settings(Section):
+    """Everything a project can decide. `describe_fields` lists all keys with their meaning."""
+
+    preset: str = "quickstart"
+    project: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="MLflow experiment name")
+    seed: int = Field(20, ge=0)
+    base_model: str = Field(EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
+    storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
+    owners: tuple[str, ...] = Field((), description="shown on every asset: e-mail addresses or team:name")
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    sft: SftSettings = SftSettings()
+    eft: EftSettings = EftSettings()
+    prompt_generation: PromptGenerationSettings = PromptGenerationSettings()
+    candidates: CandidateSettings = CandidateSettings()
+    judge: JudgeSettings = JudgeSettings()
+    pairs: PairSettings = PairSettings()
+    dpo: DpoSettings = DpoSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    tracking: TrackingSettings = TrackingSettings()
+
+    def fingerprint(self, *keys: str) -> str:
+        """Twelve hex digits that change when one of the named settings does.
+
+        Args:
+            keys: Dotted paths of sections or fields, e.g. ``"judge"``, ``"candidates.temperature"``.
+        """
+        chosen: dict[str, Any] = {}
+        for key in sorted(keys):
+            value: Any = self
+            for part in key.split("."):
+                value = getattr(value, part)
+            chosen[key] = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read, merge and validate settings.
+
+    Args:
+        source: Preset name or path of a YAML file. None: the ``SRLM_CONFIG`` environment variable, else
+            ``quickstart``.
+        overrides: Nested mapping laid over the file, e.g. ``{"dpo": {"beta": 0.2}}``.
+
+    Raises:
+        SettingsError: With one sentence for every wrong field.
+    """
+    source = source or os.environ.get("SRLM_CONFIG") or "quickstart"
+    if str(source) in PRESETS:
+        merged = _read_preset(str(source))
+    else:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise SettingsError(
+                [f"there is no such file, and no preset of that name (presets: {', '.join(PRESETS)})"], str(source)
+            )
+        own = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+        preset = own.get("preset", "quickstart")
+        if preset not in PRESETS:
+            raise SettingsError([f"preset: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}"], str(path))
+        merged = _lay_over(_read_preset(preset), _absolute_paths(own, path.resolve().parent))
+    merged = _lay_over(merged, overrides or {})
+    problems = _unknown_keys(merged, Settings)
+    if not problems:
+        try:
+            return Settings.model_validate(merged)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+    raise SettingsError(problems, str(source))
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn ``dpo.beta=0.2`` into ``{"dpo": {"beta": 0.2}}``; the value is read as YAML.
+
+    Raises:
+        SettingsError: If there is no ``=``.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise SettingsError([f"{text!r} is not of the form section.key=value"], "--set")
+    nested: Any = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return dict(nested)
+
+
+def merge_overrides(texts: list[str]) -> dict[str, Any]:
+    """Merge several ``section.key=value`` texts, later ones winning."""
+    merged: dict[str, Any] = {}
+    for text in texts:
+        merged = _lay_over(merged, parse_override(text))
+    return merged
+
+
+def describe_fields(model: type[BaseModel] = Settings, prefix: str = "") -> list[tuple[str, str, str]]:
+    """List every setting as (dotted key, default, description)."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        if section is not None:
+            rows += describe_fields(section, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", repr(field.get_default()), field.description or ""))
+    return rows
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    text = resources.files("srlm_pipeline.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return _read_yaml(text, name)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 5.5e-6 and 1e-4 as numbers, as everyone but YAML 1.1 does."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _read_yaml(text: str, name: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise SettingsError([f"not valid YAML: {error}"], name) from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError([f"expected `key: value` lines, found a {type(content).__name__}"], name)
+    return content
+
+
+def _absolute_paths(own: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Relative paths in a configuration file are relative to that file."""
+
+    def absolute(value: Any) -> Any:
+        is_path = isinstance(value, str) and (folder / value).exists()
+        return str((folder / value).resolve()) if is_path else value
+
+    data = own.get("data")
+    if isinstance(data, dict):
+        own = {**own, "data": {k: absolute(v) for k, v in data.items()}}
+    if own.get("storage"):
+        own = {**own, "storage": str((folder / str(own["storage"])).resolve())}
+    if "base_model" in own:
+        own = {**own, "base_model": absolute(own["base_model"])}
+    return own
+
+
+def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _lay_over(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _unknown_keys(content: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> list[str]:
+    problems: list[str] = []
+    for key, value in content.items():
+        if key not in model.model_fields:
+            valid = [k for k, _, _ in describe_fields()] if not prefix else list(model.model_fields)
+            near = _nearest(str(key), [*model.model_fields, *valid])
+            problems.append(f"{prefix}{key}: unknown setting{near}")
+            continue
+        section = _section_of(model.model_fields[key].annotation)
+        if section is not None and isinstance(value, Mapping):
+            problems += _unknown_keys(value, section, f"{prefix}{key}.")
+    return problems
+
+
+def _nearest(word: str, valid: tuple[str, ...] | list[str]) -> str:
+    found = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
+    return f"; did you mean {found[0]!r}?" if found else f"; valid names: {', '.join(dict.fromkeys(valid))}"

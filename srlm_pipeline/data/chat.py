@@ -1,0 +1,54 @@
+"""Chat formatting: how a user's text becomes the exact string a model continues.
+
+Text that comes from data (a prompt, a reply to be judged) must never be able to end its own turn. Special
+tokens inside it are broken up before the chat template is applied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Looks like nothing, separates everything: the tokenizer no longer sees the special token.
+_BREAK = "\u200b"
+
+
+def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Break up every special token of the tokenizer that occurs in a text.
+
+    Args:
+        text: Untrusted text.
+        tokenizer: Its added tokens (``<|im_end|>``, ``</s>``, ...) are the ones looked for.
+    """
+    for token in tokenizer_control_tokens(tokenizer):
+        if token in text:
+            text = text.replace(token, token[0] + _BREAK + token[1:])
+    return text
+
+
+def tokenizer_control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return the texts that the tokenizer turns into control tokens, longest first."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    named = {str(token) for token in tokenizer.all_special_tokens}
+    return sorted((t for t in added | named if len(t) > 1), key=lambda t: (-len(t), t))
+
+
+def user_turn(text: str) -> list[dict[str, str]]:
+    """Return a conversation of one user message."""
+    return [{"role": "user", "content": text}]
+
+
+def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start: str = "") -> str:
+    """Return the string after which the model writes its reply to one user message.
+
+    Args:
+        tokenizer: With a chat template.
+        text: The user's message; special tokens in it are neutralised.
+        reply_start: Words put into the assistant's mouth, e.g. ``"Score: "``.
+    """
+    rendered = tokenizer.apply_chat_template(
+        user_turn(neutralise_special_tokens(text, tokenizer)), tokenize=False, add_generation_prompt=True
+    )
+    return str(rendered) + reply_start

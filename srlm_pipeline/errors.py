@@ -1,0 +1,110 @@
+"""Errors written for the person who reads them: what was wrong, where, and what to do.
+
+One type per kind of failure, with its facts as attributes, so that the command line and Dagster can
+show the sentence and tests can check the facts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SrlmError(Exception):
+    """Base of every error that a user can cause and mend."""
+
+
+class SettingsError(SrlmError):
+    """The configuration is not valid.
+
+    Attributes:
+        problems: One sentence per wrong field, each naming the field's dotted path.
+    """
+
+    def __init__(self, problems: list[str], source: str = "settings") -> None:
+        self.problems = problems
+        self.source = source
+        super().__init__(f"{source} is not valid:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+class DataError(SrlmError):
+    """A data file holds something that cannot be used.
+
+    Attributes:
+        path: The file.
+        line: Line number, from 1; None where the whole file is meant.
+        reason: What is wrong and what is expected.
+    """
+
+    def __init__(self, path: Path | str, line: int | None, reason: str) -> None:
+        self.path = Path(path)
+        self.line = line
+        self.reason = reason
+        where = f"{path}, line {line}" if line is not None else f"{path}"
+        super().__init__(f"{where}: {reason}")
+
+
+class EmptyDataError(SrlmError):
+    """A stage was given, or has produced, no rows at all."""
+
+
+class ModelError(SrlmError):
+    """A model folder cannot be loaded or lacks a part that the pipeline needs.
+
+    Attributes:
+        model: Folder or hub name.
+        reason: What is missing and what to do.
+    """
+
+    def __init__(self, model: Path | str, reason: str) -> None:
+        self.model = str(model)
+        self.reason = reason
+        super().__init__(f"model {model}: {reason}")
+
+
+class MissingPredecessorError(SrlmError):
+    """An iteration was asked for whose entering model does not exist.
+
+    Attributes:
+        iteration: The iteration that was asked for.
+        missing: The asset (and partition) to materialize first.
+    """
+
+    def __init__(self, iteration: int, missing: str) -> None:
+        self.iteration = iteration
+        self.missing = missing
+        super().__init__(
+            f"iteration {iteration} starts from a model that does not exist yet: materialize {missing} first"
+        )
+
+
+class DiskSpaceError(SrlmError):
+    """There is not enough free disk for what a stage is about to write.
+
+    Attributes:
+        folder: Where the stage writes.
+        needed: Bytes needed.
+        free: Bytes free.
+    """
+
+    def __init__(self, folder: Path | str, needed: int, free: int) -> None:
+        self.folder = Path(folder)
+        self.needed = needed
+        self.free = free
+        super().__init__(
+            f"{folder} has {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB are needed: free some disk, "
+            "or set `storage` in the configuration to a larger one"
+        )
+
+
+class TableError(SrlmError):
+    """A table does not follow its declared schema.
+
+    Attributes:
+        table: The table's name.
+        problems: One sentence per violation.
+    """
+
+    def __init__(self, table: str, problems: list[str]) -> None:
+        self.table = table
+        self.problems = problems
+        super().__init__(f"table {table} breaks its schema: " + "; ".join(problems))

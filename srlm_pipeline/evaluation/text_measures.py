@@ -1,0 +1,27 @@
+"""Plain measures of replies that need no judge: length and repetition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+_NGRAM = 4
+
+
+def repeated_ngrams(text: str, n: int = _NGRAM) -> float:
+    """Return the share of a text's word n-grams that occurred before in it; 0 for texts shorter than n words."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(Counter(grams)) / len(grams) if grams else 0.0
+
+
+def describe_replies(replies: Sequence[str], n_tokens: Sequence[int]) -> dict[str, float]:
+    """Return mean length (characters, tokens), repetition and the share of empty replies."""
+    return {
+        "length_mean": float(np.mean([len(r) for r in replies])),
+        "tokens_mean": float(np.mean(n_tokens)),
+        "repeated_4grams": float(np.mean([repeated_ngrams(r) for r in replies])),
+        "empty_share": float(np.mean([not r.strip() for r in replies])),
+    }

@@ -1,0 +1,74 @@
+"""Writing without ever leaving half a file: a temporary name first, then a rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from srlm_pipeline.errors import DiskSpaceError
+
+
+@contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it becomes `target` only if the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `target` only if the block succeeds.
+
+    A folder that was there before is moved aside first and deleted after, so that at every moment one whole
+    folder exists under one of the two names.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = temporary.with_suffix(".old")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            os.replace(target, aside)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_disk(folder: Path, needed: int) -> None:
+    """Refuse to start work whose result will not fit.
+
+    Args:
+        folder: Where it will be written; need not exist yet.
+        needed: Bytes.
+
+    Raises:
+        DiskSpaceError: With what is free and what is needed.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise DiskSpaceError(folder, needed, free)
+
+
+def digest_files(paths: list[Path]) -> str:
+    """Return sixteen hex digits over names and contents of files, in the given order."""
+    total = hashlib.sha256()
+    for path in paths:
+        total.update(path.name.encode())
+        with path.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]

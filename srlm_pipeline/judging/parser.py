@@ -1,0 +1,39 @@
+"""Reading a score out of a judgement. This is the only place where a score is parsed.
+
+Only the judge's own completion comes here, never the reply that was judged. A judgement without a score in
+range is invalid, which is None: never 0, never a bad reply.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from srlm_pipeline.generation.engine import FinishReason
+from srlm_pipeline.judging.rubric import MAX_SCORE
+
+# A number that is not part of a longer one; "4/5" is a 4, "4/10" is no score.
+_SCORE = re.compile(
+    r"\bscore\s*:\s*[*_`\[(<]*\s*(?P<value>[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9]|[.,][0-9]|\s*[-–]\s*[0-9])"
+    r"(?:\s*(?:/|out of)\s*(?P<scale>[0-9]+))?",
+    re.IGNORECASE,
+)
+
+
+def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float | None:
+    """Return the last score in 0..5 that a judgement states, or None.
+
+    Args:
+        judgement: The judge's completion.
+        finish_reason: A judgement cut off by the token limit is invalid, whatever it says: its last words
+            are not its conclusion.
+    """
+    if finish_reason != "stop":
+        return None
+    result: float | None = None
+    for found in _SCORE.finditer(judgement):
+        value = float(found["value"])
+        on_scale = found["scale"] is None or int(found["scale"]) == MAX_SCORE
+        if on_scale and math.isfinite(value) and 0 <= value <= MAX_SCORE:
+            result = value
+    return result

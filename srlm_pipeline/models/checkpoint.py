@@ -1,0 +1,96 @@
+"""A finished model: a folder that `from_pretrained` loads, plus `srlm.json` with where it comes from.
+
+`srlm.json` is written last. A folder without it is not a model: nothing is ever computed on half a save.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srlm_pipeline import __version__
+from srlm_pipeline.errors import ModelError
+from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk
+from srlm_pipeline.models.loading import LoadedModel
+
+MARKER = "srlm.json"
+_MARGIN = 1.1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk with its lineage.
+
+    Attributes:
+        path: The folder.
+        name: For people: ``M1``, ``sft_baseline``, ...
+        digest: Over weights, config and tokenizer.
+        parent: Digest of the model that training started from; None for the base model.
+        lineage: Data versions, settings and run that produced it.
+        code_version: Version of this package.
+    """
+
+    path: Path
+    name: str
+    digest: str
+    parent: str | None
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    code_version: str = __version__
+
+
+def save_checkpoint(
+    loaded: LoadedModel, target: Path, name: str, parent: str | None, lineage: Mapping[str, Any], save_dtype: str
+) -> Checkpoint:
+    """Save a model atomically.
+
+    Args:
+        loaded: Model (adapters merged) and tokenizer.
+        target: Folder; an older model there is replaced only when the new one is whole.
+        name: For people.
+        parent: Digest of the model that training started from.
+        lineage: What went into it.
+        save_dtype: Type of the weights on disk.
+
+    Raises:
+        DiskSpaceError: If the weights do not fit.
+    """
+    import torch
+
+    dtype = getattr(torch, save_dtype)
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    require_disk(target.parent, int(parameters * dtype.itemsize * _MARGIN))
+    with replacing_folder(target) as folder:
+        loaded.model.to(dtype).save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+        write_marker(folder, name, parent, lineage)
+    return read_checkpoint(target)
+
+
+def write_marker(folder: Path, name: str, parent: str | None, lineage: Mapping[str, Any]) -> None:
+    """Declare a complete model folder a checkpoint."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != MARKER)
+    facts = asdict(Checkpoint(folder, name, digest_files(files), parent, dict(lineage)))
+    del facts["path"]
+    with replacing_file(folder / MARKER) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read what a folder says of itself.
+
+    Raises:
+        ModelError: If the folder is not a finished model.
+    """
+    marker = folder / MARKER
+    if not marker.is_file():
+        raise ModelError(folder, f"is not a finished model: it has no {MARKER}")
+    facts = json.loads(marker.read_text(encoding="utf-8"))
+    return Checkpoint(path=folder, **facts)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds a finished model."""
+    return (folder / MARKER).is_file()

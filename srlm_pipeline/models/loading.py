@@ -1,0 +1,121 @@
+"""Loading a model and its tokenizer from a folder or hub name, with everything that later stages rely on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from srlm_pipeline.config import ModelSettings
+from srlm_pipeline.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def choose_device(wish: str) -> str:
+    """Resolve ``auto`` to the best device there is.
+
+    Raises:
+        ModelError: If a named device is not available.
+    """
+    import torch
+
+    if wish == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if wish.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(wish, "no CUDA device is visible to torch; set model.device to auto or cpu")
+    return wish
+
+
+def choose_dtype(wish: str, device: str) -> torch.dtype:
+    """Resolve ``auto`` to bfloat16 where the device computes it natively, else float32."""
+    import torch
+
+    if wish != "auto":
+        return getattr(torch, wish)  # type: ignore[no-any-return]
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    # Without hardware support bfloat16 on a CPU is emulated and slower than float32.
+    native = device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and make sure that it can format chats and pad.
+
+    Raises:
+        ModelError: If there is no tokenizer, chat template or end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            source,
+            f"no tokenizer could be loaded ({_first_line(error)}); the folder needs tokenizer.json (or the model's own "
+            "tokenizer files) and tokenizer_config.json beside the weights",
+        ) from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            source,
+            "its tokenizer has no chat template; use an instruction-tuned model, or put a chat_template.jinja "
+            "into the model's folder",
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(source, "its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(source: str | Path, settings: ModelSettings, dtype: str | None = None) -> LoadedModel:
+    """Load a causal LM for inference or training.
+
+    Args:
+        source: Folder or hub name.
+        settings: Device, type and whether remote code may run.
+        dtype: Overrides the settings' type, e.g. ``"float32"`` for full fine-tuning.
+
+    Raises:
+        ModelError: If weights, tokenizer or chat template are missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    device = choose_device(settings.device)
+    tokenizer = load_tokenizer(source, settings)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=choose_dtype(dtype or settings.dtype, device),
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(source, f"its weights could not be loaded ({_first_line(error)})") from error
+    return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,156 @@
+"""Inventing new prompts from examples (paper section 3.1.3 and appendix A.6, after Self-Instruct).
+
+Attempts are made in rounds. An attempt's examples depend on its own seed and on the prompts accepted before its
+round, so the same settings always lead to the same prompts, and an interrupted run continues where it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from srlm_pipeline.config import PromptGenerationSettings
+from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
+from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.progress import NullProgress, ProgressReporter
+from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
+from srlm_pipeline.tables import GENERATED_PROMPTS
+
+
+@dataclass(frozen=True)
+class SeedPrompt:
+    """A prompt that may serve as an example."""
+
+    id: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class PromptGeneration:
+    """What came of it.
+
+    Attributes:
+        prompts: Table `GENERATED_PROMPTS`.
+        attempts: Completions asked for.
+        rejected: Refused ones by reason.
+    """
+
+    prompts: pd.DataFrame
+    attempts: int
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+def generate_prompts(
+    engine: TextEngine,
+    seeds: Sequence[SeedPrompt],
+    forbidden: Sequence[str],
+    settings: PromptGenerationSettings,
+    run_seed: int,
+    stage: str,
+    progress: ProgressReporter,
+    journal: Journal | None = None,
+    known: Sequence[SeedPrompt] = (),
+) -> PromptGeneration:
+    """Invent prompts until `settings.count` are accepted.
+
+    Args:
+        engine: The model that invents.
+        seeds: Human-written prompts: examples, and too similar ones are refused.
+        forbidden: Evaluation prompts; too similar ones are refused and counted apart.
+        settings: Few-shot composition, sampling, filters.
+        run_seed: The run's seed.
+        stage: Name that keeps iterations' randomness apart, e.g. ``"prompts/iter_001"``.
+        progress: Where progress is shown.
+        journal: Finished attempts.
+        known: Prompts accepted in earlier iterations: examples too, and not to be repeated.
+
+    Raises:
+        EmptyDataError: If too few prompts survive the allowed attempts.
+    """
+    taken = NoveltyIndex(seed.prompt for seed in (*seeds, *known))
+    evaluation = NoveltyIndex(forbidden)
+    accepted: list[dict[str, object]] = []
+    pool = list(known)
+    rejected: Counter[str] = Counter()
+    limit = settings.count * settings.max_attempts_factor
+    sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens, stop=("\nTask",))
+    attempts = 0
+    with progress.task("inventing prompts", settings.count, "prompts") as task:
+        while len(accepted) < settings.count and attempts < limit:
+            numbers = range(attempts, min(attempts + settings.batch_size, limit))
+            chosen = {n: _choose_examples(seeds, pool, settings, derive_seed(run_seed, stage, n)) for n in numbers}
+            requests = [
+                GenerationRequest(
+                    f"{n:06d}",
+                    engine.render(few_shot_message([e.prompt for e in examples]), f"Task {len(examples) + 1}:"),
+                    derive_seed(run_seed, stage, n, "sample"),
+                )
+                for n, examples in chosen.items()
+            ]
+            for request, completion in zip(
+                requests, generate_all(engine, requests, sampling, stage, NullProgress(), journal), strict=True
+            ):
+                if len(accepted) >= settings.count:
+                    break
+                attempts += 1
+                text = clean_prompt(completion.text)
+                reason = rejection_reason(text, settings.min_words, settings.max_words, settings.banned_words)
+                if reason is None and completion.finish_reason == "length":
+                    reason = "unfinished"
+                nearest = taken.nearest(text)
+                if reason is None and nearest >= settings.novelty_rouge_l:
+                    reason = "not_novel"
+                if reason is None and evaluation.nearest(text) >= settings.novelty_rouge_l:
+                    reason = "like_an_evaluation_prompt"
+                if reason is not None:
+                    rejected[reason] += 1
+                    continue
+                prompt_id = f"{stage.rsplit('/', 1)[-1]}-{len(accepted):05d}"
+                accepted.append(
+                    {
+                        "prompt_id": prompt_id,
+                        "prompt": text,
+                        "source": "few_shot",
+                        "parent_ids": ",".join(e.id for e in chosen[int(request.key)]),
+                        "nearest_rouge_l": nearest,
+                        "n_words": len(text.split()),
+                    }
+                )
+                taken.add(text)
+                pool.append(SeedPrompt(prompt_id, text))
+                task.advance(1, f"{attempts} attempts")
+    if len(accepted) < settings.count:
+        raise EmptyDataError(
+            f"only {len(accepted)} of {settings.count} prompts were accepted after {attempts} attempts "
+            f"(refused: {dict(rejected.most_common())}); raise prompt_generation.temperature or novelty_rouge_l, "
+            "add seed prompts, or lower prompt_generation.count"
+        )
+    return PromptGeneration(pd.DataFrame(accepted, columns=list(GENERATED_PROMPTS.columns)), attempts, rejected)
+
+
+def few_shot_message(examples: Sequence[str]) -> str:
+    """Return the user message that shows examples and asks for one more."""
+    shown = "\n".join(f"Task {number}: {' '.join(e.split())}" for number, e in enumerate(examples, start=1))
+    return (
+        f"Here are {len(examples)} tasks that people gave to an assistant:\n\n{shown}\n\n"
+        f"Write task {len(examples) + 1}: a new one, complete in itself, on another subject and of another kind. "
+        "Write only the task, not its answer."
+    )
+
+
+def _choose_examples(
+    seeds: Sequence[SeedPrompt], generated: Sequence[SeedPrompt], settings: PromptGenerationSettings, seed: int
+) -> list[SeedPrompt]:
+    """Draw seed and generated examples; where too few were generated yet, seeds take their places."""
+    random = np.random.default_rng(seed)
+    n_generated = min(settings.generated_examples, len(generated))
+    n_seeds = min(settings.seed_examples + settings.generated_examples - n_generated, len(seeds))
+    examples = [seeds[i] for i in random.choice(len(seeds), n_seeds, replace=False)]
+    examples += [generated[i] for i in random.choice(len(generated), n_generated, replace=False)] if n_generated else []
+    return [examples[i] for i in random.permutation(len(examples))]

@@ -1,0 +1,115 @@
+"""Where a project's things lie: models, tables, journals and training work, under one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from srlm_pipeline.config import EMBEDDED_MODEL, Settings
+from srlm_pipeline.errors import MissingPredecessorError
+from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_marker
+from srlm_pipeline.models.embedded import convert_embedded_model
+
+SFT_BASELINE = "sft_baseline"
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class ProjectStore:
+    """Folders of one project.
+
+    Attributes:
+        root: The project's folder.
+        shared: Folder that all projects share, for the converted embedded model.
+    """
+
+    root: Path
+    shared: Path
+
+    @property
+    def tables(self) -> Path:
+        """Parquet tables, one folder per asset."""
+        return self.root / "tables"
+
+    def model_folder(self, name: str) -> Path:
+        """Return where a model of the project is or will be."""
+        return self.root / "models" / name
+
+    def journal_folder(self, stage: str) -> Path:
+        """Return the journal folder of a stage, e.g. ``"candidates/iter_001"``."""
+        return self.root / "journals" / stage
+
+    def work_folder(self, stage: str) -> Path:
+        """Return the folder for a training stage's resumable checkpoints."""
+        return self.root / "work" / stage
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Return a finished model of the project.
+
+        Raises:
+            ModelError: If it is not there or not whole.
+        """
+        return read_checkpoint(self.model_folder(name))
+
+    def entering_model(self, iteration: int) -> Checkpoint:
+        """Return the model that enters an iteration: M1 for the first, what the one before made after.
+
+        Args:
+            iteration: From 1.
+
+        Raises:
+            MissingPredecessorError: If it does not exist, naming the asset to materialize.
+        """
+        folder = self.model_folder(model_name(iteration))
+        if not is_checkpoint(folder):
+            before = "seed_model" if iteration == 1 else f"iteration_model[{partition_key(iteration - 1)}]"
+            raise MissingPredecessorError(iteration, before)
+        return read_checkpoint(folder)
+
+    def base_model(self, settings: Settings) -> str:
+        """Return folder or hub name of the base model; the embedded one is converted on first use."""
+        if settings.base_model != EMBEDDED_MODEL:
+            return settings.base_model
+        return str(convert_embedded_model(self.shared / EMBEDDED_MODEL))
+
+    def base_checkpoint(self, settings: Settings) -> Checkpoint:
+        """Return the base model with a digest; a hub name's digest is its name."""
+        source = Path(self.base_model(settings))
+        if not source.is_dir():
+            return Checkpoint(source, BASE, str(source), None)
+        if source == self.shared / EMBEDDED_MODEL:
+            if not is_checkpoint(source):
+                write_marker(source, BASE, None, {"source": settings.base_model})
+            return read_checkpoint(source)
+        weights = sorted(p for p in source.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+        # A user's folder is never written to; names, sizes and times tell whether it changed.
+        facts = "|".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in weights)
+        return Checkpoint(source, BASE, _short_hash(facts), None)
+
+
+def open_store(settings: Settings) -> ProjectStore:
+    """Return the project's store, under the setting `storage` or DAGSTER_HOME."""
+    home = Path(os.environ.get("DAGSTER_HOME") or "dagster_home").resolve()
+    base = Path(settings.storage) if settings.storage else home / "srlm"
+    return ProjectStore(base / settings.project, base)
+
+
+def model_name(iteration: int) -> str:
+    """Return the name of the model that enters an iteration: M1, M2, ..."""
+    return f"M{iteration}"
+
+
+def partition_key(iteration: int) -> str:
+    """Return an iteration's partition key; zero-padded, because backfills run in text order."""
+    return f"iter_{iteration:03d}"
+
+
+def iteration_number(key: str) -> int:
+    """Return the iteration of a partition key."""
+    return int(key.removeprefix("iter_"))
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

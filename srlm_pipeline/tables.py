@@ -1,0 +1,187 @@
+"""The tables that stages hand to each other: declared once, checked whenever written or read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pandera.pandas as pa
+
+from srlm_pipeline.errors import TableError
+from srlm_pipeline.files import replacing_file
+
+_SCORE_RANGE = pa.Check.in_range(0, 5)
+_NOT_NEGATIVE = pa.Check.ge(0)
+_NOT_BLANK = pa.Check(lambda text: text.str.strip() != "", name="not blank", error="is blank")
+
+
+def _text(nullable: bool = False, filled: bool = False) -> pa.Column:
+    return pa.Column(str, _NOT_BLANK if filled else None, nullable=nullable)
+
+
+def _schema(name: str, columns: dict[str, pa.Column], unique: list[str]) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema(columns, name=name, strict=True, coerce=True, unique=unique, ordered=True)
+
+
+INSTRUCTIONS = _schema(
+    "instructions",
+    {"id": _text(filled=True), "kind": _text(), "prompt": _text(filled=True), "response": _text(filled=True)},
+    ["id"],
+)
+RANKED_REPLIES = _schema(
+    "ranked_replies",
+    {
+        "group_id": _text(filled=True),
+        "split": pa.Column(str, pa.Check.isin(["train", "held_out"])),
+        "kind": _text(),
+        "prompt": _text(filled=True),
+        "rank": pa.Column("int64", _NOT_NEGATIVE),
+        "text": _text(filled=True),
+        "score": pa.Column("float64", _SCORE_RANGE, nullable=True),
+        "rationale": _text(nullable=True),
+    },
+    ["group_id", "text"],
+)
+EFT = _schema(
+    "eft",
+    {
+        "group_id": _text(filled=True),
+        "prompt": _text(filled=True),
+        "rank": pa.Column("int64", _NOT_NEGATIVE),
+        "text": _text(filled=True),
+        "score": pa.Column("float64", _SCORE_RANGE, nullable=True),
+        "judgement": _text(nullable=True),
+    },
+    ["group_id", "text"],
+)
+EVALUATION_PROMPTS = _schema(
+    "evaluation_prompts", {"id": _text(filled=True), "kind": _text(), "prompt": _text(filled=True)}, ["id"]
+)
+GENERATED_PROMPTS = _schema(
+    "generated_prompts",
+    {
+        "prompt_id": _text(filled=True),
+        "prompt": _text(filled=True),
+        "source": pa.Column(str, pa.Check.isin(["few_shot"])),
+        "parent_ids": _text(),
+        "nearest_rouge_l": pa.Column("float64", pa.Check.in_range(0, 1)),
+        "n_words": pa.Column("int64", _NOT_NEGATIVE),
+    },
+    ["prompt_id"],
+)
+CANDIDATES = _schema(
+    "candidates",
+    {
+        "prompt_id": _text(filled=True),
+        "sample": pa.Column("int64", _NOT_NEGATIVE),
+        "prompt": _text(filled=True),
+        "completion": _text(),
+        "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
+        "finish_reason": pa.Column(str, pa.Check.isin(["stop", "length"])),
+        "seed": pa.Column("int64", _NOT_NEGATIVE),
+    },
+    ["prompt_id", "sample"],
+)
+JUDGED_SCORES = _schema(
+    "judged_scores",
+    {
+        "prompt_id": _text(filled=True),
+        "sample": pa.Column("int64", _NOT_NEGATIVE),
+        "prompt": _text(filled=True),
+        "completion": _text(),
+        "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
+        "judge": _text(filled=True),
+        "score": pa.Column("float64", _SCORE_RANGE, nullable=True),
+        "n_valid": pa.Column("int64", _NOT_NEGATIVE),
+        "n_invalid": pa.Column("int64", _NOT_NEGATIVE),
+        "spread": pa.Column("float64", _NOT_NEGATIVE, nullable=True),
+        "raw": _text(),
+    },
+    ["prompt_id", "sample"],
+)
+PREFERENCE_PAIRS = _schema(
+    "preference_pairs",
+    {
+        "prompt_id": _text(filled=True),
+        "prompt": _text(filled=True),
+        "chosen": _text(filled=True),
+        "rejected": _text(filled=True),
+        "chosen_score": pa.Column("float64", _SCORE_RANGE),
+        "rejected_score": pa.Column("float64", _SCORE_RANGE),
+        "margin": pa.Column("float64", pa.Check.gt(0)),
+        "judge": _text(filled=True),
+    },
+    ["prompt_id"],
+)
+REPLIES = _schema(
+    "replies",
+    {
+        "model": _text(filled=True),
+        "prompt_id": _text(filled=True),
+        "prompt": _text(filled=True),
+        "reply": _text(),
+        "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
+        "finish_reason": pa.Column(str, pa.Check.isin(["stop", "length"])),
+    },
+    ["model", "prompt_id"],
+)
+WIN_RATES = _schema(
+    "win_rates",
+    {
+        "prompt_id": _text(filled=True),
+        "opponent": _text(filled=True),
+        "order": pa.Column(str, pa.Check.isin(["model_first", "opponent_first"])),
+        "verdict": pa.Column(str, pa.Check.isin(["win", "tie", "loss"])),
+        "preference": pa.Column("float64"),
+    },
+    ["prompt_id", "opponent", "order"],
+)
+JUDGE_ACCURACY = _schema(
+    "judge_accuracy",
+    {
+        "model": _text(filled=True),
+        "group_id": _text(filled=True),
+        "rank": pa.Column("int64", _NOT_NEGATIVE),
+        "n_characters": pa.Column("int64", _NOT_NEGATIVE),
+        "score": pa.Column("float64", _SCORE_RANGE, nullable=True),
+    },
+    [],
+)
+
+
+def check_table(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame:
+    """Return the table with the declared columns and types.
+
+    Raises:
+        TableError: With one sentence per violation.
+    """
+    try:
+        return schema.validate(table[list(schema.columns)], lazy=True)
+    except KeyError as error:
+        raise TableError(str(schema.name), [f"column missing: {error}"]) from error
+    except pa.errors.SchemaErrors as error:
+        cases = error.failure_cases.head(5)
+        problems = [f"{c.column}: {c.check} fails at row {c.index} ({c.failure_case!r})" for c in cases.itertuples()]
+        raise TableError(str(schema.name), problems) from error
+
+
+def write_table(table: pd.DataFrame, schema: pa.DataFrameSchema, path: Path) -> None:
+    """Check a table and write it as Parquet, atomically.
+
+    Raises:
+        TableError: If it breaks its schema.
+    """
+    checked = check_table(table, schema)
+    with replacing_file(path) as temporary:
+        checked.to_parquet(temporary, index=False)
+
+
+def read_table(schema: pa.DataFrameSchema, path: Path) -> pd.DataFrame:
+    """Read a Parquet table and check it.
+
+    Raises:
+        TableError: If it is missing or breaks its schema.
+    """
+    if not path.is_file():
+        raise TableError(str(schema.name), [f"there is no {path}; materialize its asset first"])
+    return check_table(pd.read_parquet(path), schema)

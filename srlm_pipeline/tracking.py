@@ -1,0 +1,204 @@
+"""MLflow: one experiment per project, one parent run with the curves, one child run per materialization.
+
+The only module that imports mlflow, and only inside functions: importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srlm_pipeline.config import Settings
+
+CURVES_TAG = "srlm.curves"
+ASSET_TAG = "srlm.asset"
+SUPERSEDED_TAG = "srlm.superseded_by"
+CHAMPION = "champion"
+_PARAM_LIMIT = 500
+
+
+def tracking_uri(settings: Settings) -> str:
+    """Return the store's address: MLFLOW_TRACKING_URI, the setting, or SQLite under DAGSTER_HOME."""
+    named = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri
+    return named or f"sqlite:///{_home() / 'mlflow.db'}"
+
+
+def artifact_location() -> str:
+    """Return where artefacts go when the store is local; absolute, for its default is the current folder."""
+    return (_home() / "mlartifacts").as_uri()
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """An open child run.
+
+    Attributes:
+        run_id: MLflow's.
+        url: Page in the MLflow UI.
+    """
+
+    run_id: str
+    url: str
+    _tracker: Tracker
+
+    def metrics(self, values: Mapping[str, float | None], step: int | None = None) -> None:
+        """Log figures of this run; those that are None are left out."""
+        for name, value in values.items():
+            if value is not None:
+                self._tracker.client.log_metric(self.run_id, name, float(value), step=step or 0)
+
+    def curve(self, values: Mapping[str, float | None], iteration: int) -> None:
+        """Log figures to this run and to the project's curves, with the iteration as step."""
+        self.metrics(values, step=iteration)
+        for name, value in values.items():
+            if value is not None:
+                self._tracker.client.log_metric(self._tracker.curves_run, name, float(value), step=iteration)
+
+    def text(self, content: str, name: str) -> None:
+        """Store a text as an artefact."""
+        self._tracker.client.log_text(self.run_id, content, name)
+
+    def history(self, entries: list[dict[str, float]]) -> None:
+        """Log a trainer's history, one point per logged step."""
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(f"train/{name}", float(value), 0, int(entry.get("step", place)))
+            for place, entry in enumerate(entries)
+            for name, value in entry.items()
+            if name not in {"step", "epoch"}
+        ]
+        for start in range(0, len(points), _PARAM_LIMIT):
+            self._tracker.client.log_batch(self.run_id, metrics=points[start : start + _PARAM_LIMIT])
+
+
+class Tracker:
+    """A project's place in MLflow.
+
+    Args:
+        settings: Project name, address and all parameters to be recorded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        from mlflow import MlflowClient
+
+        self._settings = settings
+        uri = tracking_uri(settings)
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.experiment_id = self._experiment(local=uri.startswith("sqlite:"))
+        self.curves_run = self._curves_run()
+
+    @contextmanager
+    def run(self, asset: str, partition: str | None, dagster_run_id: str, sections: list[str]) -> Iterator[TrackedRun]:
+        """Open a fresh child run for one materialization; an earlier one of the same asset is marked superseded.
+
+        Args:
+            asset: Asset name.
+            partition: Its partition, if any.
+            dagster_run_id: Recorded as a tag.
+            sections: Names of the settings sections that go into the parameters.
+        """
+        key = f"{asset}[{partition}]" if partition else asset
+        created = self.client.create_run(
+            self.experiment_id,
+            run_name=key,
+            tags={
+                "mlflow.parentRunId": self.curves_run,
+                ASSET_TAG: key,
+                "dagster.run_id": dagster_run_id,
+                **({"srlm.iteration": partition} if partition else {}),
+            },
+        )
+        run_id = created.info.run_id
+        for name, value in self._parameters(sections).items():
+            self.client.log_param(run_id, name, value)
+        try:
+            yield TrackedRun(run_id, self.run_url(run_id), self)
+        except BaseException:
+            self.client.set_terminated(run_id, "FAILED")
+            raise
+        self._supersede(key, run_id)
+        self.client.set_terminated(run_id, "FINISHED")
+
+    def run_url(self, run_id: str) -> str:
+        """Return a run's page in the MLflow UI."""
+        return f"{self._settings.tracking.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
+
+    def register(self, name: str, source: Path, run_id: str, tags: Mapping[str, str], champion: bool) -> str:
+        """Register a model folder as a version; move the alias `champion` to it if asked.
+
+        Returns:
+            The version.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(name)
+        except MlflowException:
+            self.client.create_registered_model(name)
+        version = self.client.create_model_version(name, source=source.as_uri(), run_id=run_id, tags=dict(tags))
+        if champion:
+            self.client.set_registered_model_alias(name, CHAMPION, version.version)
+        return str(version.version)
+
+    def champion(self, name: str) -> Mapping[str, str] | None:
+        """Return the tags of the champion's version, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self.client.get_model_version_by_alias(name, CHAMPION).tags)
+        except MlflowException:
+            return None
+
+    def _experiment(self, local: bool) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self._settings.project)
+        if found is not None:
+            return str(found.experiment_id)
+        location = f"{artifact_location()}/{self._settings.project}" if local else None
+        try:
+            return str(self.client.create_experiment(self._settings.project, artifact_location=location))
+        except MlflowException:
+            # Another process was first.
+            found = self.client.get_experiment_by_name(self._settings.project)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _curves_run(self) -> str:
+        found = self.client.search_runs([self.experiment_id], f"tags.`{CURVES_TAG}` = 'true'", max_results=1)
+        if found:
+            return str(found[0].info.run_id)
+        created = self.client.create_run(
+            self.experiment_id, run_name=f"{self._settings.project}: all iterations", tags={CURVES_TAG: "true"}
+        )
+        return str(created.info.run_id)
+
+    def _supersede(self, key: str, run_id: str) -> None:
+        for run in self.client.search_runs([self.experiment_id], f"tags.`{ASSET_TAG}` = '{key}'"):
+            if run.info.run_id != run_id and SUPERSEDED_TAG not in run.data.tags:
+                self.client.set_tag(run.info.run_id, SUPERSEDED_TAG, run_id)
+
+    def _parameters(self, sections: list[str]) -> dict[str, Any]:
+        flat: dict[str, Any] = {"base_model": self._settings.base_model, "seed": self._settings.seed}
+        dumped = self._settings.model_dump(mode="json", include=set(sections))
+
+        def flatten(prefix: str, value: Any) -> None:
+            if isinstance(value, dict):
+                for name, inner in value.items():
+                    flatten(f"{prefix}.{name}", inner)
+            else:
+                flat[prefix] = str(value)[:_PARAM_LIMIT]
+
+        for section, value in dumped.items():
+            flatten(section, value)
+        return flat
+
+
+def _home() -> Path:
+    return Path(os.environ.get("DAGSTER_HOME") or "dagster_home").resolve()

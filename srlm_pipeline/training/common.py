@@ -1,0 +1,186 @@
+"""What SFT, ranking and DPO share: trainer arguments, adapters, progress, resumption, merging."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srlm_pipeline.config import ModelSettings, TrainingSettings
+from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.models.loading import LoadedModel, load_model
+from srlm_pipeline.progress import ProgressReporter
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import Trainer
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A trained model and how the training went.
+
+    Attributes:
+        loaded: Model with adapters merged, float32, and tokenizer.
+        history: The trainer's log, one mapping per logged step.
+        n_examples: Training examples.
+    """
+
+    loaded: LoadedModel
+    history: Sequence[dict[str, float]] = field(default_factory=list)
+    n_examples: int = 0
+
+    def final(self, name: str) -> float | None:
+        """Return the last logged value of a metric, or None."""
+        return next((float(entry[name]) for entry in reversed(self.history) if name in entry), None)
+
+
+def load_for_training(source: str | Path, settings: TrainingSettings, model: ModelSettings) -> LoadedModel:
+    """Load a model in the type that its training method needs.
+
+    Adapters are trained in float32 over weights in the compute type; full fine-tuning keeps float32 weights, because
+    small updates vanish in bfloat16.
+    """
+    return load_model(source, model, dtype=None if settings.method == "lora" else "float32")
+
+
+def trainer_arguments(settings: TrainingSettings, loaded: LoadedModel, work: Path, seed: int) -> dict[str, Any]:
+    """Return the arguments that every trainer takes.
+
+    Args:
+        settings: Of the stage.
+        loaded: The model to be trained.
+        work: Folder for resumable checkpoints.
+        seed: Of data order and adapter initialisation.
+    """
+    on_cpu = loaded.model.device.type == "cpu"
+    return {
+        "output_dir": str(work),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr_rate": settings.final_learning_rate_ratio},
+        "warmup_steps": settings.warmup_ratio,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.batch_size // settings.micro_batch_size,
+        "bf16": _autocasts(settings, loaded),
+        # Saves memory that a small model on a CPU does not lack, for a third more time.
+        "gradient_checkpointing": not on_cpu,
+        "use_cpu": on_cpu,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": not on_cpu,
+        "seed": seed,
+    }
+
+
+def _autocasts(settings: TrainingSettings, loaded: LoadedModel) -> bool:
+    """Adapters in float32 over bfloat16 weights multiply in bfloat16; full float32 weights do so on a GPU."""
+    import torch
+
+    if settings.method == "full":
+        return loaded.model.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return bool(loaded.model.dtype == torch.bfloat16)
+
+
+def adapter_config(settings: TrainingSettings) -> LoraConfig | None:
+    """Return the LoRA configuration, or None for full fine-tuning."""
+    if settings.method == "full":
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.lora.rank,
+        lora_alpha=settings.lora.alpha,
+        lora_dropout=settings.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def run_trainer(
+    trainer: Trainer, work: Path, description: str, progress: ProgressReporter
+) -> list[dict[str, float]]:
+    """Train, continuing from the newest whole checkpoint in the work folder.
+
+    Args:
+        trainer: Built, not started.
+        work: The folder given to `trainer_arguments`.
+        description: Shown with the progress.
+        progress: Where progress is shown.
+
+    Returns:
+        The trainer's log.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    steps = _planned_steps(trainer)
+    newest = get_last_checkpoint(str(work)) if work.is_dir() else None
+    done = int(newest.rsplit("-", 1)[-1]) if newest else 0
+    with progress.task(description, steps, "steps", done) as task:
+        trainer.add_callback(_progress_callback(task.advance))
+        trainer.train(resume_from_checkpoint=newest)
+    return [dict(entry) for entry in trainer.state.log_history]
+
+
+def finish(
+    trainer: Trainer,
+    source: str | Path,
+    settings: TrainingSettings,
+    model: ModelSettings,
+    tokenizer: Any,
+    work: Path,
+) -> LoadedModel:
+    """Return the trained model on the CPU in float32, adapters merged, and remove the work folder.
+
+    Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away.
+    """
+    if settings.method == "full":
+        trained = LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
+    else:
+        from peft import PeftModel
+
+        adapter = work / "adapter"
+        trainer.model.save_pretrained(str(adapter))
+        on_cpu = model.model_copy(update={"device": "cpu"})
+        base = load_model(source, on_cpu, dtype="float32")
+        merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
+        trained = LoadedModel(merged, tokenizer)
+    shutil.rmtree(work, ignore_errors=True)
+    return trained
+
+
+def require_rows(rows: Sequence[object], what: str, remedy: str) -> None:
+    """Refuse to train on nothing.
+
+    Raises:
+        EmptyDataError: If there are no rows.
+    """
+    if not rows:
+        raise EmptyDataError(f"there are no {what} to train on: {remedy}")
+
+
+def _planned_steps(trainer: Trainer) -> int:
+    arguments = trainer.args
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    per_epoch = -(-len(trainer.train_dataset) // per_step)
+    return max(1, round(per_epoch * arguments.num_train_epochs))
+
+
+def _progress_callback(advance: Callable[[int, str], None]) -> Any:
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        """Advances a progress task by one per optimiser step, with the latest loss."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+            advance(1, f"loss {losses[-1]:.3f}" if losses else "")
+
+    return Progress()

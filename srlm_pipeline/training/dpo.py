@@ -1,0 +1,93 @@
+"""Direct Preference Optimization on best/worst pairs, M_t as reference (paper section 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from srlm_pipeline.config import DpoSettings, ModelSettings
+from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn
+from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.common import (
+    TrainingRun,
+    adapter_config,
+    finish,
+    load_for_training,
+    require_rows,
+    run_trainer,
+    trainer_arguments,
+)
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """A user message with a better and a worse reply."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def train_dpo(
+    source: str | Path,
+    examples: Sequence[PreferenceExample],
+    settings: DpoSettings,
+    model: ModelSettings,
+    seed: int,
+    work: Path,
+    description: str,
+    progress: ProgressReporter,
+) -> TrainingRun:
+    """Train the policy `source` on preference pairs with TRL's DPOTrainer, itself being the reference.
+
+    Reference log-probabilities are computed once before training: no second model is held in memory, and with full
+    fine-tuning none is read from disk.
+
+    Args:
+        source: M_t, policy and reference.
+        examples: Preference pairs.
+        settings: Method, learning rate, beta, loss, ...
+        model: How models are loaded.
+        seed: Of data order and adapter initialisation.
+        work: Folder for resumable checkpoints; a later call with the same one continues.
+        description: Shown with the progress.
+        progress: Where progress is shown.
+
+    Raises:
+        EmptyDataError: If there are no pairs.
+    """
+    require_rows(examples, "preference pairs", "every prompt was a tie or had too few scored candidates")
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    set_seed(seed)
+    loaded = load_for_training(source, settings, model)
+    tokenizer = loaded.tokenizer
+    end = str(tokenizer.eos_token)
+    rows = [
+        {
+            "prompt": render_user_turn(tokenizer, example.prompt),
+            "chosen": neutralise_special_tokens(example.chosen, tokenizer) + end,
+            "rejected": neutralise_special_tokens(example.rejected, tokenizer) + end,
+        }
+        for example in examples
+    ]
+    trainer = DPOTrainer(
+        model=loaded.model,
+        args=DPOConfig(
+            **trainer_arguments(settings, loaded, work, seed),
+            max_length=settings.max_length,
+            beta=settings.beta,
+            loss_type=[settings.loss],
+            label_smoothing=settings.label_smoothing,
+            precompute_ref_log_probs=True,
+            precompute_ref_batch_size=settings.micro_batch_size * 2,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=adapter_config(settings),
+    )
+    history = run_trainer(trainer, work, description, progress)
+    return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))

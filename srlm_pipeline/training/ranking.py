@@ -1,0 +1,182 @@
+"""Teaching a small model to judge: its expected score is trained to follow the human order.
+
+The paper's evaluation fine-tuning is SFT on judgement texts, which a model of a hundred million parameters imitates
+without learning to tell replies apart. Here the same forward pass that the distribution judge makes is trained
+directly: within a prompt, a logistic (Bradley-Terry) loss on the difference of expected scores of every ordered
+pair, plus cross-entropy to the human score where there is one, which keeps the scale. Comparison examples train
+A against B in the same way. This objective is ours, not the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from srlm_pipeline.config import EftSettings, ModelSettings
+from srlm_pipeline.data.chat import render_user_turn
+from srlm_pipeline.judging.rubric import (
+    COMPARISON_OPTIONS,
+    COMPARISON_START,
+    SCORE_START,
+    SCORES,
+    Rubric,
+    comparison_prompt,
+    judge_prompt,
+)
+from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.common import (
+    TrainingRun,
+    adapter_config,
+    finish,
+    load_for_training,
+    require_rows,
+    run_trainer,
+    trainer_arguments,
+)
+
+
+@dataclass(frozen=True)
+class RankedExample:
+    """The replies to one prompt.
+
+    Attributes:
+        prompt: The user's instruction.
+        replies: Texts.
+        ranks: Human rank of each, 0 = best.
+        scores: Human score of each in 0..5; None where there is none.
+    """
+
+    prompt: str
+    replies: tuple[str, ...]
+    ranks: tuple[int, ...]
+    scores: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """One training item: sequences of one group whose next-token choices are trained together.
+
+    Attributes:
+        sequences: Token ids of each prefix.
+        options: For each prefix the token ids of its options.
+        ranks: Rank of each prefix within the group; empty for a comparison.
+        targets: Desired distribution over the options for each prefix; None to leave it free.
+    """
+
+    sequences: list[list[int]]
+    options: list[list[int]]
+    ranks: list[int]
+    targets: list[list[float] | None]
+
+
+def train_ranking(
+    source: str | Path,
+    examples: Sequence[RankedExample],
+    settings: EftSettings,
+    rubric: Rubric,
+    model: ModelSettings,
+    seed: int,
+    work: Path,
+    description: str,
+    progress: ProgressReporter,
+) -> TrainingRun:
+    """Train a model's expected score on ranked replies.
+
+    Args:
+        source: Model to start from.
+        examples: Ranked replies; one example counts as one in `settings.batch_size`.
+        settings: Method, learning rate, epochs, comparisons per prompt.
+        rubric: The rubric that the judge will use.
+        model: How models are loaded.
+        seed: Of data order, adapter initialisation and the choice of comparisons.
+        work: Folder for resumable checkpoints; a later call with the same one continues.
+        description: Shown with the progress.
+        progress: Where progress is shown.
+
+    Raises:
+        EmptyDataError: If there are no examples.
+    """
+    require_rows(examples, "ranked replies", "check data.ranked_replies")
+    from transformers import TrainingArguments, set_seed
+
+    from srlm_pipeline.training.ranking_trainer import RankingTrainer
+
+    set_seed(seed)
+    loaded = load_for_training(source, settings, model)
+    items = [encode_ranked(loaded.tokenizer, example, rubric, settings.max_length) for example in examples]
+    random = np.random.default_rng(seed)
+    for example in examples:
+        items += encode_comparisons(
+            loaded.tokenizer, example, settings.comparisons_per_prompt, settings.max_length, random
+        )
+    network = loaded.model
+    adapters = adapter_config(settings)
+    if adapters is not None:
+        from peft import get_peft_model
+
+        network = get_peft_model(network, adapters)
+    trainer = RankingTrainer(
+        model=network,
+        args=TrainingArguments(
+            **trainer_arguments(settings, loaded, work, seed),
+            remove_unused_columns=False,
+        ),
+        train_dataset=items,
+        pad_token_id=int(loaded.tokenizer.pad_token_id or 0),
+    )
+    history = run_trainer(trainer, work, description, progress)
+    return TrainingRun(finish(trainer, source, settings, model, loaded.tokenizer, work), history, len(items))
+
+
+def encode_ranked(tokenizer: object, example: RankedExample, rubric: Rubric, max_length: int) -> EncodedItem:
+    """Encode every reply of a prompt as the distribution judge would see it."""
+    prefixes = [
+        render_user_turn(tokenizer, judge_prompt(rubric, example.prompt, reply, "direct"), SCORE_START)  # type: ignore[arg-type]
+        for reply in example.replies
+    ]
+    sequences, options = _encode(tokenizer, prefixes, SCORES, max_length)
+    targets = [score_target(score) if score is not None else None for score in example.scores]
+    return EncodedItem(sequences, options, list(example.ranks), targets)
+
+
+def encode_comparisons(
+    tokenizer: object, example: RankedExample, n_pairs: int, max_length: int, random: np.random.Generator
+) -> list[EncodedItem]:
+    """Encode some ordered pairs of a prompt as the comparison arbiter would see them, each in both orders."""
+    pairs = [
+        (better, worse)
+        for better, rank in enumerate(example.ranks)
+        for worse, other in enumerate(example.ranks)
+        if rank < other
+    ]
+    items: list[EncodedItem] = []
+    for place in random.permutation(len(pairs))[:n_pairs]:
+        better, worse = (example.replies[i] for i in pairs[place])
+        prefixes = [
+            render_user_turn(tokenizer, comparison_prompt(example.prompt, first, second), COMPARISON_START)  # type: ignore[arg-type]
+            for first, second in ((better, worse), (worse, better))
+        ]
+        sequences, options = _encode(tokenizer, prefixes, COMPARISON_OPTIONS, max_length)
+        items.append(EncodedItem(sequences, options, [], [[1.0, 0.0], [0.0, 1.0]]))
+    return items
+
+
+def score_target(score: float) -> list[float]:
+    """Return a distribution over 0..5 whose mean is the score: its two neighbouring integers share the mass."""
+    low = min(int(score), len(SCORES) - 2)
+    target = [0.0] * len(SCORES)
+    target[low], target[low + 1] = 1 - (score - low), score - low
+    return target
+
+
+def _encode(
+    tokenizer: object, prefixes: list[str], options: tuple[str, ...], max_length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    from srlm_pipeline.generation.transformers_engine import option_tokens
+
+    split = [option_tokens(tokenizer, prefix, options) for prefix in prefixes]  # type: ignore[arg-type]
+    # The score is asked for at the end, so what is cut from a long one is its beginning.
+    return [ids[-max_length:] for ids, _ in split], [tokens for _, tokens in split]

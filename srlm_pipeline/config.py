@@ -190,6 +190,14 @@ class EvaluationSettings(Section):
     bootstrap_samples: int = Field(2000, ge=100)
 
 
+class PromotionSettings(Section):
+    """When the registry's alias `champion` moves to the new model."""
+
+    min_win_rate: float = Field(0.5, ge=0, le=1, description="against the previous model, ties counting half")
+    max_judge_accuracy_drop: float = Field(0.05, ge=0, le=1, description="pairwise accuracy against the previous model")
+    max_length_growth: float = Field(1.3, gt=0, description="mean reply length against the previous model")
+
+
 class ScheduleSettings(Section):
     """The nightly iteration."""
 
@@ -224,6 +232,7 @@ class Settings(Section):
     pairs: PairSettings = PairSettings()
     dpo: DpoSettings = DpoSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    promotion: PromotionSettings = PromotionSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     tracking: TrackingSettings = TrackingSettings()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -96,9 +96,7 @@ class LogProgress:
 
 
 class _LoggedTask:
-    def __init__(
-        self, description: str, unit: str, meter: Meter, write: Callable[[str], None], every: float
-    ) -> None:
+    def __init__(self, description: str, unit: str, meter: Meter, write: Callable[[str], None], every: float) -> None:
         self._description, self._unit, self._meter = description, unit, meter
         self._write, self._every = write, every
         self._last = 0.0
@@ -142,3 +140,43 @@ def _suffix(note: str) -> str:
 def _duration(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+class TeeProgress:
+    """Shows the same work in several places.
+
+    Args:
+        reporters: Where.
+    """
+
+    def __init__(self, *reporters: ProgressReporter) -> None:
+        self._reporters = reporters
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """Start the task everywhere; see `ProgressReporter.task`."""
+        with ExitStack() as stack:
+            yield _TeeTask([stack.enter_context(r.task(description, total, unit, done)) for r in self._reporters])
+
+
+class _TeeTask:
+    def __init__(self, tasks: list[Task]) -> None:
+        self._tasks = tasks
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        for task in self._tasks:
+            task.advance(amount, note)
+
+
+_terminal: ProgressReporter | None = None
+
+
+def show_in_terminal(reporter: ProgressReporter | None) -> None:
+    """Name the terminal's reporter: work that the command line starts in its own process shows bars there."""
+    global _terminal  # noqa: PLW0603 - one process has one terminal
+    _terminal = reporter
+
+
+def terminal_progress() -> ProgressReporter | None:
+    """Return the terminal's reporter, if the command line has named one."""
+    return _terminal

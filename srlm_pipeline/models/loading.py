@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.errors import ModelError
+from srlm_pipeline.models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +106,8 @@ def load_model(source: str | Path, settings: ModelSettings, dtype: str | None = 
     from transformers import AutoModelForCausalLM
 
     device = choose_device(settings.device)
+    if device == "cpu":
+        keep_freed_memory()
     tokenizer = load_tokenizer(source, settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(

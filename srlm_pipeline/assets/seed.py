@@ -1,0 +1,183 @@
+"""Initialisation: data, the SFT baseline (M0 on IFT), judging data (EFT), and the seed model M1 (IFT + EFT)."""
+
+import shutil
+
+import dagster as dg
+import pandas as pd
+
+from srlm_pipeline.assets.common import (
+    Stopwatch,
+    check,
+    histogram,
+    mlflow_link,
+    model_result,
+    srlm_asset,
+    table_result,
+)
+from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.store import SFT_BASELINE, model_name
+from srlm_pipeline.tables import EFT
+
+M1 = model_name(1)
+
+
+@srlm_asset("data.ift", "data.ift_limit", group="seed", kinds={"pandas"}, compute=False)
+def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
+    """Instruction fine-tuning data: prompts with good responses."""
+    from srlm_pipeline.data.loaders import load_instructions
+
+    table = load_instructions(project.settings.data)
+    words = table["response"].str.split().str.len()
+    return table_result(table, {"kinds": table["kind"].nunique(), "median_response_words": float(words.median())})
+
+
+@srlm_asset(
+    "data.ranked_replies", "data.held_out_fraction", "data.ranked_limit", group="seed", kinds={"pandas"}, compute=False
+)
+def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
+    """Prompts with human-ranked replies, split by prompt: one part teaches judging, the other measures it."""
+    from srlm_pipeline.data.loaders import load_ranked_replies
+
+    table = load_ranked_replies(project.settings.data)
+    groups = table.drop_duplicates("group_id")["split"].value_counts()
+    metadata = {"train_prompts": int(groups["train"]), "held_out_prompts": int(groups["held_out"])}
+    return table_result(table, metadata, preview=["group_id", "split", "rank", "score", "prompt", "text"])
+
+
+@srlm_asset("data.evaluation_prompts", "data.evaluation_limit", group="seed", kinds={"pandas"}, compute=False)
+def evaluation_prompts(
+    context: dg.AssetExecutionContext, project: ProjectResource
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """Prompts for head-to-head comparison; never trained on, never used as examples."""
+    from srlm_pipeline.data.loaders import load_evaluation_prompts
+
+    table = load_evaluation_prompts(project.settings.data)
+    return table_result(table, {"kinds": table["kind"].nunique()})
+
+
+@srlm_asset("base_model", "model", "seed", "sft", group="seed", kinds={"torch", "mlflow"}, retries=True)
+def sft_baseline(
+    context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame
+) -> dg.MaterializeResult:
+    """The SFT baseline: the base model fine-tuned on instruction data alone."""
+    from srlm_pipeline.models.checkpoint import save_checkpoint
+    from srlm_pipeline.training.sft import SftExample, train_sft
+
+    settings, store = project.settings, project.store
+    watch = Stopwatch()
+    base = store.base_checkpoint(settings)
+    with project.tracked(context, ["sft", "data"]) as run:
+        trained = train_sft(
+            base.path,
+            [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()],
+            settings.sft,
+            settings.model,
+            settings.seed,
+            store.work_folder(f"{SFT_BASELINE}/{settings.fingerprint('base_model', 'seed', 'sft')}"),
+            "training the SFT baseline",
+            project.progress(context),
+        )
+        run.history(list(trained.history))
+        saved = save_checkpoint(
+            trained.loaded,
+            store.model_folder(SFT_BASELINE),
+            SFT_BASELINE,
+            base.digest,
+            {"dagster_run": context.run_id, "mlflow_run": run.run_id, "sft": settings.sft.model_dump()},
+            settings.model.save_dtype,
+        )
+        run.metrics({"seconds": watch.seconds, "final_loss": trained.final("loss")})
+    return model_result(saved, {**training_facts(trained, watch), **mlflow_link(run.url)})
+
+
+@srlm_asset("eft", "judge", "seed", group="seed", kinds={"pandas"}, deps=[sft_baseline])
+def eft_dataset(
+    context: dg.AssetExecutionContext, project: ProjectResource, ranked_replies: pd.DataFrame
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """Evaluation fine-tuning data: judgements of the training replies whose order agrees with the human ranking."""
+    from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.judging.eft import eft_from_dataset, eft_from_judgements
+    from srlm_pipeline.judging.judges import JudgeItem, SampledJudge
+
+    settings, store = project.settings, project.store
+    watch = Stopwatch()
+    train = ranked_replies[ranked_replies["split"] == "train"]
+    if not settings.eft.enabled:
+        return table_result(pd.DataFrame(columns=list(EFT.columns)), {"note": "switched off by eft.enabled"})
+    if settings.eft.targets == "dataset":
+        built = eft_from_dataset(train)
+    else:
+        baseline = store.checkpoint(SFT_BASELINE)
+        judge = SampledJudge(project.engine(baseline, settings.judge.batch_size), settings.judge, settings.seed, "eft")
+        items = [JudgeItem(f"{r.group_id}#{r.rank}", r.prompt, r.text) for r in train.itertuples()]
+        journal = Journal(
+            store.journal_folder("eft"),
+            fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
+        )
+        built = eft_from_judgements(train, judge.judge(items, project.progress(context), journal))
+    metadata = {
+        "prompts": built.n_groups,
+        "prompts_kept": built.n_kept,
+        "dropped": built.dropped,
+        "score_histogram": histogram(built.table["score"], "scores of judging data"),
+        "seconds": watch.seconds,
+    }
+    return table_result(built.table, metadata, preview=["group_id", "rank", "score", "judgement", "text"])
+
+
+@srlm_asset(
+    "base_model", "model", "seed", "sft", "eft", "judge.rubric", group="seed", kinds={"torch", "mlflow"}, retries=True
+)
+def seed_model(
+    context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFrame
+) -> dg.MaterializeResult:
+    """M1: the base model fine-tuned on instruction and judging data. It can answer, and it can judge."""
+    from srlm_pipeline.models.checkpoint import save_checkpoint
+    from srlm_pipeline.training.seed import SeedTraining, train_seed_model
+
+    settings, store = project.settings, project.store
+    watch = Stopwatch()
+    base = store.base_checkpoint(settings)
+    work = store.work_folder(f"{M1}/{settings.fingerprint('base_model', 'seed', 'sft', 'eft', 'judge')}")
+    with project.tracked(context, ["sft", "eft", "judge", "data"]) as run:
+        trained: SeedTraining = train_seed_model(
+            base.path,
+            ift_dataset,
+            eft_dataset,
+            settings,
+            work,
+            project.progress(context),
+        )
+        run.history([*trained.sft.history])
+        if trained.ranking is not None:
+            run.history(
+                [{f"ranking_{k}" if k != "step" else k: v for k, v in e.items()} for e in trained.ranking.history]
+            )
+        saved = save_checkpoint(
+            trained.final.loaded,
+            store.model_folder(M1),
+            M1,
+            base.digest,
+            {"dagster_run": context.run_id, "mlflow_run": run.run_id, "eft": settings.eft.model_dump()},
+            settings.model.save_dtype,
+        )
+        shutil.rmtree(work, ignore_errors=True)
+        run.metrics({"seconds": watch.seconds, "final_loss": trained.sft.final("loss")})
+    facts = {
+        "judging_examples": len(eft_dataset),
+        "ranking_stage": "yes" if trained.ranking else "no",
+        **training_facts(trained.sft, watch),
+    }
+    return model_result(saved, {**facts, **mlflow_link(run.url)})
+
+
+def training_facts(trained: "object", watch: Stopwatch) -> dict[str, float | int]:
+    """Return what a training run says of itself, for metadata."""
+    from srlm_pipeline.training.common import TrainingRun
+
+    assert isinstance(trained, TrainingRun)
+    facts: dict[str, float | int] = {"examples": trained.n_examples, "seconds": round(watch.seconds, 2)}
+    loss = trained.final("loss")
+    if loss is not None:
+        facts["final_loss"] = loss
+    return facts

@@ -1,0 +1,322 @@
+"""Self-instruction creation, one iteration: M_t invents prompts, answers them, judges its answers, and the best and
+worst become preference pairs (paper section 2.3).
+"""
+
+import dagster as dg
+import pandas as pd
+
+from srlm_pipeline.assets.common import (
+    Stopwatch,
+    check,
+    histogram,
+    mlflow_link,
+    model_result,
+    speed,
+    srlm_asset,
+    table_result,
+)
+from srlm_pipeline.assets.seed import seed_model
+from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.store import BASE, iteration_number, partition_key
+from srlm_pipeline.tables import CANDIDATES, GENERATED_PROMPTS, JUDGED_SCORES, read_table
+
+COLLAPSE_SHARE = 0.9
+
+
+@srlm_asset(group="iteration", kinds={"torch"}, compute=False, per_iteration=True, deps=[seed_model])
+def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+    """M_t, the model that enters iteration t: M1 first, then what the iteration before made.
+
+    Nothing is ever computed on a wrong model: without its predecessor an iteration fails here, naming what to
+    materialize first.
+    """
+    iteration = iteration_number(context.partition_key)
+    checkpoint = project.store.entering_model(iteration)
+    return model_result(checkpoint, {"iteration": iteration, "lineage": dict(checkpoint.lineage)})
+
+
+@srlm_asset(
+    "prompt_generation",
+    "seed",
+    group="iteration",
+    kinds={"torch", "pandas"},
+    per_iteration=True,
+    deps=[policy],
+    check_specs=[
+        dg.AssetCheckSpec("duplicate_prompts", asset="generated_prompts", blocking=True),
+        dg.AssetCheckSpec("acceptance_rate", asset="generated_prompts"),
+    ],
+)
+def generated_prompts(
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    ift_dataset: pd.DataFrame,
+    evaluation_prompts: pd.DataFrame,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """New prompts, invented few-shot from the seeds and from earlier inventions, filtered for novelty."""
+    from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+
+    settings, store = project.settings, project.store
+    iteration = iteration_number(context.partition_key)
+    watch = Stopwatch()
+    stage = f"prompts/{context.partition_key}"
+    generator = (
+        store.base_checkpoint(settings)
+        if settings.prompt_generation.generator == BASE
+        else store.entering_model(iteration)
+    )
+    seeds = [SeedPrompt(row.id, row.prompt) for row in ift_dataset.itertuples()]
+    known = [
+        SeedPrompt(row.prompt_id, row.prompt)
+        for earlier in range(1, iteration)
+        for row in read_table(
+            GENERATED_PROMPTS, store.tables / "generated_prompts" / f"{partition_key(earlier)}.parquet"
+        ).itertuples()
+    ]
+    with project.tracked(context, ["prompt_generation"]) as run:
+        made = generate_prompts(
+            project.engine(generator, settings.prompt_generation.batch_size),
+            seeds,
+            list(evaluation_prompts["prompt"]),
+            settings.prompt_generation,
+            settings.seed,
+            stage,
+            project.progress(context),
+            Journal(
+                store.journal_folder(stage),
+                fingerprint(
+                    generator.digest,
+                    settings.fingerprint("prompt_generation", "seed"),
+                    (p.prompt for p in (*seeds, *known)),
+                ),
+            ),
+            known,
+        )
+        accepted = len(made.prompts) / made.attempts
+        run.curve({"prompts/accepted_share": accepted, "prompts/seconds": watch.seconds}, iteration)
+    duplicates = int(made.prompts["prompt"].str.lower().duplicated().sum())
+    metadata = {
+        "attempts": made.attempts,
+        "accepted_share": accepted,
+        "rejected": dict(made.rejected.most_common()),
+        "generator": generator.name,
+        "seconds": round(watch.seconds, 2),
+        **mlflow_link(run.url),
+    }
+    checks = [
+        check("duplicate_prompts", duplicates == 0, f"{duplicates} repeated prompts", blocking=True),
+        check("acceptance_rate", accepted >= 0.2, f"{accepted:.0%} of the attempts were accepted", share=accepted),
+    ]
+    return table_result(made.prompts, metadata, checks, preview=["prompt_id", "prompt", "nearest_rouge_l", "n_words"])
+
+
+@srlm_asset(
+    "candidates",
+    "seed",
+    group="iteration",
+    kinds={"torch", "pandas"},
+    per_iteration=True,
+    deps=[policy],
+    check_specs=[dg.AssetCheckSpec("empty_completions", asset="candidates")],
+)
+def candidates(
+    context: dg.AssetExecutionContext, project: ProjectResource, generated_prompts: pd.DataFrame
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """N replies of M_t to every prompt."""
+    from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
+    from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.generation.stage import generate_all
+
+    settings, store = project.settings, project.store
+    iteration = iteration_number(context.partition_key)
+    watch = Stopwatch()
+    stage = f"candidates/{context.partition_key}"
+    model = store.entering_model(iteration)
+    engine = project.engine(model, settings.candidates.batch_size)
+    rows = [
+        {
+            "prompt_id": row.prompt_id,
+            "sample": sample,
+            "prompt": row.prompt,
+            "seed": derive_seed(settings.seed, stage, str(row.prompt_id), sample),
+        }
+        for row in generated_prompts.itertuples()
+        for sample in range(settings.candidates.per_prompt)
+    ]
+    requests = [
+        GenerationRequest(f"{row['prompt_id']}#{row['sample']}", engine.render(str(row["prompt"])), int(row["seed"]))
+        for row in rows
+    ]
+    chosen = settings.candidates
+    with project.tracked(context, ["candidates"]) as run:
+        completions = generate_all(
+            engine,
+            requests,
+            Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens),
+            "answering prompts",
+            project.progress(context),
+            Journal(
+                store.journal_folder(stage),
+                fingerprint(
+                    model.digest, settings.fingerprint("candidates", "seed"), generated_prompts["prompt"].tolist()
+                ),
+            ),
+        )
+        table = pd.DataFrame(rows).assign(
+            completion=[c.text for c in completions],
+            n_tokens=[c.n_tokens for c in completions],
+            finish_reason=[c.finish_reason for c in completions],
+        )[list(CANDIDATES.columns)]
+        facts = speed(int(table["n_tokens"].sum()), watch.seconds)
+        run.curve(
+            {
+                "candidates/length_mean": float(table["completion"].str.len().mean()),
+                "candidates/tokens_per_second": facts["tokens_per_second"],
+            },
+            iteration,
+        )
+    empty = float((table["completion"].str.strip() == "").mean())
+    metadata = {
+        "model": model.name,
+        "mean_tokens": float(table["n_tokens"].mean()),
+        "cut_off_share": float((table["finish_reason"] == "length").mean()),
+        **facts,
+        **mlflow_link(run.url),
+    }
+    checks = [check("empty_completions", empty == 0, f"{empty:.1%} of the replies are empty", share=empty)]
+    return table_result(table, metadata, checks, preview=["prompt_id", "sample", "prompt", "completion"])
+
+
+@srlm_asset(
+    "judge",
+    "seed",
+    group="iteration",
+    kinds={"torch", "pandas"},
+    per_iteration=True,
+    deps=[policy],
+    check_specs=[
+        dg.AssetCheckSpec("judge_parse_rate", asset="judged_scores", blocking=True),
+        dg.AssetCheckSpec("score_collapse", asset="judged_scores"),
+    ],
+)
+def judged_scores(
+    context: dg.AssetExecutionContext, project: ProjectResource, candidates: pd.DataFrame
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """M_t's own scores of its replies, 0 to 5: LLM-as-a-Judge."""
+    from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.judging.judges import JudgeItem, make_judge
+
+    settings, store = project.settings, project.store
+    iteration = iteration_number(context.partition_key)
+    watch = Stopwatch()
+    stage = f"judging/{context.partition_key}"
+    model = store.entering_model(iteration)
+    judge = make_judge(project.engine(model, settings.judge.batch_size), settings.judge, settings.seed, stage)
+    items = [JudgeItem(f"{r.prompt_id}#{r.sample}", r.prompt, r.completion) for r in candidates.itertuples()]
+    with project.tracked(context, ["judge"]) as run:
+        judgements = judge.judge(
+            items,
+            project.progress(context),
+            Journal(
+                store.journal_folder(stage),
+                fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
+            ),
+        )
+        table = candidates.assign(
+            judge=judge.name,
+            score=[j.score for j in judgements],
+            n_valid=[j.n_valid for j in judgements],
+            n_invalid=[j.n_invalid for j in judgements],
+            spread=[j.spread for j in judgements],
+            raw=[j.raw for j in judgements],
+        )[list(JUDGED_SCORES.columns)].astype({"score": float, "spread": float})
+        valid = int(table["n_valid"].sum())
+        parse_rate = valid / max(valid + int(table["n_invalid"].sum()), 1)
+        commonest = float(table["score"].round(1).value_counts(normalize=True).max()) if valid else 1.0
+        run.curve(
+            {
+                "judge/candidate_parse_rate": parse_rate,
+                "scores/mean": float(table["score"].mean()) if valid else None,
+                "scores/std": float(table["score"].std()) if valid > 1 else None,
+                "judge/items_per_second": len(items) / watch.seconds,
+            },
+            iteration,
+        )
+    metadata = {
+        "judge": judge.name,
+        "parse_rate": parse_rate,
+        "mean_score": float(table["score"].mean()) if valid else float("nan"),
+        "score_histogram": histogram(table["score"], f"{model.name} judges itself, {context.partition_key}"),
+        "seconds": round(watch.seconds, 2),
+        "judgements_per_second": round(len(items) / watch.seconds, 2),
+        **mlflow_link(run.url),
+    }
+    least = settings.judge.min_parse_rate
+    checks = [
+        check(
+            "judge_parse_rate",
+            parse_rate >= least,
+            f"{parse_rate:.1%} of the judgements have a readable score ({least:.0%} needed)",
+            blocking=True,
+            parse_rate=parse_rate,
+        ),
+        check(
+            "score_collapse",
+            commonest <= COLLAPSE_SHARE,
+            f"the commonest score makes up {commonest:.0%} of all",
+            share=commonest,
+        ),
+    ]
+    return table_result(table, metadata, checks, preview=["prompt_id", "sample", "score", "completion", "prompt"])
+
+
+@srlm_asset(
+    "pairs",
+    group="iteration",
+    kinds={"pandas"},
+    compute=False,
+    per_iteration=True,
+    check_specs=[
+        dg.AssetCheckSpec("pairs_kept", asset="preference_pairs", blocking=True),
+        dg.AssetCheckSpec("tie_rate", asset="preference_pairs"),
+    ],
+)
+def preference_pairs(
+    context: dg.AssetExecutionContext, project: ProjectResource, judged_scores: pd.DataFrame
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """Each prompt's best reply against its worst; ties and unreadable scores are left out."""
+    from srlm_pipeline.preference.pairs import select_best_worst
+
+    settings = project.settings
+    iteration = iteration_number(context.partition_key)
+    selection = select_best_worst(judged_scores, settings.pairs.min_margin)
+    pairs = selection.pairs
+    chosen_length, rejected_length = (float(pairs[c].str.len().mean()) for c in ("chosen", "rejected"))
+    with project.tracked(context, ["pairs"]) as run:
+        run.curve(
+            {
+                "pairs/kept": len(pairs),
+                "pairs/tie_rate": selection.tie_rate,
+                "pairs/margin_mean": float(pairs["margin"].mean()) if len(pairs) else None,
+                "pairs/length_ratio": chosen_length / rejected_length if len(pairs) else None,
+            },
+            iteration,
+        )
+    metadata = {
+        "prompts": selection.n_prompts,
+        "pairs_kept": len(pairs),
+        "ties_dropped": selection.n_ties,
+        "too_few_scores": selection.n_too_few_valid,
+        "mean_margin": float(pairs["margin"].mean()) if len(pairs) else 0.0,
+        "chosen_length_mean": chosen_length if len(pairs) else 0.0,
+        "rejected_length_mean": rejected_length if len(pairs) else 0.0,
+        **mlflow_link(run.url),
+    }
+    most = settings.pairs.max_tie_rate
+    checks = [
+        check("pairs_kept", len(pairs) > 0, f"{len(pairs)} pairs kept", blocking=True, pairs=len(pairs)),
+        check("tie_rate", selection.tie_rate <= most, f"{selection.tie_rate:.0%} ties", rate=selection.tie_rate),
+    ]
+    shown = ["prompt_id", "margin", "prompt", "chosen", "rejected"]
+    return table_result(pairs, metadata, checks, preview=shown)

@@ -1,0 +1,185 @@
+"""The command line: srlm run | status | report | chat | ui | doctor."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from srlm_pipeline.commands.home import prepare_home
+from srlm_pipeline.commands.terminal import console, terminal_reporter
+from srlm_pipeline.config import load_settings, merge_overrides
+from srlm_pipeline.errors import SrlmError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Self-Rewarding Language Models: a model that learns from its own judgement, round after round.",
+    pretty_exceptions_show_locals=False,
+)
+
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", "-c", help="Preset name or YAML file; default: SRLM_CONFIG, else quickstart.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="Override one setting, e.g. --set dpo.beta=0.2; repeatable.")
+]
+
+
+@app.command()
+def run(
+    iterations: Annotated[int, typer.Option("--iterations", "-n", min=0, help="How many iterations.")] = 2,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Train the seed model and run iterations; what is already done is not done again."""
+    prepare(config)
+    overrides = merge_overrides(set_ or [])
+    settings = load_settings(None, overrides)
+    quiet_libraries()
+    import dagster as dg
+
+    from srlm_pipeline.commands.launch import run_loop
+    from srlm_pipeline.commands.overview import overview_table
+    from srlm_pipeline.definitions import defs
+    from srlm_pipeline.progress import show_in_terminal
+
+    console.print(f"[bold]{settings.project}[/]: {settings.base_model}, {iterations} iterations")
+    show_in_terminal(terminal_reporter())
+    with dg.DagsterInstance.get() as instance:
+        times = run_loop(defs, instance, iterations, overrides, lambda line: console.print(f"[cyan]{line}[/]"))
+        if times.seconds:
+            console.print(times_table(times.seconds))
+        console.print(overview_table(instance, settings))
+    console.print("Browse it all with [bold]srlm ui[/]")
+
+
+@app.command()
+def status(config: ConfigOption = None) -> None:
+    """Show models, iterations and their key figures."""
+    prepare(config)
+    import dagster as dg
+
+    from srlm_pipeline.commands.overview import overview_table
+
+    with dg.DagsterInstance.get() as instance:
+        console.print(overview_table(instance, load_settings()))
+
+
+@app.command()
+def report(
+    iteration: Annotated[int | None, typer.Argument(help="Which iteration; default: the newest.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Print an iteration's report."""
+    prepare(config)
+    from rich.markdown import Markdown
+
+    from srlm_pipeline.store import open_store, partition_key
+
+    folder = open_store(load_settings()).root / "reports"
+    newest = sorted(folder.glob("iter_*.md"))
+    path = folder / f"{partition_key(iteration)}.md" if iteration else (newest[-1] if newest else folder / "none")
+    if not path.is_file():
+        raise SrlmError(f"there is no report yet at {path}: run `srlm run` or materialize iteration_report")
+    console.print(Markdown(path.read_text(encoding="utf-8")))
+
+
+@app.command()
+def chat(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="One model or two side by side: base, sft_baseline, M1, M2, ...")
+    ] = None,
+    config: ConfigOption = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply, in tokens.")] = 256,
+) -> None:
+    """Talk to a model, or to two of them side by side."""
+    prepare(config)
+    quiet_libraries()
+    from srlm_pipeline.commands.talk import talk
+
+    talk(load_settings(), models or [], temperature, max_new_tokens)
+
+
+@app.command()
+def ui(
+    config: ConfigOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    dagster_port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+) -> None:
+    """Start Dagster (web server and daemon) and MLflow together; Ctrl-C ends all."""
+    prepare(config)
+    from srlm_pipeline.commands.servers import serve
+
+    serve(load_settings(), host, dagster_port, mlflow_port)
+
+
+@app.command()
+def doctor(config: ConfigOption = None, set_: SetOption = None) -> None:
+    """Check what is installed, which device will be used, whether the configuration is valid and the disk suffices."""
+    from srlm_pipeline.commands.diagnosis import diagnose
+
+    if config:
+        os.environ["SRLM_CONFIG"] = config
+    prepare_home()
+    healthy = diagnose(merge_overrides(set_ or []))
+    raise typer.Exit(0 if healthy else 1)
+
+
+@app.command(name="settings")
+def settings_command() -> None:
+    """List every setting with its default and meaning."""
+    from srlm_pipeline.config import describe_fields
+
+    table = Table("setting", "default", "meaning")
+    for row in describe_fields():
+        table.add_row(*row)
+    console.print(table)
+
+
+def prepare(config: str | None) -> None:
+    """Find the Dagster home and make the chosen configuration the one that the definitions load."""
+    prepare_home()
+    if config:
+        known_file = Path(config).expanduser()
+        os.environ["SRLM_CONFIG"] = str(known_file.resolve()) if known_file.is_file() else config
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' bars and warnings off the terminal, where ours are shown."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    warnings.simplefilter("ignore")
+
+
+def times_table(seconds: dict[str, float]) -> Table:
+    """Return seconds and share by stage."""
+    total = sum(seconds.values())
+    table = Table("stage", "seconds", "share", title="Where the time went")
+    for name, value in seconds.items():
+        table.add_row(name.replace("[", "\\["), f"{value:.1f}", f"{value / total:.0%}")
+    table.add_row("total", f"{total:.1f}", "100%", style="bold")
+    return table
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are shown as sentences, without a traceback."""
+    try:
+        app()
+    except SrlmError as error:
+        console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""`srlm doctor`: what is installed, which device will be used, is the configuration valid, is there disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.table import Table
+
+from srlm_pipeline.commands.terminal import console
+from srlm_pipeline.config import EMBEDDED_MODEL, Settings, load_settings
+from srlm_pipeline.errors import DiskSpaceError, SrlmError
+from srlm_pipeline.store import open_store
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "dagster", "dagster-webserver", "mlflow", "pandas")
+COMFORTABLE_DISK = 8 * 2**30
+COMFORTABLE_MEMORY = 6 * 2**30
+
+
+def diagnose(overrides: dict[str, Any]) -> bool:
+    """Print one line per finding; returns whether nothing stands in the way."""
+    table = Table("", "what", "finding", show_header=False, box=None)
+    healthy = True
+    for name, examine in _examinations(overrides):
+        try:
+            mark, finding = "[green]ok[/]", examine()
+        except SrlmError as error:
+            mark, finding, healthy = "[red]!![/]", str(error), False
+        except metadata.PackageNotFoundError as error:
+            mark, finding, healthy = (
+                "[red]!![/]",
+                f"{error.name} is not installed: run `pip install srlm_pipeline`",
+                False,
+            )
+        table.add_row(mark, name, finding)
+    console.print(table)
+    console.print("[green]ready[/]" if healthy else "[red]not ready[/]: mend what is marked")
+    return healthy
+
+
+def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str]]]:
+    def settings() -> Settings:
+        return load_settings(None, overrides)
+
+    return [
+        ("machine", _machine),
+        ("packages", lambda: ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)),
+        (
+            "configuration",
+            lambda: f"{os.environ.get('SRLM_CONFIG', 'quickstart')} is valid (project {settings().project})",
+        ),
+        ("device", lambda: _device(settings())),
+        ("base model", lambda: _base_model(settings())),
+        ("data", lambda: _data(settings())),
+        ("memory", _memory),
+        ("disk", lambda: _disk(settings())),
+        ("instance", lambda: os.environ["DAGSTER_HOME"]),
+    ]
+
+
+def _machine() -> str:
+    return f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def _device(settings: Settings) -> str:
+    import torch
+
+    from srlm_pipeline.models.loading import choose_device, choose_dtype
+
+    device = choose_device(settings.model.device)
+    dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
+    named = f" ({torch.cuda.get_device_name()})" if device.startswith("cuda") else ""
+    return f"{device}{named}, computing in {dtype}"
+
+
+def _base_model(settings: Settings) -> str:
+    from srlm_pipeline.models.embedded import gguf_path
+    from srlm_pipeline.models.loading import load_tokenizer
+
+    if settings.base_model == EMBEDDED_MODEL:
+        return f"{settings.base_model}, from {gguf_path().name}"
+    if Path(settings.base_model).is_dir():
+        load_tokenizer(settings.base_model, settings.model)
+        return f"folder {settings.base_model}: tokenizer and chat template are there"
+    return f"{settings.base_model}, from the model hub when it is first needed"
+
+
+def _data(settings: Settings) -> str:
+    from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
+
+    n_ranked = load_ranked_replies(settings.data)["group_id"].nunique()
+    return (
+        f"{len(load_instructions(settings.data))} instruction pairs, {n_ranked} judging prompts, "
+        f"{len(load_evaluation_prompts(settings.data))} evaluation prompts"
+    )
+
+
+def _memory() -> str:
+    free = psutil.virtual_memory().available
+    if free < COMFORTABLE_MEMORY:
+        raise SrlmError(f"{free / 2**30:.1f} GiB free; the quickstart wants {COMFORTABLE_MEMORY / 2**30:.0f} GiB")
+    return f"{free / 2**30:.1f} GiB free"
+
+
+def _disk(settings: Settings) -> str:
+    folder = open_store(settings).root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < COMFORTABLE_DISK:
+        raise DiskSpaceError(folder, COMFORTABLE_DISK, free)
+    return f"{free / 2**30:.1f} GiB free at {folder}"

@@ -1,0 +1,31 @@
+"""Where the Dagster instance lives: DAGSTER_HOME, or `dagster_home` here or in a folder above."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+from srlm_pipeline.files import replacing_file
+
+
+def prepare_home() -> Path:
+    """Set DAGSTER_HOME for this process and its children; the folder and its dagster.yaml are made if missing."""
+    named = os.environ.get("DAGSTER_HOME")
+    home = Path(named).expanduser().resolve() if named else _nearest()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = home / "dagster.yaml"
+    if not settings.exists():
+        text = resources.files("srlm_pipeline.resources").joinpath("dagster.yaml").read_text("utf-8")
+        with replacing_file(settings) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    os.environ["DAGSTER_HOME"] = str(home)
+    return home
+
+
+def _nearest() -> Path:
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dagster_home" / "dagster.yaml").is_file():
+            return folder / "dagster_home"
+    return here / "dagster_home"

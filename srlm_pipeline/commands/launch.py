@@ -1,0 +1,193 @@
+"""`srlm run`: the seed, then iterations, through the same definitions and instance that the UI shows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+import psutil
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContext
+
+from srlm_pipeline.assets.automation import IN_PROGRESS, iteration_in_flight, iterations
+from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.store import partition_key
+
+PROCESS_TAG = "srlm/process"
+POLICY = dg.AssetKey("policy")
+
+
+class RunFailedError(SrlmError):
+    """A run failed; the reasons are those of the failed steps.
+
+    Attributes:
+        reasons: One per failed step.
+    """
+
+    def __init__(self, job: str, reasons: Sequence[str]) -> None:
+        self.reasons = list(reasons)
+        super().__init__(f"the run `{job}` failed:\n" + "\n".join(f"  - {reason}" for reason in self.reasons))
+
+
+@dataclass
+class StageTimes:
+    """Seconds by asset, in the order in which they ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_loop(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    n_iterations: int,
+    overrides: dict[str, Any],
+    announce: Callable[[str], None],
+) -> StageTimes:
+    """Materialize whatever is missing or stale up to the given iteration.
+
+    Args:
+        definitions: The code location's.
+        instance: The instance that the UI shows.
+        n_iterations: Iterations 1..n.
+        overrides: Settings for these runs only; they travel as run configuration.
+        announce: Called with one line per step of the way.
+
+    Raises:
+        RunFailedError: If an asset fails.
+        SrlmError: If more iterations are asked for than are planned, or another run is in flight.
+    """
+    planned = len(iterations.get_partition_keys())
+    if n_iterations > planned:
+        raise SrlmError(
+            f"{n_iterations} iterations were asked for, but {planned} are planned: raise schedule.planned_iterations"
+        )
+    close_dead_runs(instance)
+    running = iteration_in_flight(instance)
+    if running is not None:
+        raise SrlmError(f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first")
+    times = StageTimes()
+    _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
+    for t in range(1, n_iterations + 1):
+        _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
+    return times
+
+
+def outstanding(
+    definitions: dg.Definitions, instance: dg.DagsterInstance, job: str, partition: str | None
+) -> list[dg.AssetKey]:
+    """Return the job's assets that are missing or stale, upstream first.
+
+    Stale means what the UI calls unsynced: the settings that an asset reads have changed, or something upstream has.
+    """
+    graph = definitions.resolve_asset_graph()
+    resolver = CachingStaleStatusResolver(instance, graph, InstanceScope(instance))
+    of_job = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
+    keys = [key for key in graph.toposorted_asset_keys if key in of_job]
+    wanted = [key for key in keys if resolver.get_status(key, partition) != StaleStatus.FRESH]
+    if wanted and POLICY in keys:
+        wanted = [POLICY, *(key for key in wanted if key != POLICY)]
+    return wanted if wanted != [POLICY] else []
+
+
+class InstanceScope(LoadingContext):  # type: ignore[misc]
+    """A cache scope for reading the instance once.
+
+    Dagster resolves staleness for its UI only; there is no public call for it yet.
+    """
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self._instance = instance
+        self._loaders: dict[Any, Any] = {}
+
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """The instance that is read."""
+        return self._instance
+
+    @property
+    def loaders(self) -> dict[Any, Any]:
+        """Loaders by type, filled by Dagster."""
+        return self._loaders
+
+
+def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
+    """Mark runs of command lines that no longer live as failed, and free what they held.
+
+    Returns:
+        Their run ids.
+    """
+    closed = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
+        process = run.tags.get(PROCESS_TAG)
+        if process is not None and not _alive(process):
+            instance.report_run_failed(run, "the process of `srlm run` ended before the run did")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            closed.append(run.run_id)
+    return closed
+
+
+def _run_outstanding(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    partition: str | None,
+    overrides: dict[str, Any],
+    announce: Callable[[str], None],
+    times: StageTimes,
+) -> None:
+    name = f"{job} {partition}" if partition else job
+    wanted = outstanding(definitions, instance, job, partition)
+    if not wanted:
+        announce(f"{name}: everything is up to date")
+        return
+    announce(f"{name}: {', '.join(key.to_user_string() for key in wanted)}")
+    run_config = {
+        "resources": {"project": {"config": {"overrides": overrides}}},
+        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+    }
+    started = time.monotonic()
+    result = definitions.resolve_job_def(job).execute_in_process(
+        run_config=run_config,
+        instance=instance,
+        partition_key=partition,
+        asset_selection=wanted,
+        tags={PROCESS_TAG: _own_process()},
+        raise_on_error=False,
+    )
+    for event in result.all_events:
+        if event.is_step_success:
+            key = f"{event.step_key}[{partition}]" if partition else str(event.step_key)
+            times.seconds[key] = event.step_success_data.duration_ms / 1000
+    if not result.success:
+        raise RunFailedError(name, _reasons(result))
+    announce(f"{name}: done in {time.monotonic() - started:.0f} s")
+
+
+def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:
+    reasons = []
+    for event in result.all_events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            described = data.user_failure_data.description if data.user_failure_data else None
+            deepest = data.error
+            while deepest is not None and deepest.cause is not None:
+                deepest = deepest.cause
+            reasons.append(f"{event.step_key}: {described or (deepest.message.strip() if deepest else 'failed')}")
+    return reasons or ["see the run's page in Dagster"]
+
+
+def _own_process() -> str:
+    own = psutil.Process(os.getpid())
+    return f"{own.pid}@{own.create_time():.0f}"
+
+
+def _alive(process: str) -> bool:
+    pid, _, created = process.partition("@")
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == created
+    except (psutil.NoSuchProcess, ValueError):
+        return False

@@ -1,0 +1,76 @@
+"""`srlm chat`: talk to a model, or to two of them side by side."""
+
+from __future__ import annotations
+
+import time
+
+from rich.columns import Columns
+from rich.panel import Panel
+from rich.prompt import Prompt
+from rich.text import Text
+
+from srlm_pipeline.commands.terminal import console
+from srlm_pipeline.config import Settings
+from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.generation.engine import GenerationRequest, Sampling
+from srlm_pipeline.generation.transformers_engine import TransformersEngine
+from srlm_pipeline.models.checkpoint import is_checkpoint
+from srlm_pipeline.models.loading import load_model
+from srlm_pipeline.store import BASE, ProjectStore, open_store
+
+MOST_MODELS = 2
+
+
+def talk(settings: Settings, names: list[str], temperature: float, max_new_tokens: int) -> None:
+    """Answer line by line until an empty line or Ctrl-D; every message is a conversation of its own.
+
+    Args:
+        settings: The project.
+        names: One or two model names; none: the newest.
+        temperature: 0 is greedy.
+        max_new_tokens: Longest reply.
+
+    Raises:
+        SrlmError: If a model does not exist, naming those that do.
+    """
+    store = open_store(settings)
+    chosen = names or [available_models(store)[-1]]
+    if len(chosen) > MOST_MODELS:
+        raise SrlmError(f"at most {MOST_MODELS} models can be shown side by side, {len(chosen)} were named")
+    engines = {name: _open(store, settings, name) for name in chosen}
+    console.print(f"Talking to [bold]{' and '.join(chosen)}[/]; an empty line ends it.")
+    sampling = Sampling(temperature, 0.9, max_new_tokens)
+    while True:
+        try:
+            message = Prompt.ask("[cyan]you[/]", console=console).strip()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not message:
+            break
+        panels = []
+        for name, engine in engines.items():
+            request = GenerationRequest("chat", engine.render(message), time.time_ns() >> 8)
+            with console.status(f"{name} is writing"):
+                reply = engine.generate([request], sampling)[0]
+            end = "" if reply.finish_reason == "stop" else " (cut off)"
+            # Text, not a string: a reply with square brackets is no markup.
+            panels.append(Panel(Text(reply.text.strip()), title=name, subtitle=f"{reply.n_tokens} tokens{end}"))
+        console.print(panels[0] if len(panels) == 1 else Columns(panels, equal=True, expand=True))
+
+
+def available_models(store: ProjectStore) -> list[str]:
+    """Return the base model and the project's finished models, oldest first."""
+    folder = store.root / "models"
+    made = [p for p in folder.iterdir() if is_checkpoint(p)] if folder.is_dir() else []
+    return [BASE, *(p.name for p in sorted(made, key=lambda p: (p / "srlm.json").stat().st_mtime))]
+
+
+def _open(store: ProjectStore, settings: Settings, name: str) -> TransformersEngine:
+    if name == BASE:
+        checkpoint = store.base_checkpoint(settings)
+    elif is_checkpoint(store.model_folder(name)):
+        checkpoint = store.checkpoint(name)
+    else:
+        raise SrlmError(f"there is no model {name!r}; there are: {', '.join(available_models(store))}")
+    loaded = load_model(checkpoint.path, settings.model)
+    return TransformersEngine(loaded.model, loaded.tokenizer, checkpoint.digest, 1)

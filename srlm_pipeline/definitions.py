@@ -1,0 +1,20 @@
+"""The code location: every asset, job, schedule and resource, and nothing else."""
+
+import dagster as dg
+
+from srlm_pipeline.assets import evaluation, seed, self_instruction, training
+from srlm_pipeline.assets.automation import continue_to_planned, iteration_job, nightly_iteration, seed_job
+from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.resources.table_io import TableIOManager
+
+project = ProjectResource()
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules([seed, self_instruction, training, evaluation]),
+    jobs=[seed_job, iteration_job],
+    schedules=[nightly_iteration],
+    sensors=[continue_to_planned],
+    resources={"project": project, "io_manager": TableIOManager(project=project)},
+    # One process per step gives memory back after each; one at a time, because they share the accelerator.
+    executor=dg.multiprocess_executor.configured({"max_concurrent": 1}),
+)

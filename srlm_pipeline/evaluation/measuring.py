@@ -1,0 +1,148 @@
+"""Asking models for what is measured: replies to the evaluation prompts, judgements of human-ranked replies.
+
+Replies are greedy and journaled per model, so a model's replies are written once however many opponents it meets.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from srlm_pipeline.config import Settings
+from srlm_pipeline.evaluation.head_to_head import Arbiter, Comparison
+from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
+from srlm_pipeline.generation.journal import Journal, fingerprint
+from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.judging.judges import JudgeItem, make_judge
+from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.store import ProjectStore
+from srlm_pipeline.tables import JUDGE_ACCURACY, REPLIES
+
+OpenEngine = Callable[[Checkpoint, int], TextEngine]
+
+
+def evaluation_replies(
+    checkpoint: Checkpoint,
+    prompts: pd.DataFrame,
+    settings: Settings,
+    store: ProjectStore,
+    open_engine: OpenEngine,
+    progress: ProgressReporter,
+) -> pd.DataFrame:
+    """Return a model's greedy replies as table `REPLIES`; the model is loaded only if some are missing.
+
+    Args:
+        checkpoint: The model.
+        prompts: Table `EVALUATION_PROMPTS`.
+        settings: `evaluation` and `seed` are read.
+        store: For the journal.
+        open_engine: Loads a checkpoint with a batch size.
+        progress: Where progress is shown.
+    """
+    chosen = settings.evaluation
+    journal = Journal(
+        store.journal_folder(f"evaluation/{checkpoint.name}"),
+        fingerprint(checkpoint.digest, chosen.max_new_tokens, prompts["prompt"].tolist()),
+    )
+    keys = prompts["id"].tolist()
+    if any(key not in journal.items for key in keys):
+        engine = open_engine(checkpoint, chosen.batch_size)
+        requests = [
+            GenerationRequest(row.id, engine.render(row.prompt), derive_seed(settings.seed, "evaluation", row.id))
+            for row in prompts.itertuples()
+        ]
+        generate_all(
+            engine,
+            requests,
+            Sampling(max_new_tokens=chosen.max_new_tokens),
+            f"{checkpoint.name} answers the evaluation prompts",
+            progress,
+            journal,
+        )
+    done = [journal.items[key] for key in keys]
+    return pd.DataFrame(
+        {
+            "model": checkpoint.name,
+            "prompt_id": keys,
+            "prompt": prompts["prompt"].tolist(),
+            "reply": [item["text"] for item in done],
+            "n_tokens": [item["n_tokens"] for item in done],
+            "finish_reason": [item["finish_reason"] for item in done],
+        }
+    )[list(REPLIES.columns)]
+
+
+def judge_ranked_replies(
+    checkpoint: Checkpoint,
+    ranked: pd.DataFrame,
+    settings: Settings,
+    store: ProjectStore,
+    open_engine: OpenEngine,
+    progress: ProgressReporter,
+) -> pd.DataFrame:
+    """Let a model judge held-out human-ranked replies; returns table `JUDGE_ACCURACY`.
+
+    Args:
+        checkpoint: The judging model.
+        ranked: Held-out rows of table `RANKED_REPLIES`.
+        settings: `judge` and `seed` are read.
+        store: For the journal.
+        open_engine: Loads a checkpoint with a batch size.
+        progress: Where progress is shown.
+    """
+    stage = f"judge_accuracy/{checkpoint.name}"
+    judge = make_judge(open_engine(checkpoint, settings.judge.batch_size), settings.judge, settings.seed, stage)
+    items = [
+        JudgeItem(f"{row.group_id}#{place}", row.prompt, row.text) for place, row in enumerate(ranked.itertuples())
+    ]
+    journal = Journal(
+        store.journal_folder(stage),
+        fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
+    )
+    judged = judge.judge(items, progress, journal)
+    return pd.DataFrame(
+        {
+            "model": checkpoint.name,
+            "group_id": ranked["group_id"].tolist(),
+            "rank": ranked["rank"].tolist(),
+            "n_characters": ranked["text"].str.len().tolist(),
+            "score": [j.score for j in judged],
+        }
+    )[list(JUDGE_ACCURACY.columns)].astype({"score": float})
+
+
+def arbiter_agreement(
+    arbiter: Arbiter, ranked: pd.DataFrame, progress: ProgressReporter, tie_margin: float = 0.0
+) -> dict[str, float]:
+    """Check an arbiter against human rankings before anything it says is believed.
+
+    Args:
+        arbiter: In the same calibration and both-orders rule as in a match.
+        ranked: Held-out rows of table `RANKED_REPLIES`.
+        progress: Where progress is shown.
+        tie_margin: As in a match.
+
+    Returns:
+        ``agreement`` among decided pairs, ``decided`` share of pairs.
+    """
+    pairs = [
+        Comparison(better.prompt, better.text, worse.text)
+        for _, group in ranked.groupby("group_id", sort=True)
+        for better, worse in itertools.permutations(group.itertuples(), 2)
+        if better.rank < worse.rank
+    ]
+    raw = arbiter.prefer_first([*pairs, *(pair.swap() for pair in pairs)], progress)
+    calibrated = raw - raw.mean()
+    forward, backward = calibrated[: len(pairs)], -calibrated[len(pairs) :]
+    right = (forward > tie_margin) & (backward > tie_margin)
+    wrong = (forward < -tie_margin) & (backward < -tie_margin)
+    decided = int(right.sum() + wrong.sum())
+    return {
+        "agreement": float(right.sum() / decided) if decided else 0.5,
+        "decided": decided / len(pairs) if pairs else 0.0,
+        "position_bias": float(np.mean(raw > tie_margin) - np.mean(raw < -tie_margin)) if pairs else 0.0,
+    }

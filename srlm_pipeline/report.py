@@ -1,0 +1,110 @@
+"""The iteration report: what a person reads in the morning, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from srlm_pipeline.evaluation.head_to_head import HeadToHead
+from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy
+from srlm_pipeline.evaluation.promotion import Rule
+
+_EXCERPT = 300
+
+
+@dataclass(frozen=True)
+class IterationFacts:
+    """Everything that a report shows.
+
+    Attributes:
+        project: Name.
+        iteration: From 1.
+        model: Name of the model that this iteration made.
+        previous: Name of the model that entered it.
+        matches: Results by opponent.
+        judges: Judge accuracy by model, the new one last.
+        promoted: The decision.
+        rules: Its reasons.
+        replies: Columns prompt, baseline, previous, model.
+        figures: Further figures by name.
+    """
+
+    project: str
+    iteration: int
+    model: str
+    previous: str
+    matches: dict[str, HeadToHead]
+    judges: dict[str, JudgeAccuracy]
+    promoted: bool
+    rules: Sequence[Rule]
+    replies: pd.DataFrame
+    figures: dict[str, float]
+
+
+def iteration_markdown(facts: IterationFacts) -> str:
+    """Return the report, verdict first."""
+    verdict = "promoted to champion" if facts.promoted else "not promoted"
+    lines = [
+        f"# {facts.project}, iteration {facts.iteration}: {facts.model} {verdict}",
+        "",
+        "| rule | verdict | figures |",
+        "|---|---|---|",
+        *(f"| {r.name} | {'passed' if r.passed else '**failed**'} | {r.explanation} |" for r in facts.rules),
+        "",
+        "## Head to head",
+        "",
+        f"{facts.model} against | wins | ties | losses | win rate (95 %) | orders disagree",
+        "---|---|---|---|---|---",
+        *(
+            f"{name} | {m.wins} | {m.ties} | {m.losses} | {m.win_rate:.1%} ({m.low:.1%} to {m.high:.1%}) | "
+            f"{m.disagreement:.0%}"
+            for name, m in facts.matches.items()
+        ),
+        "",
+        "## As a judge, on held-out human rankings",
+        "",
+        "model | pairwise (95 %) | length baseline | length-balanced | 5-best | exact match | Spearman | Kendall | parsed",
+        "---|---|---|---|---|---|---|---|---",
+        *(
+            f"{name} | {_share(j.pairwise_accuracy)} ({_share(j.pairwise_low)} to {_share(j.pairwise_high)}) | "
+            f"{_share(j.length_baseline)} | {_share(j.length_balanced_accuracy)} | {_share(j.five_best)} | "
+            f"{_share(j.exact_match)} | {_number(j.spearman)} | {_number(j.kendall)} | {j.parse_rate:.0%}"
+            for name, j in facts.judges.items()
+        ),
+        "",
+        "## Figures",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {name} | {value:.4g} |" for name, value in facts.figures.items()),
+        "",
+        "## Replies side by side",
+        "",
+    ]
+    for row in facts.replies.itertuples():
+        lines += [
+            f"**{_cell(row.prompt)}**",
+            "",
+            f"- *SFT baseline:* {_cell(row.baseline)}",
+            f"- *{facts.previous}:* {_cell(row.previous)}",
+            f"- *{facts.model}:* {_cell(row.model)}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.2f}"
+
+
+def _cell(text: object) -> str:
+    """One line of plain text: what a model wrote must not become markup of the report."""
+    flat = " ".join(str(text).split())
+    cut = flat if len(flat) <= _EXCERPT else flat[:_EXCERPT] + "\u2026"
+    return "".join("\\" + c if c in "\\`*_{}[]<>|#" else c for c in cut)

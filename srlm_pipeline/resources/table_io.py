@@ -1,0 +1,74 @@
+"""Tables between assets: Parquet, one file per asset and partition, checked against the declared schema."""
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import pandas as pd
+import pandera.pandas as pa
+
+from srlm_pipeline import tables
+from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+SCHEMAS: dict[str, pa.DataFrameSchema] = {
+    "ift_dataset": tables.INSTRUCTIONS,
+    "ranked_replies": tables.RANKED_REPLIES,
+    "eft_dataset": tables.EFT,
+    "evaluation_prompts": tables.EVALUATION_PROMPTS,
+    "seed_evaluation": tables.JUDGE_ACCURACY,
+    "generated_prompts": tables.GENERATED_PROMPTS,
+    "candidates": tables.CANDIDATES,
+    "judged_scores": tables.JUDGED_SCORES,
+    "preference_pairs": tables.PREFERENCE_PAIRS,
+    "judge_accuracy": tables.JUDGE_ACCURACY,
+    "win_rates": tables.WIN_RATES,
+}
+
+
+class ParquetTables(dg.UPathIOManager):  # type: ignore[misc]
+    """Writes and reads tables atomically, each with the schema declared for its asset."""
+
+    extension = ".parquet"
+
+    def dump_to_path(self, context: dg.OutputContext, obj: pd.DataFrame, path: "UPath") -> None:
+        """Check and write a table."""
+        from pathlib import Path
+
+        write_table(obj, SCHEMAS[context.asset_key.path[-1]], Path(path))
+
+    def load_from_path(self, context: dg.InputContext, path: "UPath") -> pd.DataFrame:
+        """Read and check a table."""
+        from pathlib import Path
+
+        return read_table(SCHEMAS[context.asset_key.path[-1]], Path(path))
+
+
+class TableIOManager(dg.ConfigurableIOManagerFactory):  # type: ignore[misc]
+    """Keeps tables under the project's folder."""
+
+    project: dg.ResourceDependency[ProjectResource]
+
+    def create_io_manager(self, context: dg.InitResourceContext) -> ParquetTables:
+        """Build the manager for the project's folder."""
+        from upath import UPath
+
+        return ParquetTables(base_path=UPath(self.project.store.tables))
+
+
+def column_schema(schema: pa.DataFrameSchema) -> dg.TableSchema:
+    """Return a table's declared schema as Dagster shows it."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name,
+                type=str(column.dtype),
+                constraints=dg.TableColumnConstraints(
+                    nullable=column.nullable, other=[str(check.error or check.name) for check in column.checks]
+                ),
+            )
+            for name, column in schema.columns.items()
+        ]
+    )

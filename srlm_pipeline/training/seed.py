@@ -1,0 +1,141 @@
+"""The seed model M1: IFT + EFT, and where the settings ask for it the ranking objective (paper section 3.1.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from srlm_pipeline.config import Settings
+from srlm_pipeline.files import replacing_folder
+from srlm_pipeline.judging.rubric import Rubric, judge_prompt
+from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.common import TrainingRun
+from srlm_pipeline.training.ranking import RankedExample, train_ranking
+from srlm_pipeline.training.sft import SftExample, train_sft
+
+
+@dataclass(frozen=True)
+class SeedTraining:
+    """The stages of M1's training.
+
+    Attributes:
+        sft: SFT on IFT and judgement texts.
+        ranking: The ranking stage, if there was one; its history follows.
+    """
+
+    sft: TrainingRun
+    ranking: TrainingRun | None
+
+    @property
+    def final(self) -> TrainingRun:
+        """The stage whose model is M1."""
+        return self.ranking or self.sft
+
+
+def train_seed_model(
+    base: str | Path,
+    ift: pd.DataFrame,
+    eft: pd.DataFrame,
+    settings: Settings,
+    work: Path,
+    progress: ProgressReporter,
+) -> SeedTraining:
+    """Train M1 from the base model.
+
+    The SFT stage's model is kept in the work folder until the ranking stage is done, so that an interruption between
+    the two costs neither.
+
+    Args:
+        base: Folder or hub name of the base model.
+        ift: Table `INSTRUCTIONS`.
+        eft: Table `EFT`; may be empty.
+        settings: All settings; `sft`, `eft`, `judge.rubric`, `model` and `seed` are read.
+        work: Folder for resumable checkpoints.
+        progress: Where progress is shown.
+
+    Raises:
+        EmptyDataError: If there is nothing to train on.
+    """
+    between = work / "after_sft"
+    examples = [SftExample(row.prompt, row.response) for row in ift.itertuples()]
+    examples += judgement_examples(eft, settings.judge.rubric, settings.eft.rationales_per_prompt, settings.seed)
+    groups = ranked_examples(eft) if settings.eft.enabled and settings.eft.ranking else []
+
+    def run_sft() -> TrainingRun:
+        return train_sft(
+            base,
+            examples,
+            settings.sft,
+            settings.model,
+            settings.seed,
+            work / "sft",
+            "training M1 on IFT + EFT",
+            progress,
+        )
+
+    if not groups:
+        return SeedTraining(run_sft(), None)
+    sft = _kept(between, run_sft)
+    ranking = train_ranking(
+        between,
+        groups,
+        settings.eft,
+        settings.judge.rubric,
+        settings.model,
+        settings.seed,
+        work / "ranking",
+        "training M1 to rank",
+        progress,
+    )
+    return SeedTraining(sft, ranking)
+
+
+def judgement_examples(eft: pd.DataFrame, rubric: Rubric, per_prompt: int | None, seed: int) -> list[SftExample]:
+    """Return SFT examples that teach writing a judgement: rubric, prompt and reply, then rationale and score.
+
+    Args:
+        eft: Table `EFT`.
+        rubric: Which wording.
+        per_prompt: So many replies of each prompt, drawn at random; None for all.
+        seed: Of the draw.
+    """
+    written = eft[eft["judgement"].notna()]
+    if per_prompt is not None and len(written):
+        random = np.random.default_rng(seed)
+        shuffled = written.iloc[random.permutation(len(written))]
+        written = shuffled.groupby("group_id", sort=True).head(per_prompt).sort_index()
+    return [
+        SftExample(judge_prompt(rubric, row.prompt, row.text, "rationale"), str(row.judgement))
+        for row in written.itertuples()
+    ]
+
+
+def ranked_examples(eft: pd.DataFrame) -> list[RankedExample]:
+    """Return each prompt's replies with ranks and scores."""
+    return [
+        RankedExample(
+            str(group["prompt"].iloc[0]),
+            tuple(group["text"]),
+            tuple(int(rank) for rank in group["rank"]),
+            tuple(None if pd.isna(score) else float(score) for score in group["score"]),
+        )
+        for _, group in eft.groupby("group_id", sort=True)
+    ]
+
+
+def _kept(folder: Path, train: Callable[[], TrainingRun]) -> TrainingRun:
+    """Train and keep the model in a folder, or take up what an interrupted run kept there."""
+    from srlm_pipeline.config import ModelSettings
+    from srlm_pipeline.models.loading import load_model
+
+    if folder.is_dir():
+        return TrainingRun(load_model(folder, ModelSettings(device="cpu", dtype="float32")))
+    run = train()
+    with replacing_folder(folder) as temporary:
+        run.loaded.model.save_pretrained(temporary)
+        run.loaded.tokenizer.save_pretrained(temporary)
+    return run

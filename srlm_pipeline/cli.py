@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from srlm_pipeline.commands.home import prepare_home
 from srlm_pipeline.commands.terminal import console, terminal_reporter
-from srlm_pipeline.config import load_settings, merge_overrides
+from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings, merge_overrides
 from srlm_pipeline.errors import SrlmError
 
 app = typer.Typer(
@@ -40,7 +42,8 @@ def run(
     """Train the seed model and run iterations; what is already done is not done again."""
     prepare(config)
     overrides = merge_overrides(set_ or [])
-    settings = load_settings(None, overrides)
+    os.environ[OVERRIDES_VARIABLE] = json.dumps(overrides)
+    settings = load_settings()
     quiet_libraries()
     import dagster as dg
 
@@ -55,6 +58,7 @@ def run(
         times = run_loop(defs, instance, iterations, overrides, lambda line: console.print(f"[cyan]{line}[/]"))
         if times.seconds:
             console.print(times_table(times.seconds))
+            console.print(f"Peak memory {peak_memory_gib():.1f} GiB")
         console.print(overview_table(instance, settings))
     console.print("Browse it all with [bold]srlm ui[/]")
 
@@ -170,6 +174,12 @@ def times_table(seconds: dict[str, float]) -> Table:
         table.add_row(name.replace("[", "\\["), f"{value:.1f}", f"{value / total:.0%}")
     table.add_row("total", f"{total:.1f}", "100%", style="bold")
     return table
+
+
+def peak_memory_gib() -> float:
+    """Return the largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ from srlm_pipeline.errors import SettingsError
 PRESETS = ("quickstart", "paper", "single-gpu")
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "embedded"
+# How the command line hands its --set options to the definitions that it loads; JSON.
+OVERRIDES_VARIABLE = "SRLM_OVERRIDES"
 
 
 class Section(BaseModel):
@@ -276,6 +278,7 @@ def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any]
         if preset not in PRESETS:
             raise SettingsError([f"preset: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}"], str(path))
         merged = _lay_over(_read_preset(preset), _absolute_paths(own, path.resolve().parent))
+    merged = _lay_over(merged, json.loads(os.environ.get(OVERRIDES_VARIABLE, "{}")))
     merged = _lay_over(merged, overrides or {})
     problems = _unknown_keys(merged, Settings)
     if not problems:

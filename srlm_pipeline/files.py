@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ def replacing_file(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -39,8 +38,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         if target.exists():
-            os.replace(target, aside)
-        os.replace(temporary, target)
+            target.replace(aside)
+        temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,15 +23,9 @@ class Task(Protocol):
 class ProgressReporter(Protocol):
     """Opens tasks; each is closed when its ``with`` block ends."""
 
-    def task(self, description: str, total: int, unit: str, done: int = 0) -> _TaskContext:
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> AbstractContextManager[Task]:
         """Start showing a task of `total` units, `done` of which were finished before."""
         ...
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *details: object) -> bool | None: ...
 
 
 @dataclass
@@ -173,7 +167,7 @@ _terminal: ProgressReporter | None = None
 
 def show_in_terminal(reporter: ProgressReporter | None) -> None:
     """Name the terminal's reporter: work that the command line starts in its own process shows bars there."""
-    global _terminal  # noqa: PLW0603 - one process has one terminal
+    global _terminal
     _terminal = reporter
 
 

@@ -65,7 +65,8 @@ def iteration_markdown(facts: IterationFacts) -> str:
         "",
         "## As a judge, on held-out human rankings",
         "",
-        "model | pairwise (95 %) | length baseline | length-balanced | 5-best | exact match | Spearman | Kendall | parsed",
+        "model | pairwise (95 %) | length baseline | length-balanced | 5-best | exact match | Spearman | Kendall | "
+        "parsed",
         "---|---|---|---|---|---|---|---|---",
         *(
             f"{name} | {_share(j.pairwise_accuracy)} ({_share(j.pairwise_low)} to {_share(j.pairwise_high)}) | "

@@ -16,7 +16,6 @@ ORDER = (
     "files",
     "progress",
     "tables",
-    "models.memory",
     "models",
     "data",
     "generation",

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from srlm_pipeline import __version__
+from srlm_pipeline.data.loaders import Source, source_digest
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.resources.project import definition_settings
@@ -31,43 +32,6 @@ iterations = dg.StaticPartitionsDefinition(
 retry_training = dg.RetryPolicy(max_retries=1, delay=10)
 
 
-def declared(
-    *sections: str,
-    group: str,
-    kinds: set[str],
-    compute: bool = True,
-    retries: bool = False,
-    per_iteration: bool = False,
-) -> Callable[[str], dict[str, Any]]:
-    """Return the arguments that `dg.asset` takes for one of our assets.
-
-    Args:
-        sections: Settings sections that the asset reads; its code version changes with them, so that a changed
-            judge marks scores and all below as stale, and nothing above.
-        group: ``seed`` or ``iteration``.
-        kinds: Shown as icons.
-        compute: Whether it occupies the accelerator.
-        retries: Whether a crash is worth a second try from the last checkpoint.
-        per_iteration: Whether it is partitioned by iteration.
-    """
-
-    def arguments(name: str) -> dict[str, Any]:
-        settings = definition_settings()
-        return {
-            "group_name": group,
-            "kinds": kinds,
-            "owners": list(settings.owners),
-            "code_version": f"{__version__}-{settings.fingerprint(*sections)}",
-            "pool": ACCELERATOR_POOL if compute else None,
-            "retry_policy": retry_training if retries else None,
-            "partitions_def": iterations if per_iteration else None,
-            "metadata": {"dagster/column_schema": column_schema(SCHEMAS[name])} if name in SCHEMAS else None,
-            "tags": {"srlm/stage": group},
-        }
-
-    return arguments
-
-
 def srlm_asset(
     *sections: str,
     group: str,
@@ -75,12 +39,26 @@ def srlm_asset(
     compute: bool = True,
     retries: bool = False,
     per_iteration: bool = False,
+    sources: tuple[Source, ...] = (),
     **more: Any,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-    """`dg.asset` with the conventions of this project; see `declared`."""
-    arguments = declared(
-        *sections, group=group, kinds=kinds, compute=compute, retries=retries, per_iteration=per_iteration
-    )
+    """`dg.asset` with the conventions of this project.
+
+    Args:
+        sections: Settings that the asset reads; its code version changes with them, so that a changed judge marks
+            scores and all below as stale, and nothing above.
+        group: ``seed`` or ``iteration``.
+        kinds: Shown as icons.
+        compute: Whether it occupies the accelerator.
+        retries: Whether a crash is worth a second try from the last checkpoint.
+        per_iteration: Whether it is partitioned by iteration.
+        sources: Data files that it reads; an edited one makes it stale too.
+        more: Passed on to `dg.asset`.
+    """
+    settings = definition_settings()
+    version = [__version__, settings.fingerprint(*sections)]
+    if sources:
+        version.append(source_digest(settings.data, *sources))
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
         @functools.wraps(function)
@@ -92,7 +70,18 @@ def srlm_asset(
         signature = inspect.signature(function)
         reporting.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)  # type: ignore[attr-defined]
         reporting.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "return"}
-        return dg.asset(**arguments(function.__name__), **more)(reporting)
+        schema = SCHEMAS.get(function.__name__)
+        return dg.asset(
+            group_name=group,
+            kinds=kinds,
+            owners=list(settings.owners),
+            code_version="-".join(version),
+            pool=ACCELERATOR_POOL if compute else None,
+            retry_policy=retry_training if retries else None,
+            partitions_def=iterations if per_iteration else None,
+            metadata={"dagster/column_schema": column_schema(schema)} if schema is not None else None,
+            **more,
+        )(reporting)
 
     return decorate
 

@@ -47,9 +47,7 @@ def seed_evaluation(
     ranked_replies: pd.DataFrame,
     evaluation_prompts: pd.DataFrame,
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """Where everything starts: base model, SFT baseline and M1 as judges, M1 against the baseline, and whether the
-    arbiter of the matches agrees with human rankings."""
-
+    """Where everything starts: base model, SFT baseline and M1 as judges, M1 against the baseline, the arbiter."""
     settings, store = project.settings, project.store
     progress = project.progress(context)
     watch = Stopwatch()
@@ -110,7 +108,6 @@ def judge_accuracy(
     context: dg.AssetExecutionContext, project: ProjectResource, ranked_replies: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """How well M_{t+1} judges: its scores of held-out replies against the human ranking."""
-
     settings, store = project.settings, project.store
     iteration = iteration_number(context.partition_key)
     watch = Stopwatch()
@@ -246,7 +243,6 @@ def iteration_report(
     preference_pairs: pd.DataFrame,
 ) -> dg.MaterializeResult:
     """One page for the morning: the verdict, win rates, judge accuracy, replies side by side."""
-
     facts = _facts(context, project, win_rates, judge_accuracy, seed_evaluation, evaluation_prompts)
     facts = replace(facts, figures={**facts.figures, "preference pairs": float(len(preference_pairs))})
     text = iteration_markdown(facts)

@@ -7,7 +7,6 @@ import pandas as pd
 
 from srlm_pipeline.assets.common import (
     Stopwatch,
-    check,
     histogram,
     mlflow_link,
     model_result,
@@ -21,7 +20,7 @@ from srlm_pipeline.tables import EFT
 M1 = model_name(1)
 
 
-@srlm_asset("data.ift", "data.ift_limit", group="seed", kinds={"pandas"}, compute=False)
+@srlm_asset("data.ift", "data.ift_limit", group="seed", kinds={"pandas"}, compute=False, sources=("ift",))
 def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
     """Instruction fine-tuning data: prompts with good responses."""
     from srlm_pipeline.data.loaders import load_instructions
@@ -32,7 +31,13 @@ def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> 
 
 
 @srlm_asset(
-    "data.ranked_replies", "data.held_out_fraction", "data.ranked_limit", group="seed", kinds={"pandas"}, compute=False
+    "data.ranked_replies",
+    "data.held_out_fraction",
+    "data.ranked_limit",
+    group="seed",
+    kinds={"pandas"},
+    compute=False,
+    sources=("ranked_replies",),
 )
 def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
     """Prompts with human-ranked replies, split by prompt: one part teaches judging, the other measures it."""
@@ -44,7 +49,14 @@ def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) 
     return table_result(table, metadata, preview=["group_id", "split", "rank", "score", "prompt", "text"])
 
 
-@srlm_asset("data.evaluation_prompts", "data.evaluation_limit", group="seed", kinds={"pandas"}, compute=False)
+@srlm_asset(
+    "data.evaluation_prompts",
+    "data.evaluation_limit",
+    group="seed",
+    kinds={"pandas"},
+    compute=False,
+    sources=("evaluation_prompts",),
+)
 def evaluation_prompts(
     context: dg.AssetExecutionContext, project: ProjectResource
 ) -> dg.MaterializeResult[pd.DataFrame]:

@@ -1,5 +1,6 @@
-"""Self-instruction creation, one iteration: M_t invents prompts, answers them, judges its answers, and the best and
-worst become preference pairs (paper section 2.3).
+"""Self-instruction creation (paper section 2.3).
+
+M_t invents prompts, answers them, judges its answers, and the best and worst become preference pairs.
 """
 
 import dagster as dg

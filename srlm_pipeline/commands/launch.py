@@ -13,7 +13,8 @@ import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from srlm_pipeline.assets.automation import IN_PROGRESS, iteration_in_flight, iterations
+from srlm_pipeline.assets.automation import IN_PROGRESS, iteration_in_flight
+from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.store import partition_key
 
@@ -93,7 +94,7 @@ def outstanding(
     return wanted if wanted != [POLICY] else []
 
 
-class InstanceScope(LoadingContext):  # type: ignore[misc]
+class InstanceScope(LoadingContext):
     """A cache scope for reading the instance once.
 
     Dagster resolves staleness for its UI only; there is no public call for it yet.

@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 from rich.table import Table
 
-from srlm_pipeline.assets.automation import iterations
+from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.config import Settings
 from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint
 from srlm_pipeline.store import SFT_BASELINE, iteration_number, model_name, open_store

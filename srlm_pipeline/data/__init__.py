@@ -1,0 +1,1 @@
+"""Instruction, judging and evaluation data, and chat formatting."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 from pydantic import BaseModel, StringConstraints, model_validator
@@ -13,8 +13,15 @@ from pydantic import BaseModel, StringConstraints, model_validator
 from srlm_pipeline.config import EMBEDDED_DATA, DataSettings
 from srlm_pipeline.data.jsonl import read_rows
 from srlm_pipeline.errors import DataError, EmptyDataError
+from srlm_pipeline.files import digest_files
 from srlm_pipeline.tables import EVALUATION_PROMPTS, INSTRUCTIONS, RANKED_REPLIES
 
+Source = Literal["ift", "ranked_replies", "evaluation_prompts"]
+_EMBEDDED_FILES: dict[Source, str] = {
+    "ift": "ift.jsonl",
+    "ranked_replies": "ranked_replies.jsonl",
+    "evaluation_prompts": "evaluation_prompts.jsonl",
+}
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
@@ -77,7 +84,7 @@ def load_instructions(settings: DataSettings) -> pd.DataFrame:
         DataError: Naming file and line.
         EmptyDataError: If there are none.
     """
-    path = _path(settings.ift, "ift.jsonl")
+    path = _path(settings.ift, _EMBEDDED_FILES["ift"])
     rows = [
         {"id": row.id or f"ift-{number:05d}", "kind": row.kind, "prompt": row.prompt, "response": row.response}
         for number, row in read_rows(path, InstructionRow, settings.ift_limit)
@@ -95,7 +102,7 @@ def load_ranked_replies(settings: DataSettings) -> pd.DataFrame:
         DataError: Naming file and line.
         EmptyDataError: If a split would have no prompt.
     """
-    path = _path(settings.ranked_replies, "ranked_replies.jsonl")
+    path = _path(settings.ranked_replies, _EMBEDDED_FILES["ranked_replies"])
     groups = read_rows(path, RankedRow, settings.ranked_limit)
     held_out = held_out_prompts([row.prompt for _, row in groups], settings.held_out_fraction)
     if not held_out or len(held_out) == len({_normal(row.prompt) for _, row in groups}):
@@ -128,12 +135,23 @@ def load_evaluation_prompts(settings: DataSettings) -> pd.DataFrame:
         DataError: Naming file and line.
         EmptyDataError: If there are none.
     """
-    path = _path(settings.evaluation_prompts, "evaluation_prompts.jsonl")
+    path = _path(settings.evaluation_prompts, _EMBEDDED_FILES["evaluation_prompts"])
     rows = [
         {"id": row.id or f"eval-{number:05d}", "kind": row.kind, "prompt": row.prompt}
         for number, row in read_rows(path, PromptRow, settings.evaluation_limit)
     ]
     return _unique_ids(pd.DataFrame(rows, columns=list(EVALUATION_PROMPTS.columns)), "id", path)
+
+
+def source_digest(settings: DataSettings, *sources: Source) -> str:
+    """Return a digest of data files, so that an edited file makes what was read from it stale; empty if missing.
+
+    Args:
+        settings: Where the files are.
+        sources: Which of them.
+    """
+    paths = [_path(getattr(settings, source), _EMBEDDED_FILES[source]) for source in sources]
+    return digest_files([path for path in paths if path.is_file()]) if paths else ""
 
 
 def held_out_prompts(prompts: list[str], fraction: float) -> set[str]:

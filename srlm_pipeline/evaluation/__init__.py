@@ -1,0 +1,1 @@
+"""Win rates, judge accuracy, promotion, statistics."""

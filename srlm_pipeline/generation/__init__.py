@@ -1,0 +1,1 @@
+"""Text generation: the engine protocol, engines, sampling, the per-item journal."""

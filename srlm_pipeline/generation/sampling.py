@@ -27,8 +27,6 @@ def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
     Returns:
         Token ids, shape (rows,).
     """
-    import torch
-
     if temperature == 0:
         return logits.argmax(dim=-1)
     scaled = logits.float() / temperature
@@ -37,7 +35,7 @@ def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
     probabilities = (values - log_total).exp()
     drawn = _draw_sorted(probabilities, tokens, uniforms, top_p)
     uncovered = (probabilities.sum(dim=-1) < top_p).nonzero().squeeze(-1)
-    if len(uncovered) and _PREFILTER < scaled.shape[-1]:
+    if len(uncovered) and scaled.shape[-1] > _PREFILTER:
         values, tokens = scaled[uncovered].sort(dim=-1, descending=True)
         probabilities = (values - log_total[uncovered]).exp()
         drawn[uncovered] = _draw_sorted(probabilities, tokens, uniforms[uncovered], top_p)

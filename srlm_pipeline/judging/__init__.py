@@ -1,0 +1,1 @@
+"""LLM-as-a-Judge: rubric, parser, judges, evaluation fine-tuning data."""

@@ -180,7 +180,7 @@ def expected_score(key: str, masses: Sequence[float]) -> Judgement:
     shares = np.asarray(masses, dtype=float) / total
     values = np.arange(len(shares))
     mean = float(shares @ values)
-    spread = float(np.sqrt(max(shares @ (values - mean) ** 2, 0.0)))
+    spread = float(shares @ (values - mean) ** 2) ** 0.5
     return Judgement(key, min(max(mean, 0.0), float(values[-1])), 1, 0, spread, json.dumps(masses))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.errors import ModelError
-from srlm_pipeline.models.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +44,7 @@ def choose_dtype(wish: str, device: str) -> torch.dtype:
     import torch
 
     if wish != "auto":
-        return getattr(torch, wish)  # type: ignore[no-any-return]
+        return getattr(torch, wish)
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     # Without hardware support bfloat16 on a CPU is emulated and slower than float32.
@@ -106,8 +105,6 @@ def load_model(source: str | Path, settings: ModelSettings, dtype: str | None = 
     from transformers import AutoModelForCausalLM
 
     device = choose_device(settings.device)
-    if device == "cpu":
-        keep_freed_memory()
     tokenizer = load_tokenizer(source, settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(

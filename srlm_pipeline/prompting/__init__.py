@@ -1,0 +1,1 @@
+"""Inventing prompts and filtering them."""

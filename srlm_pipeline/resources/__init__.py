@@ -1,0 +1,1 @@
+"""Dagster resources: the project and its tables."""

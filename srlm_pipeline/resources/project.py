@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from srlm_pipeline.tracking import TrackedRun
 
 
-class ProjectResource(dg.ConfigurableResource):  # type: ignore[misc]
+class ProjectResource(dg.ConfigurableResource):
     """Everything an asset needs to know of the project; the launchpad can override any setting for one run."""
 
     config: str | None = Field(

@@ -28,7 +28,7 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
 }
 
 
-class ParquetTables(dg.UPathIOManager):  # type: ignore[misc]
+class ParquetTables(dg.UPathIOManager):
     """Writes and reads tables atomically, each with the schema declared for its asset."""
 
     extension = ".parquet"
@@ -46,7 +46,7 @@ class ParquetTables(dg.UPathIOManager):  # type: ignore[misc]
         return read_table(SCHEMAS[context.asset_key.path[-1]], Path(path))
 
 
-class TableIOManager(dg.ConfigurableIOManagerFactory):  # type: ignore[misc]
+class TableIOManager(dg.ConfigurableIOManagerFactory):
     """Keeps tables under the project's folder."""
 
     project: dg.ResourceDependency[ProjectResource]

@@ -1,0 +1,1 @@
+"""SFT, ranking and DPO."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,6 +37,9 @@ from srlm_pipeline.training.common import (
     run_trainer,
     trainer_arguments,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,12 @@ def train_ranking(
     return TrainingRun(finish(trainer, source, settings, model, loaded.tokenizer, work), history, len(items))
 
 
-def encode_ranked(tokenizer: object, example: RankedExample, rubric: Rubric, max_length: int) -> EncodedItem:
+def encode_ranked(
+    tokenizer: PreTrainedTokenizerBase, example: RankedExample, rubric: Rubric, max_length: int
+) -> EncodedItem:
     """Encode every reply of a prompt as the distribution judge would see it."""
     prefixes = [
-        render_user_turn(tokenizer, judge_prompt(rubric, example.prompt, reply, "direct"), SCORE_START)  # type: ignore[arg-type]
+        render_user_turn(tokenizer, judge_prompt(rubric, example.prompt, reply, "direct"), SCORE_START)
         for reply in example.replies
     ]
     sequences, options = _encode(tokenizer, prefixes, SCORES, max_length)
@@ -143,7 +149,11 @@ def encode_ranked(tokenizer: object, example: RankedExample, rubric: Rubric, max
 
 
 def encode_comparisons(
-    tokenizer: object, example: RankedExample, n_pairs: int, max_length: int, random: np.random.Generator
+    tokenizer: PreTrainedTokenizerBase,
+    example: RankedExample,
+    n_pairs: int,
+    max_length: int,
+    random: np.random.Generator,
 ) -> list[EncodedItem]:
     """Encode some ordered pairs of a prompt as the comparison arbiter would see them, each in both orders."""
     pairs = [
@@ -156,7 +166,7 @@ def encode_comparisons(
     for place in random.permutation(len(pairs))[:n_pairs]:
         better, worse = (example.replies[i] for i in pairs[place])
         prefixes = [
-            render_user_turn(tokenizer, comparison_prompt(example.prompt, first, second), COMPARISON_START)  # type: ignore[arg-type]
+            render_user_turn(tokenizer, comparison_prompt(example.prompt, first, second), COMPARISON_START)
             for first, second in ((better, worse), (worse, better))
         ]
         sequences, options = _encode(tokenizer, prefixes, COMPARISON_OPTIONS, max_length)
@@ -173,10 +183,10 @@ def score_target(score: float) -> list[float]:
 
 
 def _encode(
-    tokenizer: object, prefixes: list[str], options: tuple[str, ...], max_length: int
+    tokenizer: PreTrainedTokenizerBase, prefixes: list[str], options: tuple[str, ...], max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     from srlm_pipeline.generation.transformers_engine import option_tokens
 
-    split = [option_tokens(tokenizer, prefix, options) for prefix in prefixes]  # type: ignore[arg-type]
+    split = [option_tokens(tokenizer, prefix, options) for prefix in prefixes]
     # The score is asked for at the end, so what is cut from a long one is its beginning.
     return [ids[-max_length:] for ids, _ in split], [tokens for _, tokens in split]

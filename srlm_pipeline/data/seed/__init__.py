@@ -1,0 +1,1 @@
+"""The embedded seed set, as data files."""

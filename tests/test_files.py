@@ -1,0 +1,140 @@
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from srlm_pipeline.errors import DiskSpaceError
+from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk
+
+
+def names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_file_appears_with_its_content_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "result.txt"
+    with replacing_file(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert names_in(target.parent) == {"result.txt"}
+
+
+def test_file_is_replaced_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "result.txt"
+    target.write_text("old")
+    with replacing_file(target) as temporary:
+        temporary.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_keeps_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "result.txt"
+    target.write_text("old")
+    with pytest.raises(error), replacing_file(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "old"
+    assert names_in(tmp_path) == {"result.txt"}
+
+
+def test_writing_nothing_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "result.txt"
+    target.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing_file(target):
+        pass
+    assert target.read_text() == "old"
+
+
+def test_folder_appears_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model"
+    with replacing_folder(target) as temporary:
+        (temporary / "a").write_text("1")
+        assert not target.exists()
+    assert names_in(target) == {"a"}
+    assert names_in(target.parent) == {"model"}
+
+
+def test_new_folder_has_nothing_of_the_old(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with replacing_folder(target) as temporary:
+        (temporary / "new").write_text("2")
+        assert names_in(target) == {"old"}
+    assert names_in(target) == {"new"}
+    assert names_in(tmp_path) == {"model"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_keeps_the_old_folder(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with pytest.raises(error), replacing_folder(target) as temporary:
+        (temporary / "half").write_text("2")
+        raise error
+    assert names_in(target) == {"old"}
+    assert names_in(tmp_path) == {"model"}
+
+
+@pytest.mark.xfail(strict=True, reason="the old folder is deleted although the new one did not take its place")
+def test_failing_last_rename_keeps_one_whole_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("1")
+    real = os.replace
+
+    def replace(source: Path, destination: Path) -> None:
+        if Path(destination) == target and (Path(source) / "new").exists():
+            raise OSError("input/output error")
+        real(source, destination)
+
+    with pytest.raises(OSError, match="input/output"), replacing_folder(target) as temporary:
+        (temporary / "new").write_text("2")
+        monkeypatch.setattr("srlm_pipeline.files.os.replace", replace)
+    assert any(names_in(folder) in ({"old"}, {"new"}) for folder in tmp_path.iterdir())
+
+
+def test_enough_disk_passes_even_for_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
+    require_disk(tmp_path / "not" / "yet", 1)
+    assert not (tmp_path / "not").exists()
+
+
+def test_relative_folder_that_does_not_exist_yet_can_be_asked_about() -> None:
+    require_disk(Path("not/yet/there"), 1)
+
+
+def test_too_little_disk_names_what_is_needed_and_what_is_free(tmp_path: Path) -> None:
+    needed = shutil.disk_usage(tmp_path).total * 10
+    with pytest.raises(DiskSpaceError) as caught:
+        require_disk(tmp_path / "model", needed)
+    assert caught.value.needed == needed
+    assert 0 <= caught.value.free < needed
+    assert caught.value.folder == tmp_path / "model"
+    assert f"{needed / 2**30:.1f} GiB are needed" in str(caught.value)
+
+
+def test_digest_changes_with_content_name_and_order(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    b.write_text("2")
+    before = digest_files([a, b])
+    assert digest_files([a, b]) == before
+    assert len(before) == 16
+    assert digest_files([b, a]) != before
+    c = a.rename(tmp_path / "c")
+    assert digest_files([c, b]) != before
+    c.rename(a)
+    a.write_text("3")
+    assert digest_files([a, b]) != before
+
+
+def test_digest_does_not_depend_on_the_folder(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "weights").write_text("same")
+    assert digest_files([tmp_path / "x" / "weights"]) == digest_files([tmp_path / "y" / "weights"])

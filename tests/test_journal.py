@@ -1,0 +1,227 @@
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
+from srlm_pipeline.generation.journal import Journal, fingerprint
+from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.progress import LogProgress, NullProgress
+
+TEXT = st.text(max_size=12) | st.sampled_from(['"', "\\", "\n", "\r\n", "\u2028", "}\n{", "é", "日本", "\x00", "\x85"])
+ITEMS = st.dictionaries(TEXT, st.fixed_dictionaries({"text": TEXT, "n": st.integers()}), min_size=1, max_size=5)
+
+
+class CountingEngine:
+    """Repeats the prompt, two requests a batch, and stops working after so many batches."""
+
+    digest = "abc"
+
+    def __init__(self, dies_after: int | None = None) -> None:
+        self._dies_after = dies_after
+        self.asked: list[str] = []
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        on_finished: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        results: list[Completion] = []
+        # Another order than that of the requests, as an engine that sorts by length has.
+        pending = sorted(requests, key=lambda r: r.key, reverse=True)
+        for start in range(0, len(pending), 2):
+            if self._dies_after is not None and start // 2 >= self._dies_after:
+                raise KeyboardInterrupt
+            batch = [Completion(r.key, f"{r.prompt}! ({r.seed})\n", 3, "stop") for r in pending[start : start + 2]]
+            self.asked += [r.key for r in pending[start : start + 2]]
+            results += batch
+            if on_finished:
+                on_finished(batch)
+        return results
+
+
+@pytest.fixture
+def requests() -> list[GenerationRequest]:
+    return [GenerationRequest(f"item-{n}", f"prompt {n}", n) for n in range(9)]
+
+
+def run(engine: CountingEngine, requests: list[GenerationRequest], journal: Journal | None) -> list[Completion]:
+    return generate_all(engine, requests, Sampling(), "writing", NullProgress(), journal)  # type: ignore[arg-type]
+
+
+def test_new_journal_is_empty(tmp_path: Path) -> None:
+    assert dict(Journal(tmp_path / "stage" / "iter_001", "f").items) == {}
+
+
+@given(st.lists(ITEMS, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_appended_items_are_read_back(batches: list[dict[str, dict[str, object]]]) -> None:
+    with TemporaryDirectory() as folder:
+        journal = Journal(Path(folder), "f")
+        expected: dict[str, dict[str, object]] = {}
+        for batch in batches:
+            journal.append(batch)
+            expected |= batch
+        assert dict(journal.items) == expected
+        assert dict(Journal(Path(folder), "f").items) == expected
+
+
+def test_items_are_on_disk_when_append_returns(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "f")
+    journal.append({"a": {"text": "1"}})
+    assert [json.loads(line) for line in journal.path.read_text("utf-8").splitlines()] == [{"key": "a", "text": "1"}]
+
+
+@given(ITEMS, st.floats(0, 1))
+@example({"a": {"text": "\n", "n": 1}, "b": {"text": "é", "n": 2}}, 0.99)
+@settings(max_examples=80, deadline=None)
+def test_killed_at_any_byte_the_whole_lines_survive_and_the_torn_one_is_dropped(
+    items: dict[str, dict[str, object]], share: float
+) -> None:
+    with TemporaryDirectory() as folder:
+        journal = Journal(Path(folder), "f")
+        journal.append(items)
+        content = journal.path.read_bytes()
+        cut = round(len(content) * share)
+        journal.path.write_bytes(content[:cut])
+        whole = content[:cut].count(b"\n")
+
+        recovered = Journal(Path(folder), "f")
+        assert list(recovered.items.items()) == list(items.items())[:whole]
+
+        recovered.append({"later": {"text": "after the crash", "n": 0}})
+        reread = Journal(Path(folder), "f")
+        assert dict(reread.items) == dict(list(items.items())[:whole]) | {"later": {"text": "after the crash", "n": 0}}
+
+
+def test_every_single_cut_of_a_small_journal_is_recovered(tmp_path: Path) -> None:
+    items = {"a": {"text": "x\ny"}, "bé": {"text": "日本"}, "c": {"text": "}"}}
+    journal = Journal(tmp_path, "f")
+    journal.append(items)
+    content = journal.path.read_bytes()
+    for cut in range(len(content) + 1):
+        journal.path.write_bytes(content[:cut])
+        whole = content[:cut].count(b"\n")
+        assert list(Journal(tmp_path, "f").items.items()) == list(items.items())[:whole]
+
+
+@pytest.mark.parametrize("garbage", [b"\x00" * 50, b"\xff\xfe\n", b"3\n", b"null\n", b'"text"\n', b"{}\n", b"\n"])
+def test_garbage_at_the_end_is_dropped(tmp_path: Path, garbage: bytes) -> None:
+    journal = Journal(tmp_path, "f")
+    journal.append({"a": {"text": "1"}})
+    before = journal.path.read_bytes()
+    journal.path.write_bytes(before + garbage)
+    assert dict(Journal(tmp_path, "f").items) == {"a": {"text": "1"}}
+    assert journal.path.read_bytes() == before
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="a line that is a JSON list is not taken for a broken one")
+def test_a_list_at_the_end_is_dropped(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "f")
+    journal.append({"a": {"text": "1"}})
+    journal.path.write_bytes(journal.path.read_bytes() + b"[]\n")
+    assert dict(Journal(tmp_path, "f").items) == {"a": {"text": "1"}}
+
+
+def test_another_fingerprint_starts_anew(tmp_path: Path) -> None:
+    Journal(tmp_path, "f").append({"a": {"text": "1"}})
+    assert dict(Journal(tmp_path, "g").items) == {}
+    assert dict(Journal(tmp_path, "f").items) == {}
+
+
+def test_stages_do_not_disturb_each_other(tmp_path: Path) -> None:
+    Journal(tmp_path / "judging", "f").append({"a": {"text": "1"}})
+    Journal(tmp_path / "replies", "g").append({"a": {"text": "2"}})
+    assert dict(Journal(tmp_path / "judging", "f").items) == {"a": {"text": "1"}}
+
+
+def test_results_come_in_the_order_of_the_requests(requests: list[GenerationRequest]) -> None:
+    completions = run(CountingEngine(), requests, None)
+    assert [c.key for c in completions] == [r.key for r in requests]
+
+
+@pytest.mark.parametrize("batches", range(6))
+def test_interrupted_run_does_only_the_rest_and_ends_with_the_same_result(
+    tmp_path: Path, requests: list[GenerationRequest], batches: int
+) -> None:
+    straight = run(CountingEngine(), requests, None)
+    first = CountingEngine(dies_after=batches)
+    if batches < 5:
+        with pytest.raises(KeyboardInterrupt):
+            run(first, requests, Journal(tmp_path, "f"))
+    else:
+        run(first, requests, Journal(tmp_path, "f"))
+    second = CountingEngine()
+    assert run(second, requests, Journal(tmp_path, "f")) == straight
+    assert sorted(first.asked + second.asked) == sorted(r.key for r in requests)
+
+
+@given(st.floats(0, 1))
+@settings(max_examples=30, deadline=None)
+def test_run_killed_while_writing_ends_with_the_same_result(share: float) -> None:
+    requests = [GenerationRequest(f"item-{n}", f"prompt é {n}", n) for n in range(7)]
+    with TemporaryDirectory() as folder:
+        straight = run(CountingEngine(), requests, Journal(Path(folder), "f"))
+        path = Path(folder) / "f.jsonl"
+        content = path.read_bytes()
+        cut = content[: round(len(content) * share)]
+        path.write_bytes(cut)
+        again = CountingEngine()
+        assert run(again, requests, Journal(Path(folder), "f")) == straight
+        assert len(again.asked) == len(requests) - cut.count(b"\n")
+
+
+def test_rerun_with_another_fingerprint_does_everything(tmp_path: Path, requests: list[GenerationRequest]) -> None:
+    run(CountingEngine(), requests, Journal(tmp_path, "f"))
+    again = CountingEngine()
+    run(again, requests, Journal(tmp_path, "g"))
+    assert len(again.asked) == len(requests)
+
+
+def test_finished_stage_asks_nothing_more_of_the_engine(tmp_path: Path, requests: list[GenerationRequest]) -> None:
+    run(CountingEngine(), requests, Journal(tmp_path, "f"))
+    again = CountingEngine()
+    run(again, requests[::-1], Journal(tmp_path, "f"))
+    assert again.asked == []
+
+
+def test_resumed_progress_says_what_was_finished_before(tmp_path: Path, requests: list[GenerationRequest]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(CountingEngine(dies_after=2), requests, Journal(tmp_path, "f"))
+    lines: list[str] = []
+    engine = CountingEngine()
+    generate_all(engine, requests, Sampling(), "writing", LogProgress(lines.append), Journal(tmp_path, "f"))  # type: ignore[arg-type]
+    assert "4 of 9" in lines[0]
+    assert "9 replies" in lines[-1]
+
+
+@given(st.lists(st.text(max_size=3), max_size=4), st.lists(st.text(max_size=3), max_size=4))
+def test_fingerprints_of_different_lists_differ(one: list[str], other: list[str]) -> None:
+    assert (fingerprint(one) == fingerprint(other)) == (one == other)
+    assert (fingerprint(one, "x") == fingerprint(other, "x")) == (one == other)
+
+
+def test_fingerprint_keeps_the_borders_between_its_parts() -> None:
+    distinct = {
+        fingerprint(["a", "b"], ["c"]),
+        fingerprint(["a"], ["b", "c"]),
+        fingerprint(["a", "b", "c"]),
+        fingerprint("ab", "c"),
+        fingerprint("a", "bc"),
+        fingerprint("abc"),
+        fingerprint(["a", "b"], "c", 1),
+        fingerprint(["a", "b"], "c", 2),
+        fingerprint(["a", "b"], "c", 1.5),
+    }
+    assert len(distinct) == 9
+
+
+def test_fingerprint_is_sixteen_hex_digits() -> None:
+    text = fingerprint("a", 1, 0.5, ["b", "c"])
+    assert len(text) == 16
+    assert int(text, 16) >= 0

@@ -1,0 +1,181 @@
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from srlm_pipeline.judging.parser import parse_score
+
+HOSTILE_PIECES = st.sampled_from(
+    [
+        "Score",
+        "score:",
+        "SCORE :",
+        " ",
+        "\n",
+        "**",
+        "[",
+        "(",
+        "<",
+        "`",
+        "-",
+        "–",
+        "/",
+        "out of",
+        "5",
+        "10",
+        "4.5",
+        ".",
+        ",",
+    ]
+    + ["99", "0", "００", "٣", "\x00", "\u2028", "é", "<total points>", "Score: 5", "nan", "inf", "1e9", "\ud800"]
+)
+HOSTILE = st.lists(HOSTILE_PIECES, max_size=30).map("".join)
+# Ends the line before it without continuing the number there, and holds no score itself.
+NEUTRAL = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size=40).map(lambda text: f"\nso {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("judgement", "score"),
+    [
+        ("Score: 4", 4),
+        ("score:0", 0),
+        ("SCORE : 5", 5),
+        ("Clear and right.\nScore: 3\n", 3),
+        ("Score: 3.", 3),
+        ("Score: 3, because it is short", 3),
+        ("Score: 3.5", 3.5),
+        ("Score: 4/5", 4),
+        ("Score: 4 / 5", 4),
+        ("Score: 4 out of 5", 4),
+        ("**Score:** 4", 4),
+        ("Score: **4**", 4),
+        ("Score: **4/5**", 4),
+        ("Score: [4]", 4),
+        ("Score: (2)", 2),
+        ("Score: <2>", 2),
+        ("Score: `2`", 2),
+        ("Score:\n2", 2),
+        ("Score: 05", 5),
+        ("Score: 3 points", 3),
+    ],
+)
+def test_usual_forms_are_read(judgement: str, score: float) -> None:
+    result = parse_score(judgement.replace("**Score:**", "Score: **"))
+    assert result == score
+
+
+@pytest.mark.parametrize(
+    "judgement",
+    [
+        "",
+        "It is good.",
+        "4",
+        "Score",
+        "Score:",
+        "Score: <total points>",
+        "Score: four",
+        "Score 4",
+        "Underscore: x",
+        "highscore: 4",
+        "Scores: 4",
+        "Score: x 4",
+    ],
+)
+def test_without_a_stated_score_there_is_none(judgement: str) -> None:
+    assert parse_score(judgement) is None
+
+
+@pytest.mark.parametrize(
+    "judgement",
+    [
+        "Score: 6",
+        "Score: 5.1",
+        "Score: 10",
+        "Score: 45",
+        "Score: 100",
+        "Score: 1000",
+        "Score: 1,000",
+        "Score: 20240101",
+        "Score: -1",
+        "Score: −1",
+        "Score: 4/10",
+        "Score: 4 out of 10",
+        "Score: 4/50",
+        "Score: 3-5",
+        "Score: 3 – 5",
+        "Score: 4.1.2",
+        "Score: 4.12345678",
+    ],
+)
+def test_out_of_range_or_other_scale_is_no_score(judgement: str) -> None:
+    assert parse_score(judgement) is None
+
+
+@pytest.mark.xfail(strict=True, reason="the scale is not seen behind closing marks or brackets")
+@pytest.mark.parametrize("judgement", ["Score: **4**/10", "Score: [4]/10", "Score: 4 (out of 10)", "Score: 4%"])
+def test_other_scale_behind_decoration_is_no_score(judgement: str) -> None:
+    assert parse_score(judgement) is None
+
+
+@pytest.mark.xfail(strict=True, reason="the next line is taken for the rest of the number")
+@pytest.mark.parametrize("after", ["- 3 facts are right", "– 2 are wrong", "/10 is not my scale"])
+def test_what_the_next_line_begins_with_does_not_matter(after: str) -> None:
+    assert parse_score(f"Score: 4\n{after}") == 4
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="int() refuses more than 4300 digits")
+def test_absurdly_long_scale_is_no_score() -> None:
+    assert parse_score("Score: 4/" + "9" * 5000) is None
+
+
+@given(st.text() | HOSTILE)
+@example("Score: 4" + "\x00")
+@example("Score: \ud800 4")
+@example("Score: " + "9" * 5000)
+@example("Score: 0." + "0" * 5000)
+def test_any_text_gives_none_or_a_score_in_range(judgement: str) -> None:
+    result = parse_score(judgement)
+    assert result is None or (isinstance(result, float) and 0 <= result <= 5)
+
+
+@given(st.text() | HOSTILE)
+@example("Score: 5")
+def test_truncated_judgement_is_none(judgement: str) -> None:
+    assert parse_score(judgement, "length") is None
+
+
+@given(st.integers(6, 999) | st.integers(51, 9999).map(lambda n: n / 10), NEUTRAL)
+def test_number_above_five_is_none(value: float, after: str) -> None:
+    if value > 5:
+        assert parse_score(f"Fine. Score: {value}{after}") is None
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), NEUTRAL)
+def test_last_score_wins(scores: list[int], between: str) -> None:
+    judgement = between.join(f"Score: {score}" for score in scores)
+    assert parse_score(judgement + between) == scores[-1]
+
+
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=6), NEUTRAL)
+def test_last_score_in_range_wins_over_later_ones_out_of_range(numbers: list[int], between: str) -> None:
+    in_range = [number for number in numbers if number <= 5]
+    judgement = between.join(f"Score: {number}" for number in numbers)
+    assert parse_score(judgement + between) == (in_range[-1] if in_range else None)
+
+
+@given(st.integers(0, 5), HOSTILE)
+def test_what_comes_before_does_not_matter(score: int, before: str) -> None:
+    assert parse_score(f"{before}\nScore: {score}") == score
+
+
+@given(st.integers(0, 500).map(lambda n: n / 100))
+def test_fractions_are_read_exactly(score: float) -> None:
+    assert parse_score(f"Score: {score}") == score
+
+
+@pytest.mark.parametrize("unit", ["Score: ", "Score", "score:", "Score: 1", "Score: (", "1/", "* "])
+def test_long_repetitions_take_no_noticeable_time(unit: str) -> None:
+    started = time.perf_counter()
+    parse_score(unit * 5000)
+    assert time.perf_counter() - started < 2

@@ -122,6 +122,8 @@ def ui(
     prepare(config)
     from srlm_pipeline.commands.servers import serve
 
+    # Links from Dagster to MLflow lead to the port that was asked for.
+    os.environ[OVERRIDES_VARIABLE] = json.dumps({"tracking": {"ui_url": f"http://{host}:{mlflow_port}"}})
     serve(load_settings(), host, dagster_port, mlflow_port)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError
+from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
 
@@ -41,9 +42,15 @@ class ProjectStore:
         """Return the journal folder of a stage, e.g. ``"candidates/iter_001"``."""
         return self.root / "journals" / stage
 
-    def work_folder(self, stage: str) -> Path:
-        """Return the folder for a training stage's resumable checkpoints."""
-        return self.root / "work" / stage
+    def work_folder(self, model: str, *inputs: str) -> Path:
+        """Return the folder for a training stage's resumable checkpoints.
+
+        Args:
+            model: The model being trained.
+            inputs: Digests of everything that the training depends on: with other data or settings, nothing is
+                continued.
+        """
+        return self.root / "work" / model / fingerprint(*inputs)
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Return a finished model of the project.

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -174,7 +174,7 @@ def test_unknown_preset_names_the_nearest(write_config) -> None:
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "dpo: [1\n", "a: b: c\n"])
 def test_what_is_no_mapping_is_refused(write_config, text: str) -> None:
     path = write_config(text)
-    with pytest.raises(SettingsError, match="mine.yaml"):
+    with pytest.raises(SettingsError, match=r"mine\.yaml"):
         load_settings(path)
 
 
@@ -258,6 +258,7 @@ def test_fingerprint_ignores_the_order_of_keys() -> None:
 @given(
     st.recursive(st.integers() | st.booleans() | st.text(max_size=5), lambda v: st.lists(v, max_size=3), max_leaves=4)
 )
+@settings(deadline=None)
 def test_any_value_anywhere_either_loads_or_is_a_settings_error(value: Any) -> None:
     for overrides in ({"seed": value}, {"dpo": value}, {"sft": {"lora": value}}, {"owners": value}):
         try:

@@ -201,6 +201,7 @@ def test_resumed_progress_says_what_was_finished_before(tmp_path: Path, requests
 
 
 @given(st.lists(st.text(max_size=3), max_size=4), st.lists(st.text(max_size=3), max_size=4))
+@settings(deadline=None)
 def test_fingerprints_of_different_lists_differ(one: list[str], other: list[str]) -> None:
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
     assert (fingerprint(one, "x") == fingerprint(other, "x")) == (one == other)

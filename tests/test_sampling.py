@@ -87,9 +87,7 @@ def test_nearly_flat_logits_reach_every_part_of_the_nucleus(vocabulary: int, top
 
 @pytest.mark.parametrize(("vocabulary", "spread"), [(20, 1.0), (400, 0.05)])
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
-def test_frequencies_agree_with_the_nucleus(
-    vocabulary: int, spread: float, temperature: float, top_p: float
-) -> None:
+def test_frequencies_agree_with_the_nucleus(vocabulary: int, spread: float, temperature: float, top_p: float) -> None:
     rows = 20_000
     logits = random_logits(11, 1, vocabulary, spread)
     uniforms = torch.from_numpy(np.random.default_rng(12).random(rows).astype(np.float32))
@@ -147,7 +145,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_other_types_of_logits_are_drawn_like_float32(dtype: torch.dtype) -> None:
     logits = torch.from_numpy(random_logits(13, 6, 400, 3.0)).to(torch.bfloat16)
     uniforms = torch.linspace(0.05, 0.95, 6)
-    assert torch.equal(draw_tokens(logits.to(dtype), uniforms, 0.7, 0.9), draw_tokens(logits.float(), uniforms, 0.7, 0.9))
+    assert torch.equal(
+        draw_tokens(logits.to(dtype), uniforms, 0.7, 0.9), draw_tokens(logits.float(), uniforms, 0.7, 0.9)
+    )
 
 
 def test_logits_are_not_changed() -> None:

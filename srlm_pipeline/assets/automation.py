@@ -7,7 +7,7 @@ import dagster as dg
 
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.resources.project import definition_settings
-from srlm_pipeline.store import iteration_number
+from srlm_pipeline.store import iteration_number, partition_key
 
 LOOP_TAG = "srlm/loop"
 PARTITION_TAG = "dagster/partition"
@@ -52,6 +52,23 @@ def next_iteration(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey]) ->
     return None
 
 
+def rejected_before(instance: dg.DagsterInstance, partition: str) -> str | None:
+    """Return why a schedule should not go on by itself: the model that would enter was refused promotion."""
+    iteration = iteration_number(partition)
+    if iteration == 1:
+        return None
+    before = partition_key(iteration - 1)
+    filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey("promotion"), asset_partitions=[before])
+    records = instance.fetch_materializations(filters, limit=1).records
+    event = records[0].asset_materialization if records else None
+    if event is None or event.metadata["promoted"].value:
+        return None
+    return (
+        f"the model of {before} was not promoted: {event.metadata['rules'].value}\n"
+        f"Materialize {partition} by hand to go on with it all the same."
+    )
+
+
 def iteration_in_flight(instance: dg.DagsterInstance) -> dg.DagsterRun | None:
     """Return a run that is computing an iteration, or the seed, if there is one."""
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
@@ -77,6 +94,9 @@ def decide_next_run(
     if partition is None:
         planned = len(iterations.get_partition_keys())
         return dg.SkipReason(f"all {planned} planned iterations are complete; raise schedule.planned_iterations")
+    rejection = rejected_before(instance, partition)
+    if rejection is not None:
+        return dg.SkipReason(rejection)
     # Policy is always among them: it is the guard that the entering model exists.
     wanted = [dg.AssetKey("policy"), *missing_assets(instance, keys, partition)]
     return dg.RunRequest(

@@ -56,7 +56,8 @@ def srlm_asset(
         more: Passed on to `dg.asset`.
     """
     settings = definition_settings()
-    version = [__version__, settings.fingerprint(*sections)]
+    # The project is part of it: two projects in one Dagster home must not take each other's work for their own.
+    version = [__version__, settings.fingerprint("project", "storage", *sections)]
     if sources:
         version.append(source_digest(settings.data, *sources))
 

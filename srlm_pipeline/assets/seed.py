@@ -11,6 +11,7 @@ from srlm_pipeline.assets.common import (
     mlflow_link,
     model_result,
     srlm_asset,
+    table_digest,
     table_result,
 )
 from srlm_pipeline.resources.project import ProjectResource
@@ -85,7 +86,9 @@ def sft_baseline(
             settings.sft,
             settings.model,
             settings.seed,
-            store.work_folder(f"{SFT_BASELINE}/{settings.fingerprint('base_model', 'seed', 'sft')}"),
+            store.work_folder(
+                SFT_BASELINE, base.digest, settings.fingerprint("seed", "sft"), table_digest(ift_dataset)
+            ),
             "training the SFT baseline",
             project.progress(context),
         )
@@ -150,7 +153,13 @@ def seed_model(
     settings, store = project.settings, project.store
     watch = Stopwatch()
     base = store.base_checkpoint(settings)
-    work = store.work_folder(f"{M1}/{settings.fingerprint('base_model', 'seed', 'sft', 'eft', 'judge')}")
+    work = store.work_folder(
+        M1,
+        base.digest,
+        settings.fingerprint("seed", "sft", "eft", "judge.rubric"),
+        table_digest(ift_dataset),
+        table_digest(eft_dataset),
+    )
     with project.tracked(context, ["sft", "eft", "judge", "data"]) as run:
         trained: SeedTraining = train_seed_model(
             base.path,

@@ -3,7 +3,7 @@
 import dagster as dg
 import pandas as pd
 
-from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset
+from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
 from srlm_pipeline.assets.seed import training_facts
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.resources.project import ProjectResource
@@ -42,7 +42,9 @@ def iteration_model(
             settings.dpo,
             settings.model,
             settings.seed + iteration,
-            store.work_folder(f"{name}/{entering.digest}-{settings.fingerprint('dpo', 'seed')}"),
+            store.work_folder(
+                name, entering.digest, settings.fingerprint("dpo", "seed"), table_digest(preference_pairs)
+            ),
             f"training {name} with DPO",
             project.progress(context),
         )

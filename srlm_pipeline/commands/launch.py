@@ -171,6 +171,11 @@ def _run_outstanding(
 def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:
     reasons = []
     for event in result.all_events:
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            evaluation = event.asset_check_evaluation_data
+            if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR:
+                name = f"{evaluation.asset_key.to_user_string()}: check {evaluation.check_name}"
+                reasons.append(f"{name}: {evaluation.description}")
         if event.is_step_failure:
             data = event.step_failure_data
             described = data.user_failure_data.description if data.user_failure_data else None

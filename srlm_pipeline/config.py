@@ -77,7 +77,9 @@ class TrainingSettings(Section):
     final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="cosine decay ends at this share")
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(16, ge=1, description="examples per optimiser step")
-    micro_batch_size: int = Field(4, ge=1, description="examples per forward pass; must divide batch_size")
+    micro_batch_size: int = Field(
+        4, ge=1, validate_default=True, description="examples per forward pass; must divide batch_size"
+    )
     max_length: int = Field(1024, ge=16, description="tokens of prompt and completion; longer ones are cut")
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
     save_every: int = Field(50, ge=1, description="optimiser steps between resumable checkpoints")
@@ -273,7 +275,7 @@ def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any]
             raise SettingsError(
                 [f"there is no such file, and no preset of that name (presets: {', '.join(PRESETS)})"], str(source)
             )
-        own = _read_yaml(path.read_text(encoding="utf-8"), str(path))
+        own = _read_yaml(path.read_bytes(), str(path))
         preset = own.get("preset", "quickstart")
         if preset not in PRESETS:
             raise SettingsError([f"preset: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}"], str(path))
@@ -293,12 +295,15 @@ def parse_override(text: str) -> dict[str, Any]:
     """Turn ``dpo.beta=0.2`` into ``{"dpo": {"beta": 0.2}}``; the value is read as YAML.
 
     Raises:
-        SettingsError: If there is no ``=``.
+        SettingsError: If there is no ``=`` or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise SettingsError([f"{text!r} is not of the form section.key=value"], "--set")
-    nested: Any = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    try:
+        nested: Any = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    except yaml.YAMLError as error:
+        raise SettingsError([f"{text!r}: the value is not valid YAML: {error}"], "--set") from error
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)
@@ -348,7 +353,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(text: str, name: str) -> dict[str, Any]:
+def _read_yaml(text: str | bytes, name: str) -> dict[str, Any]:
     try:
         content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
     except yaml.YAMLError as error:
@@ -371,7 +376,7 @@ def _absolute_paths(own: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(data, dict):
         own = {**own, "data": {k: absolute(v) for k, v in data.items()}}
     if own.get("storage"):
-        own = {**own, "storage": str((folder / str(own["storage"])).resolve())}
+        own = {**own, "storage": str((folder / Path(str(own["storage"])).expanduser()).resolve())}
     if "base_model" in own:
         own = {**own, "base_model": absolute(own["base_model"])}
     return own

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pandera.pandas as pa
+from pyarrow import ArrowInvalid
 
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.files import replacing_file
@@ -155,6 +156,9 @@ def check_table(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame
     Raises:
         TableError: With one sentence per violation.
     """
+    cut = _fractions(table, schema)
+    if cut:
+        raise TableError(str(schema.name), cut)
     try:
         return schema.validate(table[list(schema.columns)], lazy=True)
     except KeyError as error:
@@ -163,6 +167,16 @@ def check_table(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame
         cases = error.failure_cases.head(5)
         problems = [f"{c.column}: {c.check} fails at row {c.index} ({c.failure_case!r})" for c in cases.itertuples()]
         raise TableError(str(schema.name), problems) from error
+
+
+def _fractions(table: pd.DataFrame, schema: pa.DataFrameSchema) -> list[str]:
+    """Name the fractions that coercion to whole numbers would silently cut off."""
+    whole = [name for name, column in schema.columns.items() if str(column.dtype) == "int64" and name in table]
+    problems = []
+    for name in whole:
+        broken = table[name][pd.to_numeric(table[name], errors="coerce") % 1 > 0]
+        problems += [f"{name}: {value!r} at row {row} is not a whole number" for row, value in broken.head(5).items()]
+    return problems
 
 
 def write_table(table: pd.DataFrame, schema: pa.DataFrameSchema, path: Path) -> None:
@@ -180,8 +194,12 @@ def read_table(schema: pa.DataFrameSchema, path: Path) -> pd.DataFrame:
     """Read a Parquet table and check it.
 
     Raises:
-        TableError: If it is missing or breaks its schema.
+        TableError: If it is missing, damaged, or breaks its schema.
     """
     if not path.is_file():
         raise TableError(str(schema.name), [f"there is no {path}; materialize its asset first"])
-    return check_table(pd.read_parquet(path), schema)
+    try:
+        table = pd.read_parquet(path)
+    except (ArrowInvalid, OSError) as error:
+        raise TableError(str(schema.name), [f"{path} cannot be read; materialize its asset again: {error}"]) from error
+    return check_table(table, schema)

@@ -36,6 +36,12 @@ def materialize(instance: dg.DagsterInstance, *assets: str, partition: str | Non
         instance.report_runless_asset_event(dg.AssetMaterialization(dg.AssetKey(asset), partition=partition))
 
 
+def complete(instance: dg.DagsterInstance, partition: str, promoted: bool = True) -> None:
+    materialize(instance, *(asset for asset in ITERATION_ASSETS if asset != "promotion"), partition=partition)
+    verdict = {"promoted": promoted, "rules": dg.MetadataValue.md("- the rules and their figures")}
+    instance.report_runless_asset_event(dg.AssetMaterialization("promotion", partition=partition, metadata=verdict))
+
+
 def start_run(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus, tags: dict[str, str], job: str | None = None
 ) -> str:
@@ -82,12 +88,33 @@ def test_the_first_night_asks_for_the_whole_first_iteration(instance: dg.Dagster
 
 def test_after_a_complete_iteration_the_next_one_is_asked_for(instance: dg.DagsterInstance) -> None:
     materialize(instance, "seed_model")
-    materialize(instance, *ITERATION_ASSETS, partition="iter_001")
+    complete(instance, "iter_001")
     # What iteration_model[iter_001] announces for the next iteration.
     materialize(instance, "policy", partition="iter_002")
     requests, _ = tick_schedule(instance)
     assert [request.partition_key for request in requests] == ["iter_002"]
     assert selected(requests[0]) == set(ITERATION_ASSETS)
+
+
+def test_after_a_refused_promotion_the_night_is_skipped_with_the_rules_and_the_remedy(
+    instance: dg.DagsterInstance,
+) -> None:
+    materialize(instance, "seed_model")
+    complete(instance, "iter_001", promoted=False)
+    requests, reason = tick_schedule(instance)
+    assert requests == []
+    assert "the model of iter_001 was not promoted: - the rules and their figures" in (reason or "")
+    assert "Materialize iter_002 by hand" in (reason or "")
+
+
+def test_a_promotion_after_a_refused_one_lets_the_nights_go_on(
+    instance: dg.DagsterInstance,
+) -> None:
+    materialize(instance, "seed_model")
+    complete(instance, "iter_001", promoted=False)
+    complete(instance, "iter_002")
+    requests, _ = tick_schedule(instance)
+    assert [request.partition_key for request in requests] == ["iter_003"], "only the newest verdict counts"
 
 
 def test_of_a_half_finished_iteration_only_the_missing_assets_are_asked_for(instance: dg.DagsterInstance) -> None:
@@ -102,7 +129,7 @@ def test_of_a_half_finished_iteration_only_the_missing_assets_are_asked_for(inst
 def test_when_all_planned_iterations_are_complete_the_reason_names_the_setting(instance: dg.DagsterInstance) -> None:
     materialize(instance, "seed_model")
     for partition in iterations.get_partition_keys():
-        materialize(instance, *ITERATION_ASSETS, partition=partition)
+        complete(instance, partition)
     requests, reason = tick_schedule(instance)
     assert requests == []
     assert f"all {len(iterations.get_partition_keys())} planned iterations" in (reason or "")
@@ -167,7 +194,7 @@ def test_the_sensor_goes_on_once_the_failed_iteration_was_run_again(instance: dg
     tags = {LOOP_TAG: "iteration", PARTITION_TAG: "iter_001"}
     start_run(instance, dg.DagsterRunStatus.FAILURE, tags, "iteration")
     start_run(instance, dg.DagsterRunStatus.SUCCESS, tags, "iteration")
-    materialize(instance, *ITERATION_ASSETS, partition="iter_001")
+    complete(instance, "iter_001")
     requests, _ = tick_sensor(instance)
     assert [request.partition_key for request in requests] == ["iter_002"]
 
@@ -179,7 +206,7 @@ def test_the_sensor_goes_on_once_the_failed_iteration_was_completed_from_the_ass
     tags = {LOOP_TAG: "iteration", PARTITION_TAG: "iter_001"}
     start_run(instance, dg.DagsterRunStatus.FAILURE, tags, "iteration")
     start_run(instance, dg.DagsterRunStatus.SUCCESS, {PARTITION_TAG: "iter_001"})
-    materialize(instance, *ITERATION_ASSETS, partition="iter_001")
+    complete(instance, "iter_001")
     requests, _ = tick_sensor(instance)
     assert [request.partition_key for request in requests] == ["iter_002"]
 

@@ -152,7 +152,6 @@ def test_values_out_of_range_are_refused(overrides: dict[str, Any]) -> None:
     assert len(problems_of("quickstart", overrides)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the divisibility rule is not applied to a micro_batch_size left at its default")
 def test_default_micro_batch_that_does_not_divide_the_batch_is_refused() -> None:
     assert problems_of("paper", {"eft": {"batch_size": 6}})
 
@@ -178,7 +177,6 @@ def test_what_is_no_mapping_is_refused(write_config, text: str) -> None:
         load_settings(path)
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="decoding errors of the file are not translated")
 def test_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "latin.yaml"
     path.write_bytes("project: café\n".encode("latin-1"))
@@ -208,7 +206,6 @@ def test_hub_names_are_left_alone(write_config) -> None:
     assert load_settings(write_config("base_model: Qwen/Qwen2.5-0.5B\n")).base_model == "Qwen/Qwen2.5-0.5B"
 
 
-@pytest.mark.xfail(strict=True, reason="~ in storage is taken for a folder beside the file")
 def test_home_folder_in_storage_is_expanded(write_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     settings = load_settings(write_config("storage: ~/srlm\n"))
@@ -290,7 +287,6 @@ def test_override_without_key_or_equals_sign_is_refused(text: str) -> None:
         parse_override(text)
 
 
-@pytest.mark.xfail(strict=True, reason="YAML errors in an override's value are not translated")
 @pytest.mark.parametrize("text", ["owners=[a", "project='x", "seed=a: b: c"])
 def test_override_whose_value_is_no_yaml_is_refused(text: str) -> None:
     with pytest.raises(SettingsError):

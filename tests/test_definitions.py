@@ -198,7 +198,6 @@ def test_other_judge_settings_are_a_new_version_of_the_scores_and_of_nothing_abo
     assert not differing & above
 
 
-@pytest.mark.xfail(strict=True, reason="eft_dataset declares the judge's settings even where it takes dataset targets")
 def test_other_judge_settings_leave_the_seed_model_alone_where_judgements_come_from_the_data(
     code_versions: dict[str, CodeVersions],
 ) -> None:

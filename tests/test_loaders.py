@@ -82,7 +82,6 @@ def test_broken_line_names_file_line_and_field(tmp_path: Path, line: str, reason
     assert "broken.jsonl, line 3" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="errors of the JSON reader other than JSONDecodeError are not translated")
 @pytest.mark.parametrize("line", ['{"prompt": ' + "9" * 5000 + "}", "[" * 200_000], ids=["long number", "deep nesting"])
 def test_line_that_the_json_reader_gives_up_on_names_file_and_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "broken.jsonl"
@@ -137,7 +136,6 @@ def test_ranking_that_cannot_be_used_names_line_and_field(write_rows, row: dict[
     assert caught.value.line == 3
 
 
-@pytest.mark.xfail(strict=True, reason="ranks are not checked before the table's schema refuses them, without a line")
 def test_negative_rank_names_its_line(write_rows) -> None:
     path = write_rows([ranked("x"), ranked("y"), with_replies({"text": "a", "rank": -1}, {"text": "b", "rank": 0})])
     with pytest.raises(DataError) as caught:
@@ -145,10 +143,11 @@ def test_negative_rank_names_its_line(write_rows) -> None:
     assert caught.value.line == 3
 
 
-@pytest.mark.xfail(strict=True, reason="a blank id is kept, and the table's schema refuses it without a line")
-def test_blank_id_is_refused_or_replaced(write_rows) -> None:
+def test_blank_id_is_refused_naming_its_line(write_rows) -> None:
     path = write_rows([{"id": " ", "prompt": "p", "response": "r"}])
-    check_table(load_instructions(DataSettings(ift=path)), INSTRUCTIONS)
+    with pytest.raises(DataError, match="id: ") as caught:
+        load_instructions(DataSettings(ift=path))
+    assert caught.value.line == 1
 
 
 def test_missing_file_is_named() -> None:

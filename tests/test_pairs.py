@@ -157,7 +157,6 @@ def test_order_of_rows_is_irrelevant(table: pd.DataFrame, random: Any) -> None:
     assert same(select_best_worst(table), select_best_worst(shuffled.reset_index(drop=True)))
 
 
-@pytest.mark.xfail(strict=True, reason="rows are looked up by labels, which need not be unique")
 def test_row_labels_are_irrelevant() -> None:
     table = scored(("p", 0, "a", 5), ("p", 1, "b", 1), ("p", 2, "c", 3))
     labelled = table.set_axis([0, 0, 0])

@@ -110,7 +110,6 @@ def test_value_that_breaks_the_schema_is_named_by_column(column: str, value: Any
     assert all(problem.startswith(column) for problem in problems)
 
 
-@pytest.mark.xfail(strict=True, reason="coercion cuts fractions off")
 def test_fraction_where_a_whole_number_belongs_is_refused() -> None:
     assert problems_of(RANKED_REPLIES, reply(rank=1.5))
 
@@ -159,7 +158,6 @@ def test_file_of_another_table_is_refused(tmp_path: Path) -> None:
         read_table(JUDGED_SCORES, path)
 
 
-@pytest.mark.xfail(strict=True, reason="errors of the Parquet reader are not translated")
 @pytest.mark.parametrize("content", [b"", b"PAR1 torn"])
 def test_file_that_is_no_parquet_is_a_table_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "t.parquet"

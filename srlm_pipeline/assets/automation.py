@@ -39,16 +39,48 @@ def iteration_assets(asset_graph: Any) -> list[dg.AssetKey]:
     return [key for key in asset_graph.toposorted_asset_keys if asset_graph.get(key).partitions_def is not None]
 
 
+def newest_materialization(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None
+) -> dg.EventLogRecord | None:
+    """Return the newest materialization of an asset, or of one of its partitions."""
+    filters = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+    records = instance.fetch_materializations(filters, limit=1).records
+    return records[0] if records else None
+
+
+def is_refused(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> bool:
+    """Return whether a blocking check failed on the newest materialization: nothing may be built upon it."""
+    newest = newest_materialization(instance, key, partition)
+    if newest is None:
+        return False
+    for record in instance.get_records_for_run(
+        newest.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    ).records:
+        event = record.event_log_entry.dagster_event
+        evaluation = event.asset_check_evaluation_data if event else None
+        if evaluation is None or evaluation.passed or not evaluation.blocking:
+            continue
+        target = evaluation.target_materialization_data
+        if target is not None and target.storage_id == newest.storage_id:
+            return True
+    return False
+
+
 def missing_assets(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], partition: str) -> list[dg.AssetKey]:
-    """Return which assets have not been materialized for a partition."""
-    return [key for key in keys if partition not in instance.get_materialized_partitions(key)]
+    """Return which assets a partition lacks: never materialized, or refused by a blocking check."""
+    return [
+        key
+        for key in keys
+        if partition not in instance.get_materialized_partitions(key) or is_refused(instance, key, partition)
+    ]
 
 
-def next_iteration(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey]) -> str | None:
-    """Return the first partition of which an asset is missing; None when all planned ones are complete."""
+def next_iteration(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey]) -> tuple[str, list[dg.AssetKey]] | None:
+    """Return the first incomplete partition and what it lacks; None when all planned ones are complete."""
     for partition in iterations.get_partition_keys():
-        if missing_assets(instance, keys, partition):
-            return partition
+        missing = missing_assets(instance, keys, partition)
+        if missing:
+            return partition, missing
     return None
 
 
@@ -58,9 +90,8 @@ def rejected_before(instance: dg.DagsterInstance, partition: str) -> str | None:
     if iteration == 1:
         return None
     before = partition_key(iteration - 1)
-    filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey("promotion"), asset_partitions=[before])
-    records = instance.fetch_materializations(filters, limit=1).records
-    event = records[0].asset_materialization if records else None
+    newest = newest_materialization(instance, dg.AssetKey("promotion"), before)
+    event = newest.asset_materialization if newest else None
     if event is None or event.metadata["promoted"].value:
         return None
     return (
@@ -90,15 +121,16 @@ def decide_next_run(
     if instance.get_latest_materialization_event(dg.AssetKey("seed_model")) is None:
         return dg.SkipReason("there is no seed model yet: materialize the job `seed` first")
     keys = iteration_assets(context.repository_def.asset_graph)
-    partition = next_iteration(instance, keys)
-    if partition is None:
+    following = next_iteration(instance, keys)
+    if following is None:
         planned = len(iterations.get_partition_keys())
         return dg.SkipReason(f"all {planned} planned iterations are complete; raise schedule.planned_iterations")
+    partition, missing = following
     rejection = rejected_before(instance, partition)
     if rejection is not None:
         return dg.SkipReason(rejection)
     # Policy is always among them: it is the guard that the entering model exists.
-    wanted = [dg.AssetKey("policy"), *missing_assets(instance, keys, partition)]
+    wanted = [dg.AssetKey("policy"), *missing]
     return dg.RunRequest(
         run_key=None,
         partition_key=partition,
@@ -127,5 +159,9 @@ def continue_to_planned(context: dg.SensorEvaluationContext) -> dg.RunRequest | 
     """While switched on, one iteration follows another until all planned ones are complete or one fails."""
     last = context.instance.get_runs(dg.RunsFilter(tags={LOOP_TAG: "iteration"}), limit=1)
     if last and last[0].status == dg.DagsterRunStatus.FAILURE:
-        return dg.SkipReason(f"the last iteration failed (run {last[0].run_id[:8]}); materialize it by hand to go on")
+        keys = iteration_assets(context.repository_def.asset_graph)
+        if missing_assets(context.instance, keys, last[0].tags[PARTITION_TAG]):
+            return dg.SkipReason(
+                f"the last iteration failed (run {last[0].run_id[:8]}); materialize it by hand to go on"
+            )
     return decide_next_run(context)

@@ -14,7 +14,7 @@ from srlm_pipeline.assets.common import (
     table_digest,
     table_result,
 )
-from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import SFT_BASELINE, model_name
 from srlm_pipeline.tables import EFT
 
@@ -105,7 +105,15 @@ def sft_baseline(
     return model_result(saved, {**training_facts(trained, watch), **mlflow_link(run.url)})
 
 
-@srlm_asset("eft", "judge", "seed", group="seed", kinds={"pandas"}, deps=[sft_baseline])
+@srlm_asset(
+    "eft",
+    "seed",
+    # Judgements from the data file owe nothing to the judge's settings.
+    *(["judge"] if definition_settings().eft.targets == "self" else []),
+    group="seed",
+    kinds={"pandas"},
+    deps=[sft_baseline],
+)
 def eft_dataset(
     context: dg.AssetExecutionContext, project: ProjectResource, ranked_replies: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:

@@ -13,7 +13,7 @@ import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from srlm_pipeline.assets.automation import IN_PROGRESS, iteration_in_flight
+from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.store import partition_key
@@ -83,14 +83,20 @@ def outstanding(
     """Return the job's assets that are missing or stale, upstream first.
 
     Stale means what the UI calls unsynced: the settings that an asset reads have changed, or something upstream has.
+    What a blocking check refused is outstanding too, and so is everything below an outstanding asset.
     """
     graph = definitions.resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, InstanceScope(instance))
     of_job = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
     keys = [key for key in graph.toposorted_asset_keys if key in of_job]
-    wanted = [key for key in keys if resolver.get_status(key, partition) != StaleStatus.FRESH]
-    if wanted and POLICY in keys:
-        wanted = [POLICY, *(key for key in wanted if key != POLICY)]
+    wanted: list[dg.AssetKey] = []
+    for key in keys:
+        below = not graph.get(key).parent_keys.isdisjoint(wanted)
+        if below or resolver.get_status(key, partition) != StaleStatus.FRESH or is_refused(instance, key, partition):
+            wanted.append(key)
+    if wanted and POLICY in keys and POLICY not in wanted:
+        # The guard that the entering model is there.
+        wanted.insert(0, POLICY)
     return wanted if wanted != [POLICY] else []
 
 

@@ -6,6 +6,7 @@ tokens inside it are broken up before the chat template is applied.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,16 +24,19 @@ def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> 
         tokenizer: Its added tokens (``<|im_end|>``, ``</s>``, ...) are the ones looked for.
     """
     for token in tokenizer_control_tokens(tokenizer):
-        if token in text:
-            text = text.replace(token, token[0] + _BREAK + token[1:])
+        # Looking ahead finds occurrences that share characters as well.
+        text = re.sub(f"(?={re.escape(token)})(.)", rf"\1{_BREAK}", text, flags=re.DOTALL)
     return text
 
 
 def tokenizer_control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the texts that the tokenizer turns into control tokens, longest first."""
+    """Return the texts that the tokenizer turns into control tokens, longest first.
+
+    Runs of blanks, which some tokenizers list for source code, control nothing.
+    """
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     named = {str(token) for token in tokenizer.all_special_tokens}
-    return sorted((t for t in added | named if len(t) > 1), key=lambda t: (-len(t), t))
+    return sorted((t for t in added | named if len(t.strip()) > 1), key=lambda t: (-len(t), t))
 
 
 def user_turn(text: str) -> list[dict[str, str]]:

@@ -39,6 +39,8 @@ def read_rows(path: Path, row_type: type[Row], limit: int | None = None) -> list
             content = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(path, number, f"not valid JSON: {error.msg} at column {error.colno}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(path, number, f"not readable as JSON: {error}") from error
         try:
             rows.append((number, row_type.model_validate(content)))
         except ValidationError as error:

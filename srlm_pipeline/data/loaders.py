@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BaseModel, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from srlm_pipeline.config import EMBEDDED_DATA, DataSettings
 from srlm_pipeline.data.jsonl import read_rows
@@ -28,7 +28,7 @@ Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 class InstructionRow(BaseModel):
     """One IFT pair; `id` and `kind` are optional."""
 
-    id: str | None = None
+    id: Filled | None = None
     kind: str = ""
     prompt: Filled
     response: Filled
@@ -38,7 +38,7 @@ class ReplyRow(BaseModel):
     """One ranked reply; 0 is the best rank."""
 
     text: Filled
-    rank: int | None = None
+    rank: int | None = Field(None, ge=0)
     score: float | None = None
     rationale: str | None = None
 
@@ -52,7 +52,7 @@ class ReplyRow(BaseModel):
 class RankedRow(BaseModel):
     """A prompt with ranked replies; where ranks are missing, the order in the list counts, best first."""
 
-    id: str | None = None
+    id: Filled | None = None
     kind: str = ""
     prompt: Filled
     replies: list[ReplyRow]
@@ -72,7 +72,7 @@ class RankedRow(BaseModel):
 class PromptRow(BaseModel):
     """One evaluation prompt."""
 
-    id: str | None = None
+    id: Filled | None = None
     kind: str = ""
     prompt: Filled
 

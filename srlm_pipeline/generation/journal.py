@@ -55,7 +55,7 @@ class Journal:
                 try:
                     item = json.loads(line)
                     key = item.pop("key")
-                except (ValueError, KeyError, AttributeError):
+                except (ValueError, KeyError, AttributeError, TypeError):
                     break
                 if not line.endswith(b"\n"):
                     break

@@ -6,16 +6,17 @@ range is invalid, which is None: never 0, never a bad reply.
 
 from __future__ import annotations
 
-import math
 import re
 
 from srlm_pipeline.generation.engine import FinishReason
 from srlm_pipeline.judging.rubric import MAX_SCORE
 
-# A number that is not part of a longer one; "4/5" is a 4, "4/10" is no score.
+# A number that is not part of a longer one; "4/5" is a 4, "4/10" and "40%" are no
+# scores. Markdown and brackets may stand around the number; what the next line says is not part of it.
 _SCORE = re.compile(
-    r"\bscore\s*:\s*[*_`\[(<]*\s*(?P<value>[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9]|[.,][0-9]|\s*[-–]\s*[0-9])"
-    r"(?:\s*(?:/|out of)\s*(?P<scale>[0-9]+))?",
+    r"\bscore\s*:\s*[*_`\[(<]*\s*"
+    r"(?P<value>[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9]|[.,][0-9]|[ \t]*[-–][ \t]*[0-9])"
+    r"(?:[*_`\])>]*[ \t]*(?:(?P<percent>%)|\(?[ \t]*(?:/|out of)[ \t]*(?P<scale>[0-9]+)))?",
     re.IGNORECASE,
 )
 
@@ -33,7 +34,7 @@ def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float |
     result: float | None = None
     for found in _SCORE.finditer(judgement):
         value = float(found["value"])
-        on_scale = found["scale"] is None or int(found["scale"]) == MAX_SCORE
-        if on_scale and math.isfinite(value) and 0 <= value <= MAX_SCORE:
+        on_scale = not found["percent"] and (found["scale"] is None or found["scale"].lstrip("0") == str(MAX_SCORE))
+        if on_scale and value <= MAX_SCORE:
             result = value
     return result

@@ -44,7 +44,8 @@ def select_best_worst(scored: pd.DataFrame, min_margin: float = 0.0) -> PairSele
     """
     rows: list[dict[str, object]] = []
     n_ties = n_too_few = 0
-    for prompt_id, group in scored.sort_values(["prompt_id", "sample"]).groupby("prompt_id", sort=True):
+    ordered = scored.sort_values(["prompt_id", "sample"], ignore_index=True)
+    for prompt_id, group in ordered.groupby("prompt_id", sort=True):
         usable = group[group["score"].notna() & (group["completion"].str.strip() != "")]
         usable = usable.drop_duplicates("completion")
         if len(usable) < 2:

@@ -1,0 +1,381 @@
+"""The whole loop on a tiny random model: seed, two iterations, and what happens when something goes wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from srlm_pipeline.commands.launch import RunFailedError, run_loop
+from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings
+from srlm_pipeline.definitions import defs
+from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
+from srlm_pipeline.models.checkpoint import read_checkpoint
+from srlm_pipeline.resources.table_io import SCHEMAS
+from srlm_pipeline.store import ProjectStore, open_store
+from srlm_pipeline.tables import read_table
+from srlm_pipeline.tracking import ASSET_TAG, Tracker
+
+pytestmark = pytest.mark.slow
+
+N_PROMPTS, PER_PROMPT = 3, 2
+# A random model rarely ends what it writes and never writes a likely task: many short attempts, loose filters.
+TRAINING = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_length": 256}
+OVERRIDES: dict[str, Any] = {
+    "model": {"device": "cpu", "dtype": "float32"},
+    "data": {"ift_limit": 8, "ranked_limit": 6, "evaluation_limit": 3},
+    "sft": TRAINING,
+    "eft": {**TRAINING, "targets": "dataset", "batch_size": 2, "micro_batch_size": 2, "max_length": 512},
+    "prompt_generation": {
+        "count": N_PROMPTS,
+        "seed_examples": 1,
+        "generated_examples": 1,
+        "temperature": 1.5,
+        "top_p": 1.0,
+        "max_new_tokens": 32,
+        "novelty_rouge_l": 1.0,
+        "min_words": 1,
+        "banned_words": [],
+        "max_attempts_factor": 200,
+        "batch_size": 50,
+    },
+    "candidates": {"per_prompt": PER_PROMPT, "temperature": 1.5, "max_new_tokens": 8, "batch_size": 2},
+    "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8, "max_new_tokens": 8},
+    "pairs": {"min_margin": 0.0},
+    "dpo": {**TRAINING, "batch_size": 2, "micro_batch_size": 2},
+    "evaluation": {"max_new_tokens": 8, "bootstrap_samples": 100},
+}
+SEED_TABLES = ("ift_dataset", "ranked_replies", "evaluation_prompts", "eft_dataset", "seed_evaluation")
+ITERATIONS = ("iter_001", "iter_002")
+
+
+@dataclass
+class Home:
+    """A Dagster home in use, and what the runs in it said."""
+
+    path: Path
+    instance: dg.DagsterInstance
+    overrides: dict[str, Any]
+    said: list[str] = field(default_factory=list)
+
+    def run(self, n_iterations: int, **sections: dict[str, Any]) -> dict[str, float]:
+        """Do what `srlm run` does; `sections` are laid over the overrides."""
+        overrides = {**self.overrides, **{k: {**self.overrides.get(k, {}), **v} for k, v in sections.items()}}
+        self.said.clear()
+        return run_loop(defs, self.instance, n_iterations, overrides, self.said.append).seconds
+
+    def run_assets(self, partition: str, *assets: str) -> dg.ExecuteInProcessResult:
+        """Do what a person does who materializes some assets of an iteration in the UI."""
+        return defs.resolve_job_def("iteration").execute_in_process(
+            run_config={
+                "resources": {"project": {"config": {"overrides": self.overrides}}},
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            instance=self.instance,
+            partition_key=partition,
+            asset_selection=[dg.AssetKey(asset) for asset in assets],
+            raise_on_error=False,
+        )
+
+    @property
+    def store(self) -> ProjectStore:
+        """The project's folders."""
+        return open_store(load_settings(None, self.overrides))
+
+    def table(self, asset: str, partition: str | None = None) -> pd.DataFrame:
+        """Read and check a table."""
+        folder = self.store.tables
+        path = folder / asset / f"{partition}.parquet" if partition else folder / f"{asset}.parquet"
+        return read_table(SCHEMAS[asset], path)
+
+    def is_materialized(self, asset: str, partition: str) -> bool:
+        """Whether Dagster knows a materialization."""
+        return partition in self.instance.get_materialized_partitions(dg.AssetKey(asset))
+
+    def data_version(self, asset: str, partition: str) -> str:
+        """Return the newest materialization's data version."""
+        filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
+        (record,) = self.instance.fetch_materializations(filters, limit=1).records
+        assert record.asset_materialization is not None
+        return str((record.asset_materialization.tags or {})["dagster/data_version"])
+
+
+OpenHome = Callable[[Path, Path], Home]
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[pytest.MonkeyPatch]:
+    """Environment of the homes; one thread, for with tiny matrices two wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("SRLM_CONFIG", raising=False)
+        patch.delenv(OVERRIDES_VARIABLE, raising=False)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        yield patch
+    torch.set_num_threads(threads)
+
+
+def open_home(path: Path, model: Path, environment: pytest.MonkeyPatch) -> Iterator[Home]:
+    path.mkdir(exist_ok=True)
+    tracked = Path(__file__).parent.parent / "dagster_home" / "dagster.yaml"
+    shutil.copyfile(tracked, path / "dagster.yaml")
+    with environment.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(path))
+        with dg.DagsterInstance.get() as instance:
+            yield Home(path, instance, {**OVERRIDES, "base_model": str(model)})
+
+
+@pytest.fixture(scope="module")
+def seeded_folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, environment: pytest.MonkeyPatch) -> Path:
+    """A home with a seed model and no iteration; to be copied, not changed."""
+    path = tmp_path_factory.mktemp("seeded")
+    for home in open_home(path, tiny_model, environment):
+        home.run(0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(
+    seeded_folder: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, environment: pytest.MonkeyPatch
+) -> Iterator[Home]:
+    """A home in which two iterations are complete."""
+    path = tmp_path_factory.mktemp("finished") / "home"
+    shutil.copytree(seeded_folder, path)
+    for home in open_home(path, tiny_model, environment):
+        home.run(2)
+        yield home
+
+
+@pytest.fixture
+def seeded(seeded_folder: Path, tiny_model: Path, tmp_path: Path, environment: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A home of its own with a seed model and no iteration."""
+    shutil.copytree(seeded_folder, tmp_path / "home")
+    yield from open_home(tmp_path / "home", tiny_model, environment)
+
+
+@pytest.fixture
+def empty(tiny_model: Path, tmp_path: Path, environment: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A home in which nothing was ever run."""
+    yield from open_home(tmp_path / "home", tiny_model, environment)
+
+
+def test_every_table_is_there_and_follows_its_schema(finished: Home) -> None:
+    for asset in SEED_TABLES:
+        assert len(finished.table(asset)), asset
+    for asset in set(SCHEMAS) - set(SEED_TABLES):
+        for partition in ITERATIONS:
+            assert len(finished.table(asset, partition)), (asset, partition)
+    for partition in ITERATIONS:
+        assert len(finished.table("generated_prompts", partition)) == N_PROMPTS
+        assert len(finished.table("candidates", partition)) == N_PROMPTS * PER_PROMPT
+        assert len(finished.table("judged_scores", partition)) == N_PROMPTS * PER_PROMPT
+
+
+def test_the_second_iteration_repeats_no_prompt_of_the_first(finished: Home) -> None:
+    first, second = (set(finished.table("generated_prompts", partition)["prompt"]) for partition in ITERATIONS)
+    assert not first & second
+
+
+def test_each_model_was_trained_from_the_one_before_it(finished: Home) -> None:
+    m1, m2, m3 = (read_checkpoint(finished.store.model_folder(name)) for name in ("M1", "M2", "M3"))
+    baseline = read_checkpoint(finished.store.model_folder("sft_baseline"))
+    assert m1.parent == baseline.parent
+    assert (m2.name, m2.parent) == ("M2", m1.digest)
+    assert (m3.name, m3.parent) == ("M3", m2.digest)
+    assert len({baseline.digest, m1.digest, m2.digest, m3.digest}) == 4
+    assert m3.lineage["iteration"] == 2
+
+
+def test_no_work_folder_of_a_finished_training_is_left(finished: Home) -> None:
+    assert [path for path in (finished.store.root / "work").rglob("*") if path.is_file()] == []
+
+
+def test_the_policy_of_an_iteration_has_the_version_of_the_model_that_the_one_before_made(finished: Home) -> None:
+    m2, m3 = (read_checkpoint(finished.store.model_folder(name)) for name in ("M2", "M3"))
+    assert finished.data_version("iteration_model", "iter_001") == m2.digest
+    assert finished.data_version("policy", "iter_002") == m2.digest
+    assert finished.data_version("policy", "iter_003") == m3.digest, "announced before anything of it is run"
+
+
+def test_the_curves_have_a_point_for_the_seed_and_for_each_iteration(finished: Home) -> None:
+    tracker = Tracker(load_settings(None, finished.overrides))
+    for metric in ("judge/pairwise_accuracy", "win_rate/vs_baseline", "length/mean"):
+        history = tracker.client.get_metric_history(tracker.curves_run, metric)
+        assert sorted(point.step for point in history) == [0, 1, 2], metric
+    for metric in ("win_rate/vs_previous", "pairs/kept", "judge/candidate_parse_rate", "dpo/final_loss"):
+        history = tracker.client.get_metric_history(tracker.curves_run, metric)
+        assert sorted(point.step for point in history) == [1, 2], metric
+
+
+def test_every_tracked_materialization_is_a_finished_child_of_the_curves(finished: Home) -> None:
+    tracker = Tracker(load_settings(None, finished.overrides))
+    children = [r for r in tracker.client.search_runs([tracker.experiment_id]) if ASSET_TAG in r.data.tags]
+    assert {r.data.tags["mlflow.parentRunId"] for r in children} == {tracker.curves_run}
+    assert {r.info.status for r in children} == {"FINISHED"}
+    names = {r.data.tags[ASSET_TAG] for r in children}
+    assert {"sft_baseline", "seed_model", "iteration_model[iter_001]", "iteration_model[iter_002]"} <= names
+
+
+def test_both_models_are_registered_and_a_champion_is_one_that_was_promoted(finished: Home) -> None:
+    settings = load_settings(None, finished.overrides)
+    tracker = Tracker(settings)
+    versions = tracker.client.search_model_versions(f"name = '{settings.project}'")
+    assert {version.tags["model"] for version in versions} == {"M2", "M3"}
+    promoted = {version.tags["model"] for version in versions if version.tags["verdict"] == "promoted"}
+    champion = tracker.champion(settings.project)
+    assert (champion["model"] in promoted) if champion else not promoted
+
+
+def test_each_iteration_leaves_a_report_that_names_its_models(finished: Home) -> None:
+    for partition, previous, model in (("iter_001", "M1", "M2"), ("iter_002", "M2", "M3")):
+        text = (finished.store.root / "reports" / f"{partition}.md").read_text(encoding="utf-8")
+        assert text.splitlines()[0].endswith(("promoted to champion", "not promoted"))
+        assert f"{model} against" in text
+        assert f"*{previous}:*" in text
+
+
+def test_a_finished_loop_run_again_does_nothing(finished: Home) -> None:
+    seconds = finished.run(2)
+    assert seconds == {}
+    assert finished.said == [
+        "seed: everything is up to date",
+        "iteration iter_001: everything is up to date",
+        "iteration iter_002: everything is up to date",
+    ]
+
+
+def outstanding_under(settings: dict[str, Any]) -> dict[str, list[str]]:
+    """Ask a process of its own, as `srlm run --set` is one, what is missing or stale under other settings."""
+    code = """
+import json
+import dagster as dg
+from srlm_pipeline.commands.launch import outstanding
+from srlm_pipeline.definitions import defs
+
+with dg.DagsterInstance.get() as instance:
+    jobs = [("seed", None), ("iteration", "iter_001"), ("iteration", "iter_002")]
+    wanted = {partition or job: outstanding(defs, instance, job, partition) for job, partition in jobs}
+print(json.dumps({name: [key.to_user_string() for key in keys] for name, keys in wanted.items()}))
+"""
+    environment = {**os.environ, OVERRIDES_VARIABLE: json.dumps(settings)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def test_other_training_settings_make_the_model_and_what_follows_stale_and_nothing_before(finished: Home) -> None:
+    wanted = outstanding_under({"dpo": {"beta": 0.5}})
+    assert wanted["seed"] == []
+    stale = {"policy", "iteration_model", "judge_accuracy", "win_rates", "promotion", "iteration_report"}
+    for partition in ITERATIONS:
+        assert set(wanted[partition]) == stale
+
+
+def test_more_iterations_than_planned_are_refused_naming_the_setting(empty: Home) -> None:
+    with pytest.raises(SrlmError, match=r"11 iterations were asked for, but 10 are planned.*planned_iterations"):
+        empty.run(11)
+
+
+def test_an_iteration_without_predecessor_fails_naming_what_to_materialize(empty: Home) -> None:
+    result = empty.run_assets("iter_002", "policy", "generated_prompts")
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_key == "policy"
+    assert failure.step_failure_data.user_failure_data is not None
+    described = failure.step_failure_data.user_failure_data.description
+    assert "materialize iteration_model[iter_001] first" in (described or "")
+    assert not empty.is_materialized("generated_prompts", "iter_002")
+
+
+def test_an_iteration_without_seed_model_fails_naming_it(empty: Home) -> None:
+    result = empty.run_assets("iter_001", "policy")
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data is not None
+    assert "materialize seed_model first" in (failure.step_failure_data.user_failure_data.description or "")
+
+
+def test_an_interrupted_stage_continues_from_its_journal(seeded: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srlm_pipeline.generation.transformers_engine import TransformersEngine
+
+    whole = TransformersEngine.generate
+    asked: list[str] = []
+    finished: list[Completion] = []
+
+    def dying(
+        engine: TransformersEngine,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        on_finished: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        candidates = [request for request in requests if "#" in request.key]
+
+        def die_after(batch: list[Completion]) -> None:
+            assert on_finished is not None
+            on_finished(batch)
+            finished.extend(batch)
+            raise RuntimeError("the machine went down")
+
+        return whole(engine, requests, sampling, die_after if candidates else on_finished)
+
+    monkeypatch.setattr(TransformersEngine, "generate", dying)
+    with pytest.raises(RunFailedError, match="the machine went down") as caught:
+        seeded.run(1)
+    assert len(caught.value.reasons) == 1
+    assert caught.value.reasons[0].startswith("candidates: ")
+    batch_size = OVERRIDES["candidates"]["batch_size"]
+    assert len(finished) == batch_size
+    assert not seeded.is_materialized("candidates", "iter_001")
+
+    def watched(
+        engine: TransformersEngine,
+        requests: list[GenerationRequest],
+        sampling: Sampling,
+        on_finished: Callable[[list[Completion]], None] | None = None,
+    ) -> list[Completion]:
+        asked.extend(request.key for request in requests)
+        return whole(engine, requests, sampling, on_finished)
+
+    monkeypatch.setattr(TransformersEngine, "generate", watched)
+    assert seeded.run_assets("iter_001", "policy", "candidates").success
+    table = seeded.table("candidates", "iter_001")
+    keys = table["prompt_id"] + "#" + table["sample"].astype(str)
+    before = {completion.key: completion for completion in finished}
+    assert set(asked) == set(keys) - set(before)
+    texts = dict(zip(keys, table["completion"], strict=True))
+    assert {key: texts[key] for key in before} == {key: completion.text for key, completion in before.items()}
+
+
+def test_a_judge_that_writes_no_readable_scores_stops_the_iteration(seeded: Home) -> None:
+    sampled = {"mode": "sampled", "samples": 1}
+    with pytest.raises(RunFailedError) as caught:
+        seeded.run(1, judge=sampled)
+    assert all(reason.startswith("judged_scores: ") for reason in caught.value.reasons)
+    assert "judged_scores: check judge_parse_rate: 0.0% of the judgements have a readable score" in str(caught.value)
+    scores = seeded.table("judged_scores", "iter_001")
+    assert scores["score"].isna().all(), "unreadable is null, never 0"
+    assert scores["n_valid"].sum() == 0
+    for asset in ("preference_pairs", "iteration_model", "judge_accuracy", "win_rates", "promotion"):
+        assert not seeded.is_materialized(asset, "iter_001"), asset
+    assert not seeded.store.model_folder("M2").exists()
+
+
+def test_what_a_blocking_check_refused_is_not_built_upon_when_run_again(seeded: Home) -> None:
+    sampled = {"mode": "sampled", "samples": 1}
+    with pytest.raises(RunFailedError):
+        seeded.run(1, judge=sampled)
+    with pytest.raises(RunFailedError):
+        seeded.run(1, judge=sampled)
+    assert not seeded.is_materialized("preference_pairs", "iter_001")

@@ -13,6 +13,7 @@ from srlm_pipeline.files import replacing_file
 
 _SCORE_RANGE = pa.Check.in_range(0, 5)
 _NOT_NEGATIVE = pa.Check.ge(0)
+_FINISH_REASON = pa.Check.isin(["stop", "length"])
 _NOT_BLANK = pa.Check(lambda text: text.str.strip() != "", name="not blank", error="is blank")
 
 
@@ -78,7 +79,7 @@ CANDIDATES = _schema(
         "prompt": _text(filled=True),
         "completion": _text(),
         "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
-        "finish_reason": pa.Column(str, pa.Check.isin(["stop", "length"])),
+        "finish_reason": pa.Column(str, _FINISH_REASON),
         "seed": pa.Column("int64", _NOT_NEGATIVE),
     },
     ["prompt_id", "sample"],
@@ -91,6 +92,7 @@ JUDGED_SCORES = _schema(
         "prompt": _text(filled=True),
         "completion": _text(),
         "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
+        "finish_reason": pa.Column(str, _FINISH_REASON),
         "judge": _text(filled=True),
         "score": pa.Column("float64", _SCORE_RANGE, nullable=True),
         "n_valid": pa.Column("int64", _NOT_NEGATIVE),
@@ -107,6 +109,8 @@ PREFERENCE_PAIRS = _schema(
         "prompt": _text(filled=True),
         "chosen": _text(filled=True),
         "rejected": _text(filled=True),
+        "chosen_finish_reason": pa.Column(str, _FINISH_REASON),
+        "rejected_finish_reason": pa.Column(str, _FINISH_REASON),
         "chosen_score": pa.Column("float64", _SCORE_RANGE),
         "rejected_score": pa.Column("float64", _SCORE_RANGE),
         "margin": pa.Column("float64", pa.Check.gt(0)),
@@ -122,7 +126,7 @@ REPLIES = _schema(
         "prompt": _text(filled=True),
         "reply": _text(),
         "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
-        "finish_reason": pa.Column(str, pa.Check.isin(["stop", "length"])),
+        "finish_reason": pa.Column(str, _FINISH_REASON),
     },
     ["model", "prompt_id"],
 )

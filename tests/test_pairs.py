@@ -20,6 +20,7 @@ def scored(*rows: tuple[str, int, str, float | None]) -> pd.DataFrame:
             "prompt": f"prompt of {prompt_id}",
             "completion": completion,
             "n_tokens": 3,
+            "finish_reason": "length" if sample % 2 else "stop",
             "judge": "judge@abc",
             "score": score,
             "n_valid": int(score is not None),
@@ -58,6 +59,7 @@ def test_best_is_paired_with_worst() -> None:
     (pair,) = selection.pairs.to_dict("records")
     assert (pair["chosen"], pair["rejected"]) == ("best", "worst")
     assert (pair["chosen_score"], pair["rejected_score"], pair["margin"]) == (5, 1, 4)
+    assert (pair["chosen_finish_reason"], pair["rejected_finish_reason"]) == ("stop", "length")
     assert (pair["prompt_id"], pair["prompt"], pair["judge"]) == ("p", "prompt of p", "judge@abc")
     assert (selection.n_prompts, selection.n_ties, selection.n_too_few_valid) == (1, 0, 0)
 

@@ -32,6 +32,8 @@ def pair(**changes: Any) -> dict[str, Any]:
         "chosen": "a",
         "rejected": "b",
         "chosen_score": 4.0,
+        "chosen_finish_reason": "stop",
+        "rejected_finish_reason": "length",
         "rejected_score": 1.0,
         "margin": 3.0,
         "judge": "j",

@@ -38,7 +38,16 @@ def iteration_model(
     with project.tracked(context, ["dpo"]) as run:
         trained = train_dpo(
             entering.path,
-            [PreferenceExample(row.prompt, row.chosen, row.rejected) for row in preference_pairs.itertuples()],
+            [
+                PreferenceExample(
+                    row.prompt,
+                    row.chosen,
+                    row.rejected,
+                    row.chosen_finish_reason == "stop",
+                    row.rejected_finish_reason == "stop",
+                )
+                for row in preference_pairs.itertuples()
+            ],
             settings.dpo,
             settings.model,
             settings.seed + iteration,

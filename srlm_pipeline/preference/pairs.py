@@ -63,6 +63,8 @@ def select_best_worst(scored: pd.DataFrame, min_margin: float = 0.0) -> PairSele
                 "prompt": best["prompt"],
                 "chosen": best["completion"],
                 "rejected": worst["completion"],
+                "chosen_finish_reason": best["finish_reason"],
+                "rejected_finish_reason": worst["finish_reason"],
                 "chosen_score": best["score"],
                 "rejected_score": worst["score"],
                 "margin": margin,

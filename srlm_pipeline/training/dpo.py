@@ -22,11 +22,22 @@ from srlm_pipeline.training.common import (
 
 @dataclass(frozen=True)
 class PreferenceExample:
-    """A user message with a better and a worse reply."""
+    """A user message with a better and a worse reply.
+
+    Attributes:
+        prompt: The user message.
+        chosen: The better reply.
+        rejected: The worse reply.
+        chosen_ended: Whether the better reply came to its end; one that the token limit cut off gets no end token,
+            or the model would learn to stop in the middle.
+        rejected_ended: The same of the worse reply.
+    """
 
     prompt: str
     chosen: str
     rejected: str
+    chosen_ended: bool = True
+    rejected_ended: bool = True
 
 
 def train_dpo(
@@ -65,12 +76,15 @@ def train_dpo(
     set_seed(seed)
     loaded = load_for_training(source, settings, model)
     tokenizer = loaded.tokenizer
-    end = str(tokenizer.eos_token)
+
+    def reply(text: str, ended: bool) -> str:
+        return neutralise_special_tokens(text, tokenizer) + (str(tokenizer.eos_token) if ended else "")
+
     rows = [
         {
             "prompt": render_user_turn(tokenizer, example.prompt),
-            "chosen": neutralise_special_tokens(example.chosen, tokenizer) + end,
-            "rejected": neutralise_special_tokens(example.rejected, tokenizer) + end,
+            "chosen": reply(example.chosen, example.chosen_ended),
+            "rejected": reply(example.rejected, example.rejected_ended),
         }
         for example in examples
     ]

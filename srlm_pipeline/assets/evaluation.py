@@ -10,7 +10,7 @@ from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asse
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.assets.training import iteration_model
-from srlm_pipeline.evaluation.head_to_head import HeadToHead, make_arbiter, play_match, summarise
+from srlm_pipeline.evaluation.head_to_head import Arbiter, HeadToHead, make_arbiter, play_match, summarise
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.measuring import arbiter_agreement, evaluation_replies, judge_ranked_replies
 from srlm_pipeline.evaluation.promotion import ModelFigures, decide_promotion
@@ -64,9 +64,7 @@ def seed_evaluation(
             metadata |= {f"{checkpoint.name}_{k}": v for k, v in accuracy.metrics().items()}
             if checkpoint.name == M1:
                 run.curve(judge_metrics(accuracy.metrics()), 0)
-        arbiter = make_arbiter(
-            project.engine(store.checkpoint(M1), settings.judge.batch_size), settings.evaluation, settings.judge.rubric
-        )
+        arbiter = _arbiter(project)
         agreement = arbiter_agreement(arbiter, held_out, progress, settings.evaluation.tie_margin)
         run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
         metadata |= {f"arbiter_{k}": v for k, v in agreement.items()}
@@ -283,26 +281,28 @@ class _Match:
     opponent_description: dict[str, float]
 
 
+def _arbiter(project: ProjectResource) -> Arbiter:
+    """M1 judges every match: a ruler that stays the same makes iterations comparable."""
+    settings, store = project.settings, project.store
+    engine = project.engine(store.checkpoint(M1), settings.judge.batch_size)
+    return make_arbiter(engine, settings.evaluation, settings.judge.rubric, store.journal_folder("arbiter"))
+
+
 def _match(
     context: dg.AssetExecutionContext, project: ProjectResource, name: str, opponent: str, prompts: pd.DataFrame
 ) -> _Match:
-
     settings, store = project.settings, project.store
     progress = project.progress(context)
     mine, theirs = (
         evaluation_replies(store.checkpoint(side), prompts, settings, store, project.engine, progress)
         for side in (name, opponent)
     )
-    # M1 judges every match: a ruler that stays the same makes iterations comparable.
-    arbiter = make_arbiter(
-        project.engine(store.checkpoint(M1), settings.judge.batch_size), settings.evaluation, settings.judge.rubric
-    )
     table, outcome = play_match(
         list(zip(prompts["id"], prompts["prompt"], strict=True)),
         mine["reply"].tolist(),
         theirs["reply"].tolist(),
         opponent,
-        arbiter,
+        _arbiter(project),
         progress,
         settings.evaluation.tie_margin,
         settings.evaluation.bootstrap_samples,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from srlm_pipeline.config import EvaluationSettings
 from srlm_pipeline.evaluation.statistics import bootstrap_interval, sign_test
 from srlm_pipeline.generation.engine import TextEngine
+from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.judging.judges import DistributionJudge, JudgeItem
 from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, COMPARISON_START, Rubric, comparison_prompt
 from srlm_pipeline.progress import ProgressReporter
@@ -100,10 +102,12 @@ class ScoreArbiter:
     Args:
         engine: The arbiter's model.
         rubric: The judge's rubric.
+        journal: What the same arbiter has judged before, in whichever match, is not judged again.
     """
 
-    def __init__(self, engine: TextEngine, rubric: Rubric) -> None:
+    def __init__(self, engine: TextEngine, rubric: Rubric, journal: Journal | None = None) -> None:
         self._judge = DistributionJudge(engine, rubric)
+        self._journal = journal
 
     @property
     def name(self) -> str:
@@ -113,8 +117,8 @@ class ScoreArbiter:
     def prefer_first(self, comparisons: Sequence[Comparison], progress: ProgressReporter) -> NDArray[np.float64]:
         """See `Arbiter.prefer_first`; each different reply is judged once."""
         different = list(dict.fromkeys((c.prompt, text) for c in comparisons for text in (c.first, c.second)))
-        items = [JudgeItem(str(place), prompt, text) for place, (prompt, text) in enumerate(different)]
-        judged = self._judge.judge(items, progress)
+        items = [JudgeItem(fingerprint(prompt, text), prompt, text) for prompt, text in different]
+        judged = self._judge.judge(items, progress, self._journal)
         score = {pair: j.score for pair, j in zip(different, judged, strict=True)}
 
         def difference(c: Comparison) -> float:
@@ -124,9 +128,18 @@ class ScoreArbiter:
         return np.array([difference(c) for c in comparisons])
 
 
-def make_arbiter(engine: TextEngine, settings: EvaluationSettings, rubric: Rubric) -> Arbiter:
-    """Return the arbiter that the settings ask for."""
-    return ComparisonArbiter(engine) if settings.arbiter == "comparison" else ScoreArbiter(engine, rubric)
+def make_arbiter(engine: TextEngine, settings: EvaluationSettings, rubric: Rubric, journals: Path) -> Arbiter:
+    """Return the arbiter that the settings ask for.
+
+    Args:
+        engine: The arbiter's model.
+        settings: `arbiter` is read.
+        rubric: The judge's rubric.
+        journals: Folder for what it has judged.
+    """
+    if settings.arbiter == "comparison":
+        return ComparisonArbiter(engine)
+    return ScoreArbiter(engine, rubric, Journal(journals, fingerprint(engine.digest, rubric)))
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling
+from srlm_pipeline.generation.last_token import last_position_only, last_token_logits, left_pad
 from srlm_pipeline.generation.sampling import draw_tokens
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -40,6 +40,7 @@ class TransformersEngine:
         self._tokenizer = tokenizer
         self._digest = digest
         self._batch_size = batch_size
+        self._pad = int(tokenizer.pad_token_id or 0)
         self._end_tokens = _end_tokens(model, tokenizer)
 
     @property
@@ -94,15 +95,8 @@ class TransformersEngine:
         order = sorted(range(len(prefixes)), key=lambda i: -len(split[i][0]))
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
-            ids, mask, positions = self._left_pad([split[i][0] for i in rows])
             with torch.inference_mode():
-                logits = self._model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    logits_to_keep=last_position_only(ids.device),
-                    use_cache=False,
-                ).logits[:, -1]
+                logits = last_token_logits(self._model, [split[i][0] for i in rows], self._pad)
                 chosen = torch.tensor([split[i][1] for i in rows], device=logits.device)
                 log_probabilities = logits.float().log_softmax(dim=-1).gather(-1, chosen)
             result[rows] = log_probabilities.exp().double().cpu().numpy()
@@ -126,15 +120,6 @@ class TransformersEngine:
                 "shorten the prompt or lower max_new_tokens",
             )
 
-    def _left_pad(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        import torch
-
-        width = max(map(len, rows))
-        pad = self._tokenizer.pad_token_id or 0
-        ids = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=self._model.device)
-        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=self._model.device)
-        return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
-
     def _generate_batch(
         self, requests: list[GenerationRequest], encoded: list[list[int]], sampling: Sampling
     ) -> list[Completion]:
@@ -147,7 +132,7 @@ class TransformersEngine:
         uniforms = torch.tensor(
             np.stack([np.random.default_rng(r.seed).random(step_limit) for r in requests]), dtype=torch.float32
         ).to(self._model.device)
-        ids, mask, positions = self._left_pad(encoded)
+        ids, mask, positions = left_pad(encoded, self._pad, self._model.device)
         cache = DynamicCache(config=self._model.config)
         written: list[list[int]] = [[] for _ in range(n)]
         finished: list[Completion | None] = [None] * n
@@ -210,17 +195,6 @@ class TransformersEngine:
 
 
 _STOP_TAIL_TOKENS = 24
-
-
-def last_position_only(device: torch.device) -> torch.Tensor:
-    """Return a `logits_to_keep` for the last position alone.
-
-    As an integer, transformers takes a strided slice, and the output projection then copies its whole weight
-    matrix once per row; an index makes the slice contiguous.
-    """
-    import torch
-
-    return torch.tensor([-1], device=device)
 
 
 def option_tokens(

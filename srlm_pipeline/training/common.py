@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,9 +127,17 @@ def run_trainer(trainer: Trainer, work: Path, description: str, progress: Progre
     done = int(newest.rsplit("-", 1)[-1]) if newest else 0
     with progress.task(description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
-        with cheap_log_probabilities(trainer.model.device.type):
+        with cheap_log_probabilities(trainer.model.device.type), _no_double_casts(trainer):
             trainer.train(resume_from_checkpoint=newest)
     return [dict(entry) for entry in trainer.state.log_history]
+
+
+def _no_double_casts(trainer: Trainer) -> AbstractContextManager[None]:
+    """Spare adapters a detour: under autocast PEFT's cast of every input to float32 is undone at once."""
+    from peft import PeftModel
+    from peft.helpers import disable_input_dtype_casting
+
+    return disable_input_dtype_casting(trainer.model, isinstance(trainer.model, PeftModel) and trainer.args.bf16)
 
 
 def finish(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from srlm_pipeline.generation.transformers_engine import last_position_only
+from srlm_pipeline.generation.last_token import last_token_logits
 from srlm_pipeline.training.ranking import EncodedItem
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.
@@ -33,24 +33,12 @@ class RankingTrainer(Trainer):
     ) -> torch.Tensor:
         """Return the mean loss over the items of a batch."""
         items: list[EncodedItem] = inputs["items"]
-        sequences = [sequence for item in items for sequence in item.sequences]
-        width = max(map(len, sequences))
-        device = next(model.parameters()).device
-        ids = torch.tensor([[self._pad_token_id] * (width - len(s)) + s for s in sequences], device=device)
-        mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences], device=device)
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            logits_to_keep=last_position_only(device),
-            use_cache=False,
-        ).logits[:, -1]
-        losses: list[torch.Tensor] = []
-        start = 0
-        for item in items:
-            rows = logits[start : start + len(item.sequences)].float()
-            start += len(item.sequences)
-            losses.append(item_loss(rows, item))
+        # One item after the other: its sequences share most of their tokens, those of different items few.
+        share = not self.args.gradient_checkpointing
+        losses = [
+            item_loss(last_token_logits(model, item.sequences, self._pad_token_id, share).float(), item)
+            for item in items
+        ]
         return torch.stack(losses).mean()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

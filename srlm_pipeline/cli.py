@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from srlm_pipeline.commands.home import prepare_home
@@ -55,7 +56,7 @@ def run(
     console.print(f"[bold]{settings.project}[/]: {settings.base_model}, {iterations} iterations")
     show_in_terminal(terminal_reporter())
     with dg.DagsterInstance.get() as instance:
-        times = run_loop(defs, instance, iterations, overrides, lambda line: console.print(f"[cyan]{line}[/]"))
+        times = run_loop(defs, instance, iterations, overrides, lambda line: console.print(f"[cyan]{escape(line)}[/]"))
         if times.seconds:
             console.print(times_table(times.seconds))
             console.print(f"Peak memory {peak_memory_gib():.1f} GiB")
@@ -146,7 +147,7 @@ def settings_command() -> None:
 
     table = Table("setting", "default", "meaning")
     for row in describe_fields():
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
 
 
@@ -175,7 +176,7 @@ def times_table(seconds: dict[str, float]) -> Table:
     total = sum(seconds.values())
     table = Table("stage", "seconds", "share", title="Where the time went")
     for name, value in seconds.items():
-        table.add_row(name.replace("[", "\\["), f"{value:.1f}", f"{value / total:.0%}")
+        table.add_row(escape(name), f"{value:.1f}", f"{value / total:.0%}")
     table.add_row("total", f"{total:.1f}", "100%", style="bold")
     return table
 
@@ -191,7 +192,7 @@ def main() -> None:
     try:
         app()
     except SrlmError as error:
-        console.print(f"[bold red]error[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

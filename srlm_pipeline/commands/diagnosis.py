@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.markup import escape
 from rich.table import Table
 
 from srlm_pipeline.commands.terminal import console
@@ -38,7 +39,7 @@ def diagnose(overrides: dict[str, Any]) -> bool:
                 f"{error.name} is not installed: run `pip install srlm_pipeline`",
                 False,
             )
-        table.add_row(mark, name, finding)
+        table.add_row(mark, name, escape(finding))
     console.print(table)
     console.print("[green]ready[/]" if healthy else "[red]not ready[/]: mend what is marked")
     return healthy

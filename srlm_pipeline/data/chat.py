@@ -56,3 +56,27 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start:
         user_turn(neutralise_special_tokens(text, tokenizer)), tokenize=False, add_generation_prompt=True
     )
     return str(rendered) + reply_start
+
+
+def tokenize_exchange(
+    tokenizer: PreTrainedTokenizerBase, message: str, reply: str, ended: bool = True
+) -> tuple[list[int], list[int]]:
+    """Return the token ids of a rendered user message and of the reply to it, as generation would have drawn them.
+
+    Args:
+        tokenizer: With a chat template.
+        message: The user's message; special tokens in it are neutralised.
+        reply: The assistant's reply; the same.
+        ended: Whether the reply came to its end, and so is followed by the end token. One that a token limit cut off
+            is not, or a model trained on it would learn to stop in the middle.
+    """
+    rendered, text = render_user_turn(tokenizer, message), neutralise_special_tokens(reply, tokenizer)
+
+    def encode(part: str) -> list[int]:
+        # The template has written every special token that belongs there; a second one would be a mistake.
+        return list(tokenizer(part, add_special_tokens=False).input_ids)
+
+    prompt, whole = encode(rendered), encode(rendered + text)
+    # Where the reply's first letters would merge with the prompt's last token, generation could not have merged them.
+    replied = whole[len(prompt) :] if whole[: len(prompt)] == prompt else encode(text)
+    return prompt, replied + ([int(tokenizer.eos_token_id)] if ended else [])

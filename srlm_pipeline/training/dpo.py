@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import DpoSettings, ModelSettings
-from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn
+from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
     TrainingRun,
@@ -18,6 +19,9 @@ from srlm_pipeline.training.common import (
     run_trainer,
     trainer_arguments,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -66,29 +70,22 @@ def train_dpo(
         progress: Where progress is shown.
 
     Raises:
-        EmptyDataError: If there are no pairs.
+        EmptyDataError: If there are no pairs, or all prompts are too long.
     """
     require_rows(examples, "preference pairs", "every prompt was a tie or had too few scored candidates")
     from datasets import Dataset
     from transformers import set_seed
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
+
+    from srlm_pipeline.training.dpo_trainer import TokenizedDPOTrainer
 
     set_seed(seed)
     loaded = load_for_training(source, settings, model)
     tokenizer = loaded.tokenizer
-
-    def reply(text: str, ended: bool) -> str:
-        return neutralise_special_tokens(text, tokenizer) + (str(tokenizer.eos_token) if ended else "")
-
-    rows = [
-        {
-            "prompt": render_user_turn(tokenizer, example.prompt),
-            "chosen": reply(example.chosen, example.chosen_ended),
-            "rejected": reply(example.rejected, example.rejected_ended),
-        }
-        for example in examples
-    ]
-    trainer = DPOTrainer(
+    encoded = [encode_preference(tokenizer, example, settings.max_length) for example in examples]
+    rows = [row for row in encoded if row is not None]
+    require_rows(rows, "preference pairs", "all prompts are longer than dpo.max_length")
+    trainer = TokenizedDPOTrainer(
         model=loaded.model,
         args=DPOConfig(
             **trainer_arguments(settings, loaded, work, seed),
@@ -105,3 +102,19 @@ def train_dpo(
     )
     history = run_trainer(trainer, work, description, progress)
     return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))
+
+
+def encode_preference(
+    tokenizer: PreTrainedTokenizerBase, example: PreferenceExample, max_length: int
+) -> dict[str, list[int]] | None:
+    """Return the token ids of prompt, chosen and rejected reply; None where the prompt leaves no room for a reply.
+
+    Args:
+        tokenizer: The policy's.
+        example: The pair.
+        max_length: Of prompt and reply together; replies are cut to it.
+    """
+    prompt, chosen = tokenize_exchange(tokenizer, example.prompt, example.chosen, example.chosen_ended)
+    _, rejected = tokenize_exchange(tokenizer, example.prompt, example.rejected, example.rejected_ended)
+    room = max_length - len(prompt)
+    return {"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]} if room > 0 else None

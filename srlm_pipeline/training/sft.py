@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import ModelSettings, TrainingSettings
-from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn
+from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
     TrainingRun,
@@ -61,12 +61,10 @@ def train_sft(
     set_seed(seed)
     loaded = load_for_training(source, settings, model)
     tokenizer = loaded.tokenizer
+    tokenized = [tokenize_exchange(tokenizer, example.prompt, example.response) for example in examples]
     rows = [
-        {
-            "prompt": render_user_turn(tokenizer, example.prompt),
-            "completion": neutralise_special_tokens(example.response, tokenizer) + str(tokenizer.eos_token),
-        }
-        for example in examples
+        {"input_ids": prompt + reply, "completion_mask": [0] * len(prompt) + [1] * len(reply)}
+        for prompt, reply in tokenized
     ]
     trainer = SFTTrainer(
         model=loaded.model,

@@ -1,0 +1,262 @@
+"""SFT, ranking and DPO on a tiny random model: they learn, they resume, adapters end up merged."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srlm_pipeline.config import DpoSettings, EftSettings, LoraSettings, ModelSettings, SftSettings
+from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.generation.last_token import last_token_logits
+from srlm_pipeline.generation.transformers_engine import option_tokens
+from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, SCORE_START, SCORES
+from srlm_pipeline.models.checkpoint import save_checkpoint
+from srlm_pipeline.models.loading import LoadedModel, load_model
+from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
+from srlm_pipeline.training.ranking import (
+    EncodedItem,
+    RankedExample,
+    encode_comparisons,
+    encode_ranked,
+    score_target,
+    train_ranking,
+)
+from srlm_pipeline.training.ranking_trainer import RankingTrainer, item_loss
+from srlm_pipeline.training.sft import SftExample, train_sft
+
+pytestmark = pytest.mark.slow
+
+MODEL = ModelSettings(device="cpu", dtype="float32")
+COMMON: dict[str, Any] = {
+    "lora": LoraSettings(rank=8, alpha=16),
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_length": 256,
+    "warmup_ratio": 0.0,
+}
+RATES = {"lora": 2e-2, "full": 5e-3}
+SFT = [SftExample(f"say {word}", word * 3) for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")]
+PAIRS = [PreferenceExample(f"task {n}", "yes yes yes", "no no no") for n in range(8)]
+METHODS = ["lora", "full"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model: Path) -> LoadedModel:
+    return load_model(tiny_model, MODEL)
+
+
+def log_likelihood(loaded: LoadedModel, prompt: str, reply: str) -> float:
+    rendered = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    start = len(loaded.tokenizer(rendered, add_special_tokens=False).input_ids)
+    ids = torch.tensor([loaded.tokenizer(rendered + reply, add_special_tokens=False).input_ids])
+    with torch.inference_mode():
+        logs = loaded.model(ids).logits[0, :-1].log_softmax(-1)
+    return float(logs.gather(-1, ids[0, 1:, None])[start - 1 :].sum())
+
+
+def sft(source: Path, work: Path, method: str = "lora", **changes: Any) -> Any:
+    settings = SftSettings(method=method, learning_rate=RATES[method], epochs=6, **(COMMON | changes))
+    return train_sft(source, SFT, settings, MODEL, 1, work, "training", NullProgress())
+
+
+def dpo(source: Path, work: Path, method: str, pairs: list[PreferenceExample] = PAIRS) -> Any:
+    settings = DpoSettings(method=method, learning_rate=RATES[method], epochs=4, **COMMON)
+    return train_dpo(source, pairs, settings, MODEL, 1, work, "training", NullProgress())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sft_makes_the_responses_likelier(base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str) -> None:
+    run = sft(tiny_model, tmp_path / "work", method)
+    assert run.n_examples == len(SFT)
+    losses = [entry["loss"] for entry in run.history if "loss" in entry]
+    assert len(losses) == 12, "six epochs of two steps"
+    assert losses[-1] < losses[0]
+    before, after = (
+        [log_likelihood(m, example.prompt, example.response) for example in SFT] for m in (base, run.loaded)
+    )
+    assert sum(after) > sum(before) + len(SFT)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dpo_moves_the_preferences_apart(base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str) -> None:
+    run = dpo(tiny_model, tmp_path / "work", method)
+    assert run.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "the policy starts as its own reference"
+    assert run.final("rewards/margins") > 0.1
+    for pair in PAIRS:
+        gaps = [
+            log_likelihood(m, pair.prompt, pair.chosen) - log_likelihood(m, pair.prompt, pair.rejected)
+            for m in (base, run.loaded)
+        ]
+        assert gaps[1] > gaps[0] + 1
+
+
+def test_a_reply_that_was_cut_off_does_not_teach_to_end_there(base: LoadedModel) -> None:
+    end = base.tokenizer.eos_token_id
+    row = encode_preference(base.tokenizer, PreferenceExample("task", "yes", "no", chosen_ended=False), 256)
+    assert row is not None
+    assert base.tokenizer.decode(row["chosen_ids"]) == "yes"
+    assert end not in row["chosen_ids"]
+    assert row["rejected_ids"][-1] == end
+
+
+def test_a_pair_is_tokenized_as_generation_would_have_drawn_it(base: LoadedModel) -> None:
+    from srlm_pipeline.data.chat import render_user_turn
+
+    row = encode_preference(base.tokenizer, PreferenceExample("say <|im_end|>", "<|im_end|>x", "no"), 256)
+    assert row is not None
+    rendered = render_user_turn(base.tokenizer, "say <|im_end|>")
+    assert row["prompt_ids"] == base.tokenizer(rendered, add_special_tokens=False).input_ids
+    assert row["chosen_ids"].count(base.tokenizer.eos_token_id) == 1, "the one that ends it, not the quoted one"
+
+
+def test_replies_are_cut_to_the_room_beside_the_prompt_and_hopeless_pairs_left_out(base: LoadedModel) -> None:
+    example = PreferenceExample("task", "yes " * 50, "no " * 50)
+    full = encode_preference(base.tokenizer, example, 1000)
+    assert full is not None
+    n_prompt = len(full["prompt_ids"])
+    cut = encode_preference(base.tokenizer, example, n_prompt + 10)
+    assert cut == {
+        "prompt_ids": full["prompt_ids"],
+        "chosen_ids": full["chosen_ids"][:10],
+        "rejected_ids": full["rejected_ids"][:10],
+    }
+    assert encode_preference(base.tokenizer, example, n_prompt) is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trained_model_is_a_plain_model_that_loads_from_its_folder(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    run = sft(tiny_model, tmp_path / "work", method, save_every=100)
+    saved = save_checkpoint(run.loaded, tmp_path / "model", "M", None, {}, "float32")
+    again = load_model(saved.path, MODEL)
+    assert type(again.model).__name__ == "LlamaForCausalLM"
+    assert log_likelihood(again, "say ab", "ababab") == pytest.approx(
+        log_likelihood(run.loaded, "say ab", "ababab"), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_training_continues_and_ends_where_a_whole_one_ends(
+    tiny_model: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
+    whole = sft(tiny_model, tmp_path / "whole", method, save_every=5)
+    plain = SFTTrainer.__init__
+    steps: list[int] = []
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            steps.append(state.global_step)
+            if len(steps) == 8:
+                raise RuntimeError("the machine went down")
+
+    def watched(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        plain(trainer, *args, **kwargs)
+        trainer.add_callback(Watch())
+
+    monkeypatch.setattr(SFTTrainer, "__init__", watched)
+    with pytest.raises(RuntimeError, match="went down"):
+        sft(tiny_model, tmp_path / "work", method, save_every=5)
+    assert steps == list(range(1, 9))
+    continued = sft(tiny_model, tmp_path / "work", method, save_every=5)
+    assert steps[8:] == list(range(6, 13)), "from the checkpoint of step 5"
+    for example in SFT:
+        ends = [log_likelihood(run.loaded, example.prompt, example.response) for run in (whole, continued)]
+        assert ends[0] == pytest.approx(ends[1], abs=0.02)
+
+
+def test_training_on_nothing_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmptyDataError, match="no preference pairs to train on"):
+        dpo(tiny_model, tmp_path / "work", "lora", [])
+
+
+RANKED = [
+    RankedExample(f"question {n}", ("right right", "half right", "wrong"), (0, 1, 2), (5.0, 3.0, None))
+    for n in range(6)
+]
+
+
+def test_ranking_makes_the_expected_score_follow_the_human_order(tiny_model: Path, tmp_path: Path) -> None:
+    settings = EftSettings(
+        method="full", learning_rate=1e-2, epochs=10, comparisons_per_prompt=1, **(COMMON | {"max_length": 1024})
+    )
+    run = train_ranking(tiny_model, RANKED, settings, "short", MODEL, 1, tmp_path / "work", "training", NullProgress())
+    assert run.n_examples == 2 * len(RANKED), "each prompt's ranking, and one comparison"
+    item = encode_ranked(run.loaded.tokenizer, RANKED[0], "short", 1024)
+    with torch.inference_mode():
+        logits = last_token_logits(run.loaded.model, item.sequences, 0).float()
+    masses = logits.log_softmax(-1).gather(-1, torch.tensor(item.options)).exp()
+    expected = (masses @ torch.arange(6.0)) / masses.sum(-1)
+    assert expected[0] > expected[1] > expected[2]
+    assert float(masses[:2].sum(-1).min()) > 0.5, "where there is a human score, probability is drawn to the scores"
+
+
+def test_the_ranking_loss_falls_with_the_right_order_and_rises_with_the_wrong_one() -> None:
+    item = EncodedItem([[1], [2]], [list(range(6))] * 2, [0, 1], [None, None])
+
+    def loss(better: float, worse: float) -> float:
+        logits = torch.full((2, 6), -20.0)
+        logits[0, int(better)], logits[1, int(worse)] = 0.0, 0.0
+        return float(item_loss(logits, item))
+
+    assert loss(5, 0) < loss(3, 2) < loss(2, 2) < loss(2, 3) < loss(0, 5)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.4, 1.0, 2.5, 4.999, 5.0])
+def test_the_target_distribution_has_the_score_as_its_mean(score: float) -> None:
+    target = score_target(score)
+    assert sum(target) == pytest.approx(1)
+    assert min(target) >= 0
+    assert sum(place * share for place, share in enumerate(target)) == pytest.approx(score)
+
+
+def test_comparisons_come_in_both_orders_with_the_better_reply_as_target(base: LoadedModel) -> None:
+    import numpy as np
+
+    items = encode_comparisons(base.tokenizer, RANKED[0], 10, 1024, np.random.default_rng(1))
+    assert len(items) == 3, "three ordered pairs of three replies"
+    for item in items:
+        first, second = (base.tokenizer.decode(sequence) for sequence in item.sequences)
+        assert item.targets == [[1.0, 0.0], [0.0, 1.0]]
+        a = first.split("<response A>")[1].split("</response A>")[0].strip()
+        b = second.split("<response B>")[1].split("</response B>")[0].strip()
+        assert a == b
+    assert option_tokens(base.tokenizer, "x", COMPARISON_OPTIONS)[1] == items[0].options[0]
+
+
+def test_a_long_ranked_reply_keeps_its_end_where_the_score_is_asked_for(base: LoadedModel) -> None:
+    long = RankedExample("q", ("word " * 200, "short"), (0, 1), (4.0, 1.0))
+    item = encode_ranked(base.tokenizer, long, "short", 100)
+    assert [len(sequence) for sequence in item.sequences] == [100, 100]
+    assert all(base.tokenizer.decode(sequence).endswith(SCORE_START) for sequence in item.sequences)
+    assert len(item.options[0]) == len(SCORES)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_items(base: LoadedModel, tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    trainer = RankingTrainer(
+        model=base.model,
+        args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+        pad_token_id=0,
+    )
+    items = [encode_ranked(base.tokenizer, example, "short", 1024) for example in RANKED[:2]]
+    losses = [trainer.compute_loss(base.model, {"items": [item]}).item() for item in items]
+    assert trainer.compute_loss(base.model, {"items": items}).item() == pytest.approx(sum(losses) / 2, rel=1e-5)

@@ -59,12 +59,17 @@ class Meter:
     @property
     def rate(self) -> float:
         """Units per second of this run."""
-        return (self.done - self._done_before) / max(self.elapsed, 1e-9)
+        return self.done_now / max(self.elapsed, 1e-9)
+
+    @property
+    def done_now(self) -> int:
+        """Units finished by this run."""
+        return self.done - self._done_before
 
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds to the end; None before the first unit."""
-        return (self.total - self.done) / self.rate if self.done > self._done_before else None
+        return (self.total - self.done) / self.rate if self.done_now else None
 
 
 class LogProgress:
@@ -104,7 +109,9 @@ class _LoggedTask:
             self._line(f"{self._meter.done}/{self._meter.total} {self._unit}, {self._rate()}{eta}{_suffix(note)}")
 
     def close(self) -> None:
-        self._line(f"{self._meter.done} {self._unit} in {_duration(self._meter.elapsed)}, {self._rate()}")
+        meter = self._meter
+        resumed = f", {meter.done_now} of them now" if meter.done_now < meter.done else ""
+        self._line(f"{meter.done} {self._unit}{resumed} in {_duration(meter.elapsed)}, {self._rate()}")
 
     def _rate(self) -> str:
         return f"{self._meter.rate:.2f} {self._unit}/s"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
-from rich.table import Table
+from rich.table import Column, Table
 
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.config import Settings
-from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint
-from srlm_pipeline.store import SFT_BASELINE, iteration_number, model_name, open_store
+from srlm_pipeline.models.checkpoint import is_checkpoint
+from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name, open_store
 
 NONE = "\u2013"
 
@@ -18,51 +18,61 @@ NONE = "\u2013"
 def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
     """Return one row per model: how it was made, how it fares, how it judges."""
     store = open_store(settings)
-    table = Table(
-        "model",
-        "from",
-        "vs SFT baseline\nwin/tie/loss",
-        "vs previous\nwin/tie/loss",
-        "judge accuracy\n(length-balanced)",
-        "length\nbaseline",
-        "pairs",
-        "champion",
-        title=f"Project {settings.project}",
-    )
     seed = metadata_of(instance, "seed_evaluation", None)
-    for name in ("base", SFT_BASELINE, model_name(1)):
-        exists = name == "base" or is_checkpoint(store.model_folder(name))
-        versus = match_text(seed, "M1_vs_baseline_") if name == model_name(1) else NONE
+    table = Table(
+        Column("model", no_wrap=True),
+        "made in",
+        "vs SFT\nw/t/l",
+        "vs prev\nw/t/l",
+        "judge\naccuracy",
+        "length-\nbalanced",
+        "pairs",
+        "verdict",
+        title=f"Project {settings.project}",
+        caption=length_caption(seed),
+    )
+    for name in (BASE, SFT_BASELINE, model_name(1)):
+        exists = name == BASE or is_checkpoint(store.model_folder(name))
         table.add_row(
             name,
-            "" if name == "base" else "seed",
-            versus,
+            "" if name == BASE else "seed",
+            match_text(seed, "M1_vs_baseline_") if name == model_name(1) else NONE,
             NONE,
-            judge_text(seed, f"{name}_"),
-            share(seed.get(f"{name}_length_baseline")),
+            share(seed.get(f"{name}_pairwise_accuracy")),
+            share(seed.get(f"{name}_length_balanced_accuracy")),
             NONE,
             NONE,
             style=None if exists else "dim",
         )
     for key in iterations.get_partition_keys():
-        iteration = iteration_number(key)
-        folder = store.model_folder(model_name(iteration + 1))
-        if not is_checkpoint(folder):
+        name = model_name(iteration_number(key) + 1)
+        if not is_checkpoint(store.model_folder(name)):
             break
         wins = metadata_of(instance, "win_rates", key)
         judge = metadata_of(instance, "judge_accuracy", key)
         promoted = metadata_of(instance, "promotion", key).get("promoted")
         table.add_row(
-            model_name(iteration + 1),
-            f"{key} on {read_checkpoint(folder).parent or '?'}"[:24],
+            name,
+            key,
             match_text(wins, "vs_baseline_"),
             match_text(wins, "vs_previous_"),
-            judge_text(judge, ""),
-            share(judge.get("length_baseline")),
+            share(judge.get("pairwise_accuracy")),
+            share(judge.get("length_balanced_accuracy")),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
             {True: "promoted", False: "rejected", None: NONE}[promoted],
         )
     return table
+
+
+def length_caption(seed: dict[str, Any]) -> str | None:
+    """Return what the judge accuracies have to be compared with, once it was measured."""
+    baseline = seed.get(f"{BASE}_length_baseline")
+    if baseline is None:
+        return None
+    return (
+        "w/t/l: wins, ties, losses. Judge accuracy: share of held-out human preferences that the model's scores "
+        f"agree with; preferring the longer reply gets {share(baseline)}."
+    )
 
 
 def metadata_of(instance: dg.DagsterInstance, asset: str, partition: str | None) -> dict[str, Any]:
@@ -81,14 +91,6 @@ def match_text(metadata: dict[str, Any], prefix: str) -> str:
     if f"{prefix}wins" not in metadata:
         return NONE
     return "/".join(str(int(metadata[f"{prefix}{part}"])) for part in ("wins", "ties", "losses"))
-
-
-def judge_text(metadata: dict[str, Any], prefix: str) -> str:
-    """Return pairwise and length-balanced accuracy."""
-    if f"{prefix}pairwise_accuracy" not in metadata:
-        return NONE
-    balanced = metadata.get(f"{prefix}length_balanced_accuracy")
-    return f"{share(metadata[f'{prefix}pairwise_accuracy'])} ({share(balanced)})"
 
 
 def share(value: Any) -> str:

@@ -1,0 +1,134 @@
+"""The command line as a person meets it: what it prints, how it ends, what it says of mistakes."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from srlm_pipeline import cli
+from srlm_pipeline.commands import diagnosis
+from srlm_pipeline.commands.terminal import console
+from srlm_pipeline.config import OVERRIDES_VARIABLE
+
+Srlm = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def srlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Srlm:
+    """Run `srlm ...` in a fresh folder; return its exit status and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("DAGSTER_HOME", "SRLM_CONFIG", OVERRIDES_VARIABLE):
+        # Set first, so that what the command sets is taken back afterwards.
+        monkeypatch.setenv(variable, "x")
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(console, "width", 200)
+
+    def run(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["srlm", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+            raise SystemExit(0)
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0), capsys.readouterr().out
+
+    return run
+
+
+def test_without_a_command_the_commands_are_listed(srlm: Srlm) -> None:
+    _, said = srlm("--help")
+    assert all(command in said for command in ("run", "status", "report", "chat", "ui", "doctor", "settings"))
+
+
+def test_every_setting_is_listed_with_its_meaning(srlm: Srlm) -> None:
+    code, said = srlm("settings")
+    assert code == 0
+    assert "dpo.learning_rate" in said
+    assert "eft.targets" in said
+    assert "differ by no more than this are ties" in said
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_and_nothing_is_run(srlm: Srlm, tmp_path: Path) -> None:
+    code, said = srlm("run", "--set", "dpo.learning_rte=1e-5")
+    assert code == 1
+    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'?" in said
+    assert not (tmp_path / "dagster_home" / "srlm").exists()
+
+
+def test_a_broken_configuration_file_is_named(srlm: Srlm, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("dpo: [1, 2\n", encoding="utf-8")
+    code, said = srlm("status", "--config", "my.yaml")
+    assert code == 1
+    assert "my.yaml" in said
+    assert "not valid YAML" in said
+
+
+def test_more_iterations_than_planned_are_refused_before_anything_is_run(srlm: Srlm, tmp_path: Path) -> None:
+    code, said = srlm("run", "--iterations", "11")
+    assert code == 1
+    assert "raise schedule.planned_iterations" in said
+    assert not (tmp_path / "dagster_home" / "srlm").exists()
+
+
+def test_the_status_of_a_new_project_is_an_empty_table(srlm: Srlm) -> None:
+    code, said = srlm("status")
+    assert code == 0
+    assert "Project quickstart" in said
+
+
+def test_a_report_that_is_not_there_says_how_to_make_it(srlm: Srlm) -> None:
+    code, said = srlm("report")
+    assert code == 1
+    assert "there is no report yet" in said
+
+
+def test_a_report_is_shown(srlm: Srlm, tmp_path: Path) -> None:
+    folder = tmp_path / "dagster_home" / "srlm" / "quickstart" / "reports"
+    folder.mkdir(parents=True)
+    for number in (1, 2):
+        (folder / f"iter_00{number}.md").write_text(f"# iteration {number} it is\n", encoding="utf-8")
+    assert "iteration 2 it is" in srlm("report")[1]
+    assert "iteration 1 it is" in srlm("report", "1")[1]
+
+
+def test_talking_to_a_model_that_is_not_there_names_those_that_are(srlm: Srlm) -> None:
+    code, said = srlm("chat", "M7")
+    assert code == 1
+    assert "there is no model 'M7'; there are: base" in said
+
+
+def test_words_in_brackets_are_shown_and_not_taken_for_markup(srlm: Srlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srlm_pipeline.errors import MissingPredecessorError
+
+    def fail(*_: object) -> None:
+        raise MissingPredecessorError(2, "iteration_model[iter_001]")
+
+    monkeypatch.setattr(cli, "load_settings", fail)
+    assert "iteration_model[iter_001]" in srlm("status")[1]
+
+
+def test_the_doctor_finds_this_machine_ready_and_says_what_it_will_use(
+    srlm: Srlm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnosis, "COMFORTABLE_MEMORY", 0)
+    monkeypatch.setattr(diagnosis, "COMFORTABLE_DISK", 0)
+    code, said = srlm("doctor")
+    assert code == 0
+    assert "computing in" in said
+    assert "torch 2." in said
+    assert "182 instruction pairs, 100 judging prompts, 70 evaluation prompts" in said
+    assert "ready" in said
+
+
+def test_the_doctor_marks_what_is_wrong_and_goes_on(
+    srlm: Srlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "ift.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": \n', encoding="utf-8")
+    monkeypatch.setattr(diagnosis, "COMFORTABLE_DISK", 2**60)
+    code, said = srlm("doctor", "--set", f"base_model={tmp_path}/model", "--set", f"data.ift={tmp_path}/ift.jsonl")
+    assert code == 1
+    assert "no tokenizer could be loaded" in said
+    assert "ift.jsonl, line 2: not valid JSON" in said
+    assert "not ready" in said
+    assert "GiB" in said

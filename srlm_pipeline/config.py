@@ -66,6 +66,12 @@ class LoraSettings(Section):
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    top_layers: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the layers that are adapted, from the output down; below, none is trained",
+    )
 
 
 class TrainingSettings(Section):

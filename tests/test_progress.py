@@ -128,7 +128,12 @@ def test_tee_shows_the_same_everywhere() -> None:
     with tee.task("writing", 10, "replies", 2) as task:
         task.advance(3, "note")
     for lines in (one, other):
-        assert "2 of 10" in lines[0] and "5/10" in lines[1] and "(note)" in lines[1] and "5 replies, 3 of them now in" in lines[2]
+        assert (
+            "2 of 10" in lines[0]
+            and "5/10" in lines[1]
+            and "(note)" in lines[1]
+            and "5 replies, 3 of them now in" in lines[2]
+        )
 
 
 def test_tee_of_nobody_is_silent() -> None:

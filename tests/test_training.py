@@ -15,6 +15,7 @@ from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, SCORE_START, SCORES
 from srlm_pipeline.models.checkpoint import save_checkpoint
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.training.common import linear_layers
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
 from srlm_pipeline.training.ranking import (
     EncodedItem,
@@ -180,6 +181,18 @@ def test_an_interrupted_training_continues_and_ends_where_a_whole_one_ends(
     for example in SFT:
         ends = [log_likelihood(run.loaded, example.prompt, example.response) for run in (whole, continued)]
         assert ends[0] == pytest.approx(ends[1], abs=0.02)
+
+
+def test_adapters_sit_in_the_upper_layers_alone_if_so_asked(
+    base: LoadedModel, tiny_model: Path, tmp_path: Path
+) -> None:
+    assert {name.split(".")[2] for name in linear_layers(base.model, 0.5)} == {"1"}
+    assert {name.split(".")[2] for name in linear_layers(base.model, 1.0)} == {"0", "1"}
+    assert len(linear_layers(base.model, 1.0)) == 14, "seven in each of two layers, and not the output projection"
+    trained = sft(tiny_model, tmp_path / "work", lora=LoraSettings(rank=8, alpha=16, top_layers=0.5)).loaded.model
+    before, after = dict(base.model.named_parameters()), dict(trained.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"{name}.weight" for name in linear_layers(base.model, 0.5)}
 
 
 def test_training_on_nothing_is_refused(tiny_model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,12 @@ from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.assets.training import iteration_model
 from srlm_pipeline.evaluation.head_to_head import Arbiter, HeadToHead, make_arbiter, play_match, summarise
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
-from srlm_pipeline.evaluation.measuring import arbiter_agreement, evaluation_replies, judge_ranked_replies
+from srlm_pipeline.evaluation.measuring import (
+    arbiter_agreement,
+    evaluation_replies,
+    judge_ranked_replies,
+    score_journal,
+)
 from srlm_pipeline.evaluation.promotion import ModelFigures, decide_promotion
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.files import replacing_file
@@ -284,8 +289,9 @@ class _Match:
 def _arbiter(project: ProjectResource) -> Arbiter:
     """M1 judges every match: a ruler that stays the same makes iterations comparable."""
     settings, store = project.settings, project.store
-    engine = project.engine(store.checkpoint(M1), settings.judge.batch_size)
-    return make_arbiter(engine, settings.evaluation, settings.judge.rubric, store.journal_folder("arbiter"))
+    ruler, rubric = store.checkpoint(M1), settings.judge.rubric
+    engine = project.engine(ruler, settings.judge.batch_size)
+    return make_arbiter(engine, settings.evaluation, rubric, score_journal(store, ruler, rubric))
 
 
 def _match(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -128,18 +127,18 @@ class ScoreArbiter:
         return np.array([difference(c) for c in comparisons])
 
 
-def make_arbiter(engine: TextEngine, settings: EvaluationSettings, rubric: Rubric, journals: Path) -> Arbiter:
+def make_arbiter(engine: TextEngine, settings: EvaluationSettings, rubric: Rubric, journal: Journal) -> Arbiter:
     """Return the arbiter that the settings ask for.
 
     Args:
         engine: The arbiter's model.
         settings: `arbiter` is read.
         rubric: The judge's rubric.
-        journals: Folder for what it has judged.
+        journal: Of the scores that the same model has given.
     """
     if settings.arbiter == "comparison":
         return ComparisonArbiter(engine)
-    return ScoreArbiter(engine, rubric, Journal(journals, fingerprint(engine.digest, rubric)))
+    return ScoreArbiter(engine, rubric, journal)
 
 
 @dataclass(frozen=True)

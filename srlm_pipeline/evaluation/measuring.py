@@ -17,6 +17,7 @@ from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEng
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import generate_all
 from srlm_pipeline.judging.judges import JudgeItem, make_judge
+from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.store import ProjectStore
@@ -96,12 +97,11 @@ def judge_ranked_replies(
     """
     stage = f"judge_accuracy/{checkpoint.name}"
     judge = make_judge(open_engine(checkpoint, settings.judge.batch_size), settings.judge, settings.seed, stage)
-    items = [
-        JudgeItem(f"{row.group_id}#{place}", row.prompt, row.text) for place, row in enumerate(ranked.itertuples())
-    ]
-    journal = Journal(
-        store.journal_folder(stage),
-        fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
+    items = [JudgeItem(fingerprint(row.prompt, row.text), row.prompt, row.text) for row in ranked.itertuples()]
+    journal = (
+        score_journal(store, checkpoint, settings.judge.rubric)
+        if settings.judge.mode == "distribution"
+        else Journal(store.journal_folder(stage), fingerprint(judge.name, settings.fingerprint("judge", "seed")))
     )
     judged = judge.judge(items, progress, journal)
     return pd.DataFrame(
@@ -113,6 +113,11 @@ def judge_ranked_replies(
             "score": [j.score for j in judged],
         }
     )[list(JUDGE_ACCURACY.columns)].astype({"score": float})
+
+
+def score_journal(store: ProjectStore, checkpoint: Checkpoint, rubric: Rubric) -> Journal:
+    """Return the journal of a model's expected scores, by content: whoever asks, a reply is judged once."""
+    return Journal(store.journal_folder(f"expected_scores/{checkpoint.name}"), fingerprint(checkpoint.digest, rubric))
 
 
 def arbiter_agreement(

@@ -91,13 +91,16 @@ def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTok
     return tokenizer
 
 
-def load_model(source: str | Path, settings: ModelSettings, dtype: str | None = None) -> LoadedModel:
+def load_model(
+    source: str | Path, settings: ModelSettings, dtype: str | None = None, attention: str | None = None
+) -> LoadedModel:
     """Load a causal LM for inference or training.
 
     Args:
         source: Folder or hub name.
         settings: Device, type and whether remote code may run.
         dtype: Overrides the settings' type, e.g. ``"float32"`` for full fine-tuning.
+        attention: Overrides transformers' choice of an implementation.
 
     Raises:
         ModelError: If weights, tokenizer or chat template are missing.
@@ -110,6 +113,7 @@ def load_model(source: str | Path, settings: ModelSettings, dtype: str | None = 
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=choose_dtype(dtype or settings.dtype, device),
+            attn_implementation=attention,
             trust_remote_code=settings.trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:

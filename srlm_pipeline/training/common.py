@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import EmptyDataError
-from srlm_pipeline.models.loading import LoadedModel, load_model
+from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import Trainer
+    from transformers import PreTrainedModel, Trainer
+
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ def load_for_training(source: str | Path, settings: TrainingSettings, model: Mod
     Adapters are trained in float32 over weights in the compute type; full fine-tuning keeps float32 weights, because
     small updates vanish in bfloat16.
     """
-    return load_model(source, model, dtype=None if settings.method == "lora" else "float32")
+    # On a CPU the fused attention's backward pass is slower than plain matrix products.
+    attention = "eager" if choose_device(model.device) == "cpu" else None
+    return load_model(source, model, None if settings.method == "lora" else "float32", attention)
 
 
 def trainer_arguments(settings: TrainingSettings, loaded: LoadedModel, work: Path, seed: int) -> dict[str, Any]:
@@ -91,8 +96,13 @@ def _autocasts(settings: TrainingSettings, loaded: LoadedModel) -> bool:
     return bool(loaded.model.dtype == torch.bfloat16)
 
 
-def adapter_config(settings: TrainingSettings) -> LoraConfig | None:
-    """Return the LoRA configuration, or None for full fine-tuning."""
+def adapter_config(settings: TrainingSettings, model: PreTrainedModel) -> LoraConfig | None:
+    """Return the LoRA configuration, or None for full fine-tuning.
+
+    Args:
+        settings: Rank, scale, and how many of the layers are adapted.
+        model: Whose linear layers get adapters.
+    """
     if settings.method == "full":
         return None
     from peft import LoraConfig
@@ -101,9 +111,27 @@ def adapter_config(settings: TrainingSettings) -> LoraConfig | None:
         r=settings.lora.rank,
         lora_alpha=settings.lora.alpha,
         lora_dropout=settings.lora.dropout,
-        target_modules="all-linear",
+        target_modules=linear_layers(model, settings.lora.top_layers),
         task_type="CAUSAL_LM",
     )
+
+
+def linear_layers(model: PreTrainedModel, top_share: float) -> list[str]:
+    """Return the names of the linear modules in the upper part of a model's layers.
+
+    Args:
+        model: With its layers in one numbered list, as transformers writes all decoders.
+        top_share: Of the layers, counted from the output, in (0, 1].
+    """
+    from torch import nn
+
+    numbered = {
+        name: int(found[1])
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and (found := _LAYER_NUMBER.search(name))
+    }
+    n_layers = max(numbered.values()) + 1
+    return [name for name, layer in numbered.items() if layer >= n_layers - max(1, round(n_layers * top_share))]
 
 
 def run_trainer(trainer: Trainer, work: Path, description: str, progress: ProgressReporter) -> list[dict[str, float]]:

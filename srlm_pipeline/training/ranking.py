@@ -117,7 +117,7 @@ def train_ranking(
             loaded.tokenizer, example, settings.comparisons_per_prompt, settings.max_length, random
         )
     network = loaded.model
-    adapters = adapter_config(settings)
+    adapters = adapter_config(settings, loaded.model)
     if adapters is not None:
         from peft import get_peft_model
 

@@ -75,7 +75,7 @@ def train_sft(
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        peft_config=adapter_config(settings),
+        peft_config=adapter_config(settings, loaded.model),
     )
     history = run_trainer(trainer, work, description, progress)
     return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))

@@ -108,4 +108,4 @@ def _cell(text: object) -> str:
     """One line of plain text: what a model wrote must not become markup of the report."""
     flat = " ".join(str(text).split())
     cut = flat if len(flat) <= _EXCERPT else flat[:_EXCERPT] + "\u2026"
-    return "".join("\\" + c if c in "\\`*_{}[]<>|#" else c for c in cut)
+    return "".join("\\" + c if c in "\\`*_{}[]<>|#~&" else c for c in cut)

@@ -90,6 +90,7 @@ def generated_prompts(
                     generator.digest,
                     settings.fingerprint("prompt_generation", "seed"),
                     (p.prompt for p in (*seeds, *known)),
+                    evaluation_prompts["prompt"].tolist(),
                 ),
             ),
             known,

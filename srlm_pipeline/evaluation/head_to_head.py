@@ -204,17 +204,14 @@ def play_match(
         for (_, text), mine, theirs in zip(prompts, model_replies, opponent_replies, strict=True)
     ]
     raw = arbiter.prefer_first([*forward, *(c.swap() for c in forward)], progress)
-    # Over both orders every reply stands first once: what remains on average belongs to the place.
-    bias = float(raw.mean()) if len(raw) else 0.0
-    calibrated = raw - bias
-    preferences = {"model_first": calibrated[: len(forward)], "opponent_first": -calibrated[len(forward) :]}
+    preferences = dict(zip(ORDERS, calibrate(raw), strict=True))
     rows = [
         {
             "prompt_id": prompt_id,
             "opponent": opponent,
             "order": order,
             "verdict": _verdict(float(preferences[order][place]), tie_margin)
-            if forward[place].first != forward[place].second
+            if forward[place].first.strip() != forward[place].second.strip()
             else "tie",
             "preference": float(preferences[order][place]),
         }
@@ -224,6 +221,23 @@ def play_match(
     table = pd.DataFrame(rows, columns=list(WIN_RATES.columns))
     position_bias = float((raw > tie_margin).mean() - (raw < -tie_margin).mean()) if len(raw) else 0.0
     return table, summarise(table, position_bias, resamples)
+
+
+def calibrate(raw: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Take the preference for a place out of an arbiter's preferences.
+
+    Over both orders every reply stands first once: what remains on average belongs to the place.
+
+    Args:
+        raw: Preference for the first reply: n comparisons, then the same ones swapped; shape (2 n,).
+
+    Returns:
+        How much the side that stands first in the first half is preferred, in either order; shape (n,) each.
+    """
+    forward, backward = np.split(raw, 2)
+    # Summed pair by pair: an arbiter without a bias then has one of exactly 0.
+    bias = float((forward + backward).mean() / 2) if len(forward) else 0.0
+    return forward - bias, bias - backward
 
 
 def summarise(table: pd.DataFrame, position_bias: float = 0.0, resamples: int = 2000) -> HeadToHead:

@@ -93,7 +93,7 @@ def measure_judge(table: pd.DataFrame) -> JudgeAccuracy:
                 shorter.append(right)
         agreement.append(of_group)
         top = group["rank"].min()
-        perfect += [float(rank == top) for rank, score, _ in replies if round(score) >= MAX_SCORE]
+        perfect += [float(rank == top) for rank, score, _ in replies if score >= MAX_SCORE - 0.5]
         if len(replies) >= 2 and scored["rank"].nunique() >= 2:
             ranks, scores = scored["rank"].to_numpy(), scored["score"].to_numpy()
             rho.append(_correlation(stats.spearmanr, -ranks, scores))

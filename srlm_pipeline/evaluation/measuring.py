@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from srlm_pipeline.config import Settings
-from srlm_pipeline.evaluation.head_to_head import Arbiter, Comparison
+from srlm_pipeline.evaluation.head_to_head import Arbiter, Comparison, calibrate
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import generate_all
@@ -141,8 +141,7 @@ def arbiter_agreement(
         if better.rank < worse.rank
     ]
     raw = arbiter.prefer_first([*pairs, *(pair.swap() for pair in pairs)], progress)
-    calibrated = raw - raw.mean()
-    forward, backward = calibrated[: len(pairs)], -calibrated[len(pairs) :]
+    forward, backward = calibrate(raw)
     right = (forward > tie_margin) & (backward > tie_margin)
     wrong = (forward < -tie_margin) & (backward < -tie_margin)
     decided = int(right.sum() + wrong.sum())

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from srlm_pipeline.config import PromotionSettings
 
+# 0.65 - 0.6 is a little more than 0.05.
+_ROUNDING = 1e-9
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -52,7 +55,7 @@ def decide_promotion(figures: ModelFigures, settings: PromotionSettings) -> list
         rules.append(
             Rule(
                 "judges as well as before",
-                drop <= settings.max_judge_accuracy_drop,
+                drop <= settings.max_judge_accuracy_drop + _ROUNDING,
                 f"pairwise accuracy {now:.1%} after {before if before is not None else now:.1%}, "
                 f"a drop of {settings.max_judge_accuracy_drop:.0%} is allowed",
             )

@@ -22,6 +22,9 @@ from srlm_pipeline.progress import NullProgress, ProgressReporter
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.tables import GENERATED_PROMPTS
 
+# Attempts between which no new example joins; a constant, so that results do not depend on the batch size.
+_ROUND = 32
+
 
 @dataclass(frozen=True)
 class SeedPrompt:
@@ -83,7 +86,7 @@ def generate_prompts(
     attempts = 0
     with progress.task("inventing prompts", settings.count, "prompts") as task:
         while len(accepted) < settings.count and attempts < limit:
-            numbers = range(attempts, min(attempts + settings.batch_size, limit))
+            numbers = range(attempts, min(attempts + _ROUND, limit))
             chosen = {n: _choose_examples(seeds, pool, settings, derive_seed(run_seed, stage, n)) for n in numbers}
             requests = [
                 GenerationRequest(

@@ -9,10 +9,12 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 _WORD = re.compile(r"\w+")
-_LABEL = re.compile(r"^\s*(?:task|instruction|prompt|question|user|input)?\s*#?\d*\s*[:.)]\s*", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^[\s*#_>]*(?:task|instruction|prompt|question|user|input)?\s*#?\d*\s*[:.)](?!\d)[\s*_]*", re.IGNORECASE
+)
 # Where a model goes on to answer its own prompt, or to write the next one.
 _OWN_ANSWER = re.compile(
-    r"\n\s*(?:(?:answer|response|output|solution|assistant|reply|example)s?\s*\d*\s*:|(?:task|instruction|prompt)\s*#?\d+)",
+    r"\n[\s*#_>]*(?:(?:answer|response|output|solution|assistant|reply|example)s?\s*\d*\s*:|(?:task|instruction|prompt)\s*#?\d+)",
     re.IGNORECASE,
 )
 
@@ -80,7 +82,7 @@ def rejection_reason(text: str, min_words: int, max_words: int, banned_words: Se
         return "too_short"
     if len(words) > max_words:
         return "too_long"
-    if set(words) & set(banned_words):
+    if set(words) & {word.lower() for word in banned_words}:
         return "banned_word"
     if not text[0].isalnum() and text[0] not in "\"'([\u201c\u00bf\u00a1":
         return "bad_start"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+from rich import box
 from rich.table import Column, Table
 
 from srlm_pipeline.assets.common import iterations
@@ -21,13 +22,15 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
     seed = metadata_of(instance, "seed_evaluation", None)
     table = Table(
         Column("model", no_wrap=True),
-        "made in",
-        "vs SFT\nw/t/l",
-        "vs prev\nw/t/l",
-        "judge\naccuracy",
-        "length-\nbalanced",
+        Column("made in", no_wrap=True),
+        Column("vs SFT\nw/t/l", no_wrap=True),
+        Column("vs prev\nw/t/l", no_wrap=True),
+        "judge\naccur.",
+        "length-\nbal.",
         "pairs",
-        "verdict",
+        Column("verdict", no_wrap=True),
+        padding=(0, 0),
+        box=box.SIMPLE,
         title=f"Project {settings.project}",
         caption=length_caption(seed),
     )

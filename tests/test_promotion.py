@@ -65,8 +65,8 @@ def test_each_rule_is_decided_on_its_own() -> None:
 
 
 def test_explanations_give_figures_and_limits() -> None:
-    assert rule(GOOD, "wins against the previous model").explanation == "win rate 60.0%, more than 50% needed"
+    assert rule(GOOD, "wins against the previous model").explanation == "win rate 60.0%, more than 50.0% needed"
     judging = rule(GOOD, "judges as well as before").explanation
-    assert judging == "pairwise accuracy 70.0% after 68.0%, a drop of 5% is allowed"
+    assert judging == "pairwise accuracy 70.0% after 68.0%, a drop of 5.0% is allowed"
     length = rule(GOOD, "replies did not just get longer").explanation
     assert length == "mean length 1.10 times the previous model's, 1.30 allowed"

@@ -151,9 +151,20 @@ def test_own_answer_and_further_tasks_are_cut_off(rest: str) -> None:
     assert clean_prompt(f"Task 9: Name a colour.\n{rest}\nand so on") == "Name a colour."
 
 
-@pytest.mark.parametrize("prompt", ["2.5 litres of water weigh how much?", "10:30 is late for what meal?"])
-def test_number_that_begins_a_prompt_is_kept(prompt: str) -> None:
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "2.5 litres of water weigh how much?",
+        "10:30 is late for what meal?",
+        ".NET is what kind of platform?",
+        "__init__ in Python does what?",
+        "*Emma* was written by whom?",
+        "Write **bold**",
+    ],
+)
+def test_what_begins_or_ends_a_prompt_itself_is_kept(prompt: str) -> None:
     assert clean_prompt(prompt) == prompt
+    assert clean_prompt(f"Task 9: {prompt}") == prompt
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def serve(settings: Settings, host: str, dagster_port: int, mlflow_port: int) ->
     """
     for port, option in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         require_free_port(host, port, option)
-    logs = Path(os.environ["DAGSTER_HOME"]) / "logs"
+    # Not `logs`: Dagster's telemetry takes that folder for its own and empties it.
+    logs = Path(os.environ["DAGSTER_HOME"]) / "server_logs"
     logs.mkdir(exist_ok=True)
     addresses = {"Dagster": f"http://{host}:{dagster_port}", "MLflow": f"http://{host}:{mlflow_port}"}
     signal.signal(signal.SIGTERM, _interrupt)

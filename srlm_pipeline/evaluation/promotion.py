@@ -44,7 +44,7 @@ def decide_promotion(figures: ModelFigures, settings: PromotionSettings) -> list
         Rule(
             "wins against the previous model",
             figures.win_rate > settings.min_win_rate,
-            f"win rate {figures.win_rate:.1%}, more than {settings.min_win_rate:.0%} needed",
+            f"win rate {figures.win_rate:.1%}, more than {settings.min_win_rate:.1%} needed",
         )
     ]
     before, now = figures.previous_judge_accuracy, figures.judge_accuracy
@@ -57,7 +57,7 @@ def decide_promotion(figures: ModelFigures, settings: PromotionSettings) -> list
                 "judges as well as before",
                 drop <= settings.max_judge_accuracy_drop + _ROUNDING,
                 f"pairwise accuracy {now:.1%} after {before if before is not None else now:.1%}, "
-                f"a drop of {settings.max_judge_accuracy_drop:.0%} is allowed",
+                f"a drop of {settings.max_judge_accuracy_drop:.1%} is allowed",
             )
         )
     growth = figures.length_mean / figures.previous_length_mean if figures.previous_length_mean else float("inf")

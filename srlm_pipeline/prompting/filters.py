@@ -9,8 +9,11 @@ from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
 _WORD = re.compile(r"\w+")
+# "Task 9:", "**Task 9:**", "3.", ":", but not the ".NET", "2.5" or "10:30" with which a prompt itself may begin.
 _LABEL = re.compile(
-    r"^[\s*#_>]*(?:task|instruction|prompt|question|user|input)?\s*#?\d*\s*[:.)](?!\d)[\s*_]*", re.IGNORECASE
+    r"^[\s*#_>]*(?:(?:task|instruction|prompt|question|user|input)\s*#?\d*\s*[:.)]|#?\d+\s*[:.)]|:)(?!\d)"
+    r"(?:(?:\*\*|__)(?=\s|$))?\s*",
+    re.IGNORECASE,
 )
 # Where a model goes on to answer its own prompt, or to write the next one.
 _OWN_ANSWER = re.compile(
@@ -61,10 +64,12 @@ def clean_prompt(text: str) -> str:
     started = _OWN_ANSWER.search(text)
     if started:
         text = text[: started.start()]
-    text = text.strip().strip("*").strip()
-    for opening, closing in (('"', '"'), ("\u201c", "\u201d"), ("'", "'")):
-        if len(text) > 1 and text.startswith(opening) and text.endswith(closing) and opening not in text[1:-1]:
-            text = text[1:-1].strip()
+    text = text.strip()
+    for opening, closing in (("**", "**"), ('"', '"'), ("\u201c", "\u201d"), ("'", "'")):
+        width = len(opening)
+        inner = text[width:-width]
+        if inner and text.startswith(opening) and text.endswith(closing) and opening not in inner:
+            text = inner.strip()
     return text
 
 

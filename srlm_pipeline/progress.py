@@ -110,6 +110,8 @@ class _LoggedTask:
 
     def close(self) -> None:
         meter = self._meter
+        if meter.done and not meter.done_now:
+            return  # that all was finished before has been said
         resumed = f", {meter.done_now} of them now" if meter.done_now < meter.done else ""
         self._line(f"{meter.done} {self._unit}{resumed} in {_duration(meter.elapsed)}, {self._rate()}")
 

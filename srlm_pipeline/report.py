@@ -23,6 +23,7 @@ class IterationFacts:
         iteration: From 1.
         model: Name of the model that this iteration made.
         previous: Name of the model that entered it.
+        arbiter: Who decided the matches, in words.
         matches: Results by opponent.
         judges: Judge accuracy by model, the new one last.
         promoted: The decision.
@@ -35,6 +36,7 @@ class IterationFacts:
     iteration: int
     model: str
     previous: str
+    arbiter: str
     matches: dict[str, HeadToHead]
     judges: dict[str, JudgeAccuracy]
     promoted: bool
@@ -62,6 +64,8 @@ def iteration_markdown(facts: IterationFacts) -> str:
             f"{m.disagreement:.0%}"
             for name, m in facts.matches.items()
         ),
+        "",
+        f"Decided by {facts.arbiter}. How far it agrees with people is measured in `seed_evaluation`.",
         "",
         "## As a judge, on held-out human rankings",
         "",

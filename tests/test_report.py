@@ -24,6 +24,7 @@ def facts(**changes: object) -> IterationFacts:
         iteration=3,
         model="M3",
         previous="M2",
+        arbiter="M1 (scores)",
         matches={"M2": MATCH},
         judges={"M2": BLIND, "M3": JUDGE},
         promoted=True,
@@ -67,6 +68,10 @@ def test_rows_of_every_table_have_as_many_cells_as_its_head() -> None:
 def test_failed_rules_stand_out_with_their_reasons() -> None:
     rules = tables(iteration_markdown(facts()))[0][2:]
     assert rules == [["wins", "passed", "win rate 72.5%"], ["length", "**failed**", "1.40 times"]]
+
+
+def test_matches_are_shown_with_who_decided_them() -> None:
+    assert "Decided by M1 (scores)." in iteration_markdown(facts())
 
 
 def test_matches_show_counts_rate_interval_and_disagreement() -> None:

@@ -120,4 +120,4 @@ def test_once_through_generate_judge_pair_and_a_dpo_step(smollm2: Path, tmp_path
     again = load_model(saved.path, ModelSettings(device="cpu", dtype="float32")).model
     before = load_model(smollm2, ModelSettings(device="cpu", dtype="float32")).model
     moved = (again.model.layers[0].mlp.up_proj.weight - before.model.layers[0].mlp.up_proj.weight).abs().max()
-    assert 0 < float(moved) < 0.1
+    assert 0 < moved.item() < 0.1

@@ -201,14 +201,13 @@ def test_training_on_nothing_is_refused(tiny_model: Path, tmp_path: Path) -> Non
 
 
 RANKED = [
-    RankedExample(f"question {n}", ("right right", "half right", "wrong"), (0, 1, 2), (5.0, 3.0, None))
-    for n in range(6)
+    RankedExample(f"question {n}", ("a" * 150, "m" * 150, "z" * 150), (0, 1, 2), (5.0, 3.0, None)) for n in range(6)
 ]
 
 
-def test_ranking_makes_the_expected_score_follow_the_human_order(tiny_model: Path, tmp_path: Path) -> None:
+def test_ranking_raises_the_expected_score_of_the_reply_that_people_prefer(tiny_model: Path, tmp_path: Path) -> None:
     settings = EftSettings(
-        method="full", learning_rate=1e-2, epochs=10, comparisons_per_prompt=1, **(COMMON | {"max_length": 1024})
+        method="full", learning_rate=5e-3, epochs=20, comparisons_per_prompt=1, **(COMMON | {"max_length": 1024})
     )
     run = train_ranking(tiny_model, RANKED, settings, "short", MODEL, 1, tmp_path / "work", "training", NullProgress())
     assert run.n_examples == 2 * len(RANKED), "each prompt's ranking, and one comparison"
@@ -217,7 +216,7 @@ def test_ranking_makes_the_expected_score_follow_the_human_order(tiny_model: Pat
         logits = last_token_logits(run.loaded.model, item.sequences, 0).float()
     masses = logits.log_softmax(-1).gather(-1, torch.tensor(item.options)).exp()
     expected = (masses @ torch.arange(6.0)) / masses.sum(-1)
-    assert expected[0] > expected[1] > expected[2]
+    assert expected[0] > expected[1:].max() + 0.3, "clearly the best, where an untrained model sees no difference"
     assert float(masses[:2].sum(-1).min()) > 0.5, "where there is a human score, probability is drawn to the scores"
 
 

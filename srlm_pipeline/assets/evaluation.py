@@ -363,6 +363,7 @@ def _facts(
         iteration=iteration,
         model=name,
         previous=previous,
+        arbiter=f"{M1} (`evaluation.arbiter: {settings.evaluation.arbiter}`)",
         matches=matches,
         judges=judges,
         promoted=all(rule.passed for rule in rules),

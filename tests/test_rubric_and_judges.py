@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import FakeEngine
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -62,47 +63,21 @@ def judge_tags() -> list[str]:
     return ["<question>", "</question>", "<response>", "</response>"]
 
 
-class ScriptedEngine:
-    """Writes and weighs what it is told, and remembers what it was asked."""
+class ScriptedEngine(FakeEngine):
+    """Weighs all replies alike, and knows that scores are asked for."""
 
     digest = "abc123"
 
     def __init__(
         self, write: Callable[[GenerationRequest], Completion] | None = None, masses: Sequence[float] = ()
     ) -> None:
-        self._write = write
-        self._masses = masses
-        self.requests: list[GenerationRequest] = []
-        self.prefixes: list[str] = []
-        self.sampling: Sampling | None = None
-
-    def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: Sampling,
-        on_finished: Callable[[list[Completion]], None] | None = None,
-    ) -> list[Completion]:
-        assert self._write is not None
-        self.sampling = sampling
-        finished = []
-        for request in requests:
-            self.requests.append(request)
-            finished.append(self._write(request))
-            if on_finished:
-                on_finished(finished[-1:])
-        return finished
+        super().__init__(write, lambda prefix: masses)
 
     def next_token_distribution(
         self, prefixes: Sequence[str], options: Sequence[str], on_finished: Callable[[int], None] | None = None
     ) -> NDArray[np.float64]:
         assert list(options) == ["0", "1", "2", "3", "4", "5"]
-        self.prefixes += prefixes
-        if on_finished:
-            on_finished(len(prefixes))
-        return np.tile(np.asarray(self._masses, dtype=float), (len(prefixes), 1))
-
-    def render(self, text: str, reply_start: str = "") -> str:
-        return f"USER {text} ASSISTANT {reply_start}"
+        return super().next_token_distribution(prefixes, options, on_finished)
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +254,7 @@ def test_sampled_judge_samples_as_the_settings_say() -> None:
     engine = ScriptedEngine(lambda request: completion(request, "Score: 1"))
     config = JudgeSettings(temperature=0.3, top_p=0.8, max_new_tokens=77)
     SampledJudge(engine, config, 20, "s").judge([JudgeItem("a", "p", "x")], NullProgress())
-    assert engine.sampling == Sampling(0.3, 0.8, 77)
+    assert engine.samplings == [Sampling(0.3, 0.8, 77)]
 
 
 def test_distribution_judge_gives_the_expected_score() -> None:

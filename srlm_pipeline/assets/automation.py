@@ -156,7 +156,7 @@ def nightly_iteration(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | 
     default_status=dg.DefaultSensorStatus.STOPPED,
 )
 def continue_to_planned(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """While switched on, one iteration follows another until all planned ones are complete or one fails."""
+    """While switched on, one iteration follows another until all are complete, one fails, or a model is refused."""
     last = context.instance.get_runs(dg.RunsFilter(tags={LOOP_TAG: "iteration"}), limit=1)
     if last and last[0].status == dg.DagsterRunStatus.FAILURE:
         keys = iteration_assets(context.repository_def.asset_graph)

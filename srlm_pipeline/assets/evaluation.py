@@ -69,11 +69,12 @@ def seed_evaluation(
             metadata |= {f"{checkpoint.name}_{k}": v for k, v in accuracy.metrics().items()}
             if checkpoint.name == M1:
                 run.curve(judge_metrics(accuracy.metrics()), 0)
+        replies = _replies(context, project, [M1, SFT_BASELINE], evaluation_prompts)
         arbiter = _arbiter(project)
         agreement = arbiter_agreement(arbiter, held_out, progress, settings.evaluation.tie_margin)
         run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
         metadata |= {f"arbiter_{k}": v for k, v in agreement.items()}
-        result = _match(context, project, M1, SFT_BASELINE, evaluation_prompts)
+        result = _match(context, project, replies[M1], replies[SFT_BASELINE], SFT_BASELINE, arbiter)
         run.curve(win_metrics(BASELINE, result.outcome.metrics()), 0)
         run.curve({"length/mean": result.description["length_mean"]}, 0)
         metadata |= {f"M1_vs_baseline_{k}": v for k, v in result.outcome.metrics().items()}
@@ -163,8 +164,10 @@ def win_rates(
     metadata: dict[str, Any] = {}
     tables: list[pd.DataFrame] = []
     with project.tracked(context, ["evaluation"]) as run:
+        replies = _replies(context, project, [name, SFT_BASELINE, previous], evaluation_prompts)
+        arbiter = _arbiter(project)
         for label, opponent in ((BASELINE, SFT_BASELINE), (PREVIOUS, previous)):
-            result = _match(context, project, name, opponent, evaluation_prompts)
+            result = _match(context, project, replies[name], replies[opponent], opponent, arbiter)
             tables.append(result.table)
             run.curve(win_metrics(label, result.outcome.metrics()), iteration)
             metadata |= {f"win_rate_vs_{label}": result.outcome.win_rate}
@@ -287,29 +290,43 @@ class _Match:
 
 
 def _arbiter(project: ProjectResource) -> Arbiter:
-    """M1 judges every match: a ruler that stays the same makes iterations comparable."""
+    """M1 judges every match: a ruler that stays the same makes iterations comparable.
+
+    Opened once the replies are written, so that one model at a time is in memory.
+    """
     settings, store = project.settings, project.store
     ruler, rubric = store.checkpoint(M1), settings.judge.rubric
     engine = project.engine(ruler, settings.judge.batch_size)
     return make_arbiter(engine, settings.evaluation, rubric, score_journal(store, ruler, rubric))
 
 
+def _replies(
+    context: dg.AssetExecutionContext, project: ProjectResource, names: list[str], prompts: pd.DataFrame
+) -> dict[str, pd.DataFrame]:
+    """Return each model's replies to the evaluation prompts; those in its journal need no model."""
+    settings, store, progress = project.settings, project.store, project.progress(context)
+    return {
+        name: evaluation_replies(store.checkpoint(name), prompts, settings, store, project.engine, progress)
+        for name in names
+    }
+
+
 def _match(
-    context: dg.AssetExecutionContext, project: ProjectResource, name: str, opponent: str, prompts: pd.DataFrame
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    mine: pd.DataFrame,
+    theirs: pd.DataFrame,
+    opponent: str,
+    arbiter: Arbiter,
 ) -> _Match:
-    settings, store = project.settings, project.store
-    progress = project.progress(context)
-    mine, theirs = (
-        evaluation_replies(store.checkpoint(side), prompts, settings, store, project.engine, progress)
-        for side in (name, opponent)
-    )
+    settings = project.settings
     table, outcome = play_match(
-        list(zip(prompts["id"], prompts["prompt"], strict=True)),
+        list(zip(mine["prompt_id"], mine["prompt"], strict=True)),
         mine["reply"].tolist(),
         theirs["reply"].tolist(),
         opponent,
-        _arbiter(project),
-        progress,
+        arbiter,
+        project.progress(context),
         settings.evaluation.tie_margin,
         settings.evaluation.bootstrap_samples,
     )
@@ -327,7 +344,6 @@ def _facts(
 ) -> IterationFacts:
     """Gather what promotion and report look at. Replies come from the journals; no model is loaded."""
     settings, store = project.settings, project.store
-    progress = project.progress(context)
     iteration = iteration_number(context.partition_key)
     name, previous = model_name(iteration + 1), model_name(iteration)
     matches = {
@@ -340,10 +356,9 @@ def _facts(
         judged.append(read_table(JUDGE_ACCURACY, earlier))
     judged.append(judge_accuracy)
     judges = {str(model): measure_judge(rows) for table in judged for model, rows in table.groupby("model", sort=False)}
-    replies = {
-        label: evaluation_replies(store.checkpoint(side), evaluation_prompts, settings, store, project.engine, progress)
-        for label, side in ((BASELINE, SFT_BASELINE), (PREVIOUS, previous), ("model", name))
-    }
+    sides = {BASELINE: SFT_BASELINE, PREVIOUS: previous, "model": name}
+    written = _replies(context, project, list(sides.values()), evaluation_prompts)
+    replies = {label: written[side] for label, side in sides.items()}
     described = {
         label: describe_replies(table["reply"].tolist(), table["n_tokens"].tolist()) for label, table in replies.items()
     }

@@ -1,6 +1,7 @@
 """Initialisation: data, the SFT baseline (M0 on IFT), judging data (EFT), and the seed model M1 (IFT + EFT)."""
 
 import shutil
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pandas as pd
@@ -17,6 +18,9 @@ from srlm_pipeline.assets.common import (
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import SFT_BASELINE, model_name
 from srlm_pipeline.tables import EFT
+
+if TYPE_CHECKING:
+    from srlm_pipeline.training.common import TrainingRun
 
 M1 = model_name(1)
 
@@ -200,11 +204,8 @@ def seed_model(
     return model_result(saved, {**facts, **mlflow_link(run.url)})
 
 
-def training_facts(trained: "object", watch: Stopwatch) -> dict[str, float | int]:
+def training_facts(trained: "TrainingRun", watch: Stopwatch) -> dict[str, float | int]:
     """Return what a training run says of itself, for metadata."""
-    from srlm_pipeline.training.common import TrainingRun
-
-    assert isinstance(trained, TrainingRun)
     facts: dict[str, float | int] = {"examples": trained.n_examples, "seconds": round(watch.seconds, 2)}
     loss = trained.final("loss")
     if loss is not None:

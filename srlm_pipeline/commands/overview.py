@@ -8,6 +8,7 @@ import dagster as dg
 from rich import box
 from rich.table import Column, Table
 
+from srlm_pipeline.assets.automation import newest_materialization
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.config import Settings
 from srlm_pipeline.models.checkpoint import is_checkpoint
@@ -80,13 +81,9 @@ def length_caption(seed: dict[str, Any]) -> str | None:
 
 def metadata_of(instance: dg.DagsterInstance, asset: str, partition: str | None) -> dict[str, Any]:
     """Return the metadata values of an asset's newest materialization, empty if there is none."""
-    filters = dg.AssetRecordsFilter(
-        asset_key=dg.AssetKey(asset), asset_partitions=[partition] if partition is not None else None
-    )
-    records = instance.fetch_materializations(filters, limit=1).records
-    if not records or records[0].asset_materialization is None:
-        return {}
-    return {name: entry.value for name, entry in records[0].asset_materialization.metadata.items()}
+    newest = newest_materialization(instance, dg.AssetKey(asset), partition)
+    event = newest.asset_materialization if newest else None
+    return {name: entry.value for name, entry in event.metadata.items()} if event else {}
 
 
 def match_text(metadata: dict[str, Any], prefix: str) -> str:

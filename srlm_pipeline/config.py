@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from srlm_pipeline.errors import SettingsError
 
@@ -46,6 +46,39 @@ class ModelSettings(Section):
         "bfloat16", description="type of the saved weights; float32 keeps small updates over many iterations"
     )
     trust_remote_code: bool = Field(False, description="run code that a model repository ships")
+
+
+class EngineSettings(Section):
+    """What writes and judges; `engine: vllm` is short for `engine: {kind: vllm}`."""
+
+    kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
+        "auto",
+        description="auto: vllm where a CUDA device and a vLLM installation are found, transformers otherwise; "
+        "openai: any server that speaks its protocol",
+    )
+    vllm_python: str | None = Field(
+        None, description="interpreter of the environment that has vLLM; None: the one that runs the pipeline"
+    )
+    vllm_arguments: tuple[str, ...] = Field((), description="further arguments of `vllm serve`")
+    base_url: str | None = Field(None, description="of the server, e.g. http://127.0.0.1:8000/v1; for openai")
+    model: str = Field(
+        "{path}", description="name under which the server knows a model; {path} and {name} are the checkpoint's"
+    )
+    api_key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the server's key")
+    concurrency: int = Field(16, ge=1, description="requests in flight")
+    timeout_seconds: float = Field(300.0, gt=0, description="of one request")
+    max_retries: int = Field(5, ge=0, description="of a request that failed for the server's sake, with back-off")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> EngineSettings:
+        if self.kind == "openai" and not self.base_url:
+            raise ValueError("engine.kind openai needs engine.base_url")
+        return self
 
 
 class DataSettings(Section):
@@ -233,6 +266,7 @@ class Settings(Section):
     storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
     owners: tuple[str, ...] = Field((), description="shown on every asset: e-mail addresses or team:name")
     model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
     data: DataSettings = DataSettings()
     sft: SftSettings = SftSettings()
     eft: EftSettings = EftSettings()

@@ -14,7 +14,7 @@ from srlm_pipeline.progress import LogProgress, ProgressReporter, TeeProgress, t
 from srlm_pipeline.store import ProjectStore, open_store
 
 if TYPE_CHECKING:
-    from srlm_pipeline.generation.transformers_engine import TransformersEngine
+    from srlm_pipeline.generation.engine import TextEngine
     from srlm_pipeline.tracking import TrackedRun
 
 
@@ -44,13 +44,11 @@ class ProjectResource(dg.ConfigurableResource):
         terminal = terminal_progress()
         return TeeProgress(log, terminal) if terminal else log
 
-    def engine(self, checkpoint: Checkpoint, batch_size: int) -> "TransformersEngine":
+    def engine(self, checkpoint: Checkpoint, batch_size: int) -> "TextEngine":
         """Load a checkpoint for inference."""
-        from srlm_pipeline.generation.transformers_engine import TransformersEngine
-        from srlm_pipeline.models.loading import load_model
+        from srlm_pipeline.generation.opening import open_engine
 
-        loaded = load_model(checkpoint.path, self.settings.model)
-        return TransformersEngine(loaded.model, loaded.tokenizer, checkpoint.digest, batch_size)
+        return open_engine(checkpoint, self.settings, batch_size)
 
     @contextmanager
     def tracked(self, context: dg.AssetExecutionContext, sections: list[str]) -> "Iterator[TrackedRun]":

@@ -1,5 +1,6 @@
 """The transformers engine on a tiny random model, in float32, against plain forward passes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,41 @@ def test_option_probabilities_are_those_of_plain_forward_passes(loaded: LoadedMo
 def test_options_of_several_tokens_are_refused(loaded: LoadedModel) -> None:
     with pytest.raises(ModelError, match="does not write each of 1, 10 as one token"):
         engine_of(loaded).next_token_distribution(["Score: "], ["1", "10"])
+
+
+def test_a_pattern_ends_a_completion_with_its_match(loaded: LoadedModel) -> None:
+    engine = engine_of(loaded)
+    requests = requests_for(engine, PROMPTS, 4)
+    free = {c.key: c for c in engine.generate(requests, Sampling(1.0, 1.0, 40))}
+    for completion in engine.generate(requests, Sampling(1.0, 1.0, 40, stop_after=r"[a-m]\w")):
+        whole = free[completion.key].text
+        found = re.search(r"[a-m]\w", whole)
+        assert completion.text == (whole[: found.end()] if found else whole)
+        assert completion.finish_reason == ("stop" if found else free[completion.key].finish_reason)
+
+
+def test_samples_of_one_prompt_read_it_once(loaded: LoadedModel) -> None:
+    engine = engine_of(loaded, 8)
+    shapes: list[tuple[int, int]] = []
+    hook = loaded.model.register_forward_pre_hook(
+        lambda _, __, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    requests = requests_for(engine, PROMPTS[:1], 8)
+    engine.generate(requests, Sampling(1.0, 1.0, 3))
+    hook.remove()
+    length = len(loaded.tokenizer(requests[0].prompt, add_special_tokens=False).input_ids)
+    assert sum(tokens for rows, tokens in shapes if rows == 1) == length
+    assert [shape for shape in shapes if shape[0] > 1] == [(8, 1)] * 2
+
+
+def test_rows_leave_and_buffers_grow_without_changing_a_word(loaded: LoadedModel) -> None:
+    engine = engine_of(loaded, 16)
+    requests = requests_for(engine, PROMPTS, 4)
+    sampling = Sampling(1.0, 1.0, 150)
+    together = engine.generate(requests, sampling)
+    lengths = [c.n_tokens for c in together]
+    # Some leave early, and some write past the first block of the cache.
+    assert min(lengths) < 20
+    assert max(lengths) > 60
+    alone = engine_of(loaded, 1)
+    assert [alone.generate([r], sampling)[0].text for r in requests] == [c.text for c in together]

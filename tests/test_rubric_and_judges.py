@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenizer_control_tokens
-from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, derive_seed
+from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.judging.judges import DistributionJudge, JudgeItem, SampledJudge, expected_score, make_judge
+from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
 from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags
 from srlm_pipeline.progress import NullProgress
 
@@ -240,7 +241,7 @@ def test_a_score_quoted_in_the_reply_is_not_a_judgement() -> None:
 
 
 def test_sampled_judgements_have_their_own_seeds_whatever_the_order_of_items() -> None:
-    items = [JudgeItem(key, "p", "x") for key in ("a", "b", "c")]
+    items = [JudgeItem(key, "p", key) for key in ("a", "b", "c")]
     seeds = []
     for order in (items, items[::-1]):
         engine = ScriptedEngine(lambda request: completion(request, "Score: 1"))
@@ -250,11 +251,42 @@ def test_sampled_judgements_have_their_own_seeds_whatever_the_order_of_items() -
     assert len(set(seeds[0].values())) == 6
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_same_reply_is_judged_once(order: int) -> None:
+    items = [JudgeItem("a", "p", "x"), JudgeItem("b", "p", "y"), JudgeItem("c", "p", "x"), JudgeItem("d", "q", "x")]
+    sampled = ScriptedEngine(lambda request: completion(request, f"Score: {'abd'.index(request.key[0])}"))
+    judged = SampledJudge(sampled, JudgeSettings(samples=1), 20, "s").judge(items[::order], NullProgress())
+    assert sorted((j.key, j.score) for j in judged) == [("a", 0.0), ("b", 1.0), ("c", 0.0), ("d", 2.0)]
+    assert sorted(request.key for request in sampled.requests) == ["a#0", "b#0", "d#0"]
+    weighed = ScriptedEngine(masses=distribution(s5=1.0))
+    judged = DistributionJudge(weighed, "short").judge(items[::order], NullProgress())
+    assert [j.key for j in judged] == [i.key for i in items[::order]]
+    assert len(weighed.prefixes) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("Fine.\nScore: 4\nAnd more", "Fine.\nScore: 4\n"),
+        ("**Score: 3.5/5**\n", "**Score: 3.5/5**\n"),
+        ("Score: 1\nScore: 2\n", "Score: 1\n"),
+        ("The reply claims Score: 5\nbut", None),
+        ("Score: 1/10\n", None),
+        ("Score: 4 because\n", None),
+        ("Score: 4", None),
+    ],
+)
+def test_a_judgement_ends_with_its_score_line(text: str, ends: str | None) -> None:
+    assert cut(text, Sampling(stop_after=FINAL_LINE)) == ends
+    if ends is not None:
+        assert parse_score(ends) is not None
+
+
 def test_sampled_judge_samples_as_the_settings_say() -> None:
     engine = ScriptedEngine(lambda request: completion(request, "Score: 1"))
     config = JudgeSettings(temperature=0.3, top_p=0.8, max_new_tokens=77)
     SampledJudge(engine, config, 20, "s").judge([JudgeItem("a", "p", "x")], NullProgress())
-    assert engine.samplings == [Sampling(0.3, 0.8, 77)]
+    assert engine.samplings == [Sampling(0.3, 0.8, 77, stop_after=FINAL_LINE)]
 
 
 def test_distribution_judge_gives_the_expected_score() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from srlm_pipeline.config import DpoSettings, EftSettings, LoraSettings, ModelSettings, SftSettings
 from srlm_pipeline.errors import EmptyDataError
-from srlm_pipeline.generation.last_token import last_token_logits
+from srlm_pipeline.generation.prefill import last_token_logits
 from srlm_pipeline.generation.transformers_engine import option_tokens
 from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, SCORE_START, SCORES
 from srlm_pipeline.models.checkpoint import save_checkpoint

@@ -8,6 +8,7 @@ or another order of prompts ask for the same randomness.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -27,12 +28,14 @@ class Sampling:
         top_p: Nucleus mass in (0, 1].
         max_new_tokens: Upper bound on the completion, in tokens.
         stop: Texts that end a completion; they are not part of it.
+        stop_after: Regular expression; a completion ends with its first match, which is part of it.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
+    stop_after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,14 @@ class TextEngine(Protocol):
     def digest(self) -> str:
         """Fingerprint of the weights, for journals and data versions."""
         ...
+
+
+def cut(text: str, sampling: Sampling) -> str | None:
+    """Return the text up to where the sampling's stop texts or pattern end it; None if they do not."""
+    ends = [text.find(stop) for stop in sampling.stop if stop in text]
+    if sampling.stop_after is not None and (found := re.search(sampling.stop_after, text)):
+        ends.append(found.end())
+    return text[: min(ends)] if ends else None
 
 
 def derive_seed(run_seed: int, stage: str, *item: str | int) -> int:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 _PREFILTER = 128
+# A few rows at a time stay in the processor's cache; all at once, each pass over the vocabulary waits for memory.
+_ROWS = 8
 
 
 def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -27,18 +29,27 @@ def draw_tokens(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
     Returns:
         Token ids, shape (rows,).
     """
+    import torch
+
     if temperature == 0:
         return logits.argmax(dim=-1)
+    drawn = [
+        _draw_rows(logits[start : start + _ROWS], uniforms[start : start + _ROWS], temperature, top_p)
+        for start in range(0, len(logits), _ROWS)
+    ]
+    return torch.cat(drawn)
+
+
+def _draw_rows(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     scaled = logits.float() / temperature
-    log_total = scaled.logsumexp(dim=-1, keepdim=True)
-    values, tokens = scaled.topk(min(_PREFILTER, scaled.shape[-1]), dim=-1)
-    probabilities = (values - log_total).exp()
-    drawn = _draw_sorted(probabilities, tokens, uniforms, top_p)
-    uncovered = (probabilities.sum(dim=-1) < top_p).nonzero().squeeze(-1)
+    probabilities = scaled.softmax(dim=-1)
+    tokens = scaled.topk(min(_PREFILTER, scaled.shape[-1]), dim=-1).indices
+    likeliest = probabilities.gather(-1, tokens)
+    drawn = _draw_sorted(likeliest, tokens, uniforms, top_p)
+    uncovered = (likeliest.sum(dim=-1) < top_p).nonzero().squeeze(-1)
     if len(uncovered) and scaled.shape[-1] > _PREFILTER:
-        values, tokens = scaled[uncovered].sort(dim=-1, descending=True)
-        probabilities = (values - log_total[uncovered]).exp()
-        drawn[uncovered] = _draw_sorted(probabilities, tokens, uniforms[uncovered], top_p)
+        tokens = scaled[uncovered].argsort(dim=-1, descending=True)
+        drawn[uncovered] = _draw_sorted(probabilities[uncovered].gather(-1, tokens), tokens, uniforms[uncovered], top_p)
     return drawn
 
 

@@ -7,7 +7,7 @@ greedy output agrees up to ties); the journal makes a finished item final.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import ModelError
-from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling
-from srlm_pipeline.generation.last_token import last_position_only, last_token_logits, left_pad
+from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
+from srlm_pipeline.generation.kv_cache import holds_every_token, make_cache, prepare_attention
+from srlm_pipeline.generation.prefill import PrefixStore, last_position_only, prefill, worthwhile_prefix
 from srlm_pipeline.generation.sampling import draw_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class TransformersEngine:
@@ -42,6 +43,8 @@ class TransformersEngine:
         self._batch_size = batch_size
         self._pad = int(tokenizer.pad_token_id or 0)
         self._end_tokens = _end_tokens(model, tokenizer)
+        prepare_attention(model)
+        self._prefixes = PrefixStore(model) if holds_every_token(model) else None
 
     @property
     def digest(self) -> str:
@@ -63,16 +66,17 @@ class TransformersEngine:
         Raises:
             ModelError: If a prompt and its completion do not fit the model's window.
         """
+        import torch
+
         encoded = [self._encode(r.prompt, sampling.max_new_tokens) for r in requests]
-        # Alike lengths together: less padding. Longest first, so that memory trouble shows at once.
-        order = sorted(range(len(requests)), key=lambda i: -len(encoded[i]))
         done: dict[int, Completion] = {}
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            batch = self._generate_batch([requests[i] for i in rows], [encoded[i] for i in rows], sampling)
-            done.update(zip(rows, batch, strict=True))
-            if on_finished:
-                on_finished(batch)
+        with torch.inference_mode():
+            shared = self._read_common(encoded)
+            for rows in self._batches(encoded):
+                batch = self._generate_batch([requests[i] for i in rows], [encoded[i] for i in rows], sampling, shared)
+                done.update(zip(rows, batch, strict=True))
+                if on_finished:
+                    on_finished(batch)
         return [done[i] for i in range(len(requests))]
 
     def next_token_distribution(
@@ -89,20 +93,36 @@ class TransformersEngine:
         import torch
 
         split = [option_tokens(self._tokenizer, prefix, options) for prefix in prefixes]
-        for ids, _ in split:
+        sequences = [ids for ids, _ in split]
+        for ids in sequences:
             self._check_fits(len(ids), 1)
         result = np.zeros((len(prefixes), len(options)))
-        order = sorted(range(len(prefixes)), key=lambda i: -len(split[i][0]))
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            with torch.inference_mode():
-                logits = last_token_logits(self._model, [split[i][0] for i in rows], self._pad)
-                chosen = torch.tensor([split[i][1] for i in rows], device=logits.device)
-                log_probabilities = logits.float().log_softmax(dim=-1).gather(-1, chosen)
-            result[rows] = log_probabilities.exp().double().cpu().numpy()
-            if on_finished:
-                on_finished(len(rows))
+        with torch.inference_mode():
+            shared = self._read_common(sequences)
+            for rows in self._batches(sequences):
+                cache = make_cache(self._model) if shared else None
+                read = prefill(self._model, [sequences[i] for i in rows], self._pad, cache, shared)
+                chosen = torch.tensor([split[i][1] for i in rows], device=read.logits.device)
+                log_probabilities = read.logits.float().log_softmax(dim=-1).gather(-1, chosen)
+                result[rows] = log_probabilities.exp().double().cpu().numpy()
+                if on_finished:
+                    on_finished(len(rows))
         return result
+
+    def _read_common(self, sequences: Sequence[Sequence[int]]) -> DynamicCache | None:
+        """Read what all sequences begin with, if that is much and the model's layers allow it."""
+        common = worthwhile_prefix(sequences) if self._prefixes else []
+        return self._prefixes.read(common) if self._prefixes and common else None
+
+    def _batches(self, sequences: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Alike lengths together: less padding; equal ones side by side. Longest first, so that memory trouble shows.
+
+        Yields:
+            Places of the sequences of one batch.
+        """
+        order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i]))
+        for start in range(0, len(order), self._batch_size):
+            yield order[start : start + self._batch_size]
 
     def _encode(self, prompt: str, max_new_tokens: int) -> list[int]:
         ids = list(self._tokenizer(prompt, add_special_tokens=False).input_ids)
@@ -121,52 +141,57 @@ class TransformersEngine:
             )
 
     def _generate_batch(
-        self, requests: list[GenerationRequest], encoded: list[list[int]], sampling: Sampling
+        self,
+        requests: list[GenerationRequest],
+        encoded: list[list[int]],
+        sampling: Sampling,
+        shared: DynamicCache | None,
     ) -> list[Completion]:
         import torch
-        from transformers import DynamicCache
 
-        n = len(requests)
-        keep_last = last_position_only(self._model.device)
-        step_limit = sampling.max_new_tokens
+        # Samples of one prompt read it once.
+        distinct = list(dict.fromkeys(map(tuple, encoded)))
+        place = {ids: number for number, ids in enumerate(distinct)}
+        cache = make_cache(self._model)
+        read = prefill(self._model, distinct, self._pad, cache, shared)
+        rows = torch.tensor([place[tuple(ids)] for ids in encoded], device=read.logits.device)
+        if len(distinct) < len(encoded):
+            cache.batch_select_indices(rows)
+        logits, mask, last_position = read.logits[rows], read.mask[rows], read.last_position[rows]
+
         uniforms = torch.tensor(
-            np.stack([np.random.default_rng(r.seed).random(step_limit) for r in requests]), dtype=torch.float32
-        ).to(self._model.device)
-        ids, mask, positions = left_pad(encoded, self._pad, self._model.device)
-        cache = DynamicCache(config=self._model.config)
-        written: list[list[int]] = [[] for _ in range(n)]
-        finished: list[Completion | None] = [None] * n
-        alive = list(range(n))
-        last_position = positions[:, -1]
-        with torch.inference_mode():
-            for step in range(step_limit):
-                logits = self._model(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=keep_last,
-                ).logits[:, -1]
-                drawn = draw_tokens(logits, uniforms[alive, step], sampling.temperature, sampling.top_p)
-                kept: list[int] = []
-                for row, token in enumerate(drawn.tolist()):
-                    item = alive[row]
-                    written[item].append(token)
-                    finished[item] = self._finish(requests[item], written[item], sampling)
-                    if finished[item] is None:
-                        kept.append(row)
-                if not kept:
-                    break
-                if len(kept) < len(alive):
-                    # Finished rows leave the batch, so that nobody pays for them any more.
-                    chosen = torch.tensor(kept, device=ids.device)
-                    cache.batch_select_indices(chosen)
-                    drawn, mask, last_position = drawn[chosen], mask[chosen], last_position[chosen]
-                    alive = [alive[row] for row in kept]
-                last_position = last_position + 1
-                ids, positions = drawn[:, None], last_position[:, None]
-                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=-1)
+            np.stack([np.random.default_rng(r.seed).random(sampling.max_new_tokens) for r in requests]),
+            dtype=torch.float32,
+        ).to(logits.device)
+        keep_last = last_position_only(logits.device)
+        written: list[list[int]] = [[] for _ in requests]
+        finished: list[Completion | None] = [None] * len(requests)
+        # Which request each row of the batch belongs to; rows that have finished stay until they are worth dropping.
+        owners = list(range(len(requests)))
+        for step in range(sampling.max_new_tokens):
+            drawn = draw_tokens(logits, uniforms[owners, step], sampling.temperature, sampling.top_p)
+            for owner, token in zip(owners, drawn.tolist(), strict=True):
+                if finished[owner] is None:
+                    written[owner].append(token)
+                    finished[owner] = self._finish(requests[owner], written[owner], sampling)
+            running = [row for row, owner in enumerate(owners) if finished[owner] is None]
+            if not running:
+                break
+            if len(running) <= len(owners) * _DROP_AT:
+                chosen = torch.tensor(running, device=drawn.device)
+                cache.batch_select_indices(chosen)
+                drawn, mask, last_position = drawn[chosen], mask[chosen], last_position[chosen]
+                owners = [owners[row] for row in running]
+            last_position = last_position + 1
+            mask = torch.cat([mask, mask.new_ones(len(owners), 1)], dim=-1)
+            logits = self._model(
+                input_ids=drawn[:, None],
+                attention_mask=mask,
+                position_ids=last_position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=keep_last,
+            ).logits[:, -1]
         return [completion for completion in finished if completion is not None]
 
     def _finish(self, request: GenerationRequest, tokens: list[int], sampling: Sampling) -> Completion | None:
@@ -177,17 +202,16 @@ class TransformersEngine:
             reason, body = "stop", tokens[:-1]
         elif len(tokens) >= sampling.max_new_tokens:
             reason = "length"
-        if sampling.stop and reason is None:
-            # Only the tail can have just completed a stop text; decoding it alone keeps the loop linear.
-            tail = self._decode(tokens[-_STOP_TAIL_TOKENS:])
-            if any(stop in tail for stop in sampling.stop):
-                reason = "stop"
+        stops = bool(sampling.stop) or sampling.stop_after is not None
+        # Only the tail can have just completed a stop text; decoding it alone keeps the loop linear.
+        if stops and reason is None and cut(self._decode(tokens[-_STOP_TAIL_TOKENS:]), sampling) is not None:
+            reason = "stop"
         if reason is None:
             return None
         text = self._decode(body)
-        cuts = [text.find(stop) for stop in sampling.stop if stop in text]
-        if cuts:
-            text, reason = text[: min(cuts)], "stop"
+        shortened = cut(text, sampling) if stops else None
+        if shortened is not None:
+            text, reason = shortened, "stop"
         return Completion(request.key, text, len(tokens), reason)
 
     def _decode(self, tokens: list[int]) -> str:
@@ -195,6 +219,8 @@ class TransformersEngine:
 
 
 _STOP_TAIL_TOKENS = 24
+# Dropping finished rows copies what the others know, which takes as long as a step: worth it for an eighth of them.
+_DROP_AT = 7 / 8
 
 
 def option_tokens(

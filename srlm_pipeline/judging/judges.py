@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +13,7 @@ from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.stage import generate_all
-from srlm_pipeline.judging.parser import parse_score
+from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, Rubric, judge_prompt
 from srlm_pipeline.progress import ProgressReporter
 
@@ -95,19 +95,20 @@ class SampledJudge:
     ) -> list[Judgement]:
         """Judge every item K times; see `Judge.judge`."""
         settings = self._settings
+        distinct = _distinct(items)
         requests = [
             GenerationRequest(
                 f"{item.key}#{k}",
                 self._engine.render(judge_prompt(settings.rubric, item.prompt, item.response, "rationale")),
                 derive_seed(self._run_seed, self._stage, item.key, k),
             )
-            for item in items
+            for item in distinct
             for k in range(settings.samples)
         ]
-        sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens)
+        sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens, stop_after=FINAL_LINE)
         completions = generate_all(self._engine, requests, sampling, "judging", progress, journal)
         judgements = []
-        for place, item in enumerate(items):
+        for place, item in enumerate(distinct):
             own = completions[place * settings.samples : (place + 1) * settings.samples]
             parsed = [parse_score(c.text, c.finish_reason) for c in own]
             valid = [score for score in parsed if score is not None]
@@ -121,7 +122,7 @@ class SampledJudge:
                     json.dumps([c.text for c in own], ensure_ascii=False),
                 )
             )
-        return judgements
+        return _for_all(items, distinct, judgements)
 
 
 class DistributionJudge:
@@ -145,8 +146,10 @@ class DistributionJudge:
     ) -> list[Judgement]:
         """Judge every item once; see `Judge.judge`."""
         finished: dict[str, dict[str, Any]] = dict(journal.items) if journal else {}
-        rest = [item for item in items if item.key not in finished]
-        with progress.task("judging", len(items), "judgements", len(items) - len(rest)) as task:
+        distinct = _distinct(items)
+        # Alike lengths together, so that batches are little padded.
+        rest = sorted((i for i in distinct if i.key not in finished), key=lambda i: -len(i.prompt + i.response))
+        with progress.task("judging", len(distinct), "judgements", len(distinct) - len(rest)) as task:
             for start in range(0, len(rest), _JOURNAL_CHUNK):
                 chunk = rest[start : start + _JOURNAL_CHUNK]
                 prefixes = [
@@ -161,10 +164,31 @@ class DistributionJudge:
                 if journal is not None:
                     journal.append(new)
                 finished.update(new)
-        return [Judgement(key=item.key, **finished[item.key]) for item in items]
+        return _for_all(items, distinct, [Judgement(key=item.key, **finished[item.key]) for item in distinct])
 
 
 _JOURNAL_CHUNK = 128
+
+
+def _distinct(items: Sequence[JudgeItem]) -> list[JudgeItem]:
+    """Return one item of each prompt and response: samples repeat themselves, and none is judged twice.
+
+    Of several alike the one with the smallest key, so that its seed does not depend on the order of the items.
+    """
+    chosen: dict[tuple[str, str], JudgeItem] = {}
+    for item in items:
+        known = chosen.setdefault((item.prompt, item.response), item)
+        if item.key < known.key:
+            chosen[item.prompt, item.response] = item
+    return list(chosen.values())
+
+
+def _for_all(
+    items: Sequence[JudgeItem], distinct: Sequence[JudgeItem], judgements: Sequence[Judgement]
+) -> list[Judgement]:
+    """Give every item the judgement of its like, under its own key."""
+    by_content = {(i.prompt, i.response): j for i, j in zip(distinct, judgements, strict=True)}
+    return [replace(by_content[item.prompt, item.response], key=item.key) for item in items]
 
 
 def expected_score(key: str, masses: Sequence[float]) -> Judgement:

@@ -21,6 +21,11 @@ _SCORE = re.compile(
 )
 
 
+# A line that is nothing but a score: the judgement's last, after which there is nothing to wait for. The line's end
+# belongs to it, or "Score: 1" would end what was going to be "Score: 1/10".
+FINAL_LINE = r"(?im)^[*_`\s]*score\s*:[*_`\s]*[0-5](?:\.[0-9]+)?(?:[ \t]*/[ \t]*5)?[*_`. \t]*\n"
+
+
 def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float | None:
     """Return the last score in 0..5 that a judgement states, or None.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from srlm_pipeline.generation.last_token import last_token_logits
+from srlm_pipeline.generation.prefill import last_token_logits
 from srlm_pipeline.training.ranking import EncodedItem
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.

@@ -8,20 +8,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import ModelSettings
-from srlm_pipeline.generation.last_token import common_prefix_length, last_token_logits
+from srlm_pipeline.generation.prefill import PrefixStore, last_token_logits, worthwhile_prefix
 from srlm_pipeline.models.loading import load_model
 
 PREFIX = list(range(10, 60))
 ENDS = [[61], [62, 63, 64], [65] * 40]
 
 
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=4))
-def test_common_prefix_is_common_as_long_as_possible_and_leaves_a_token(sequences: list[list[int]]) -> None:
-    shared = common_prefix_length(sequences)
-    assert len({tuple(s[:shared]) for s in sequences}) == 1
-    assert all(len(s) > shared for s in sequences)
-    if all(len(s) > shared + 1 for s in sequences):
-        assert len({s[shared] for s in sequences}) > 1
+@given(st.lists(st.lists(st.integers(0, 1), min_size=15, max_size=20), min_size=1, max_size=4), st.integers(0, 20))
+def test_common_prefix_is_common_as_long_as_possible_and_leaves_a_token(ends: list[list[int]], n: int) -> None:
+    sequences = [[7] * n + end for end in ends]
+    shared = worthwhile_prefix(sequences)
+    assert all(s[: len(shared)] == shared and len(s) > len(shared) for s in sequences)
+    longer = {tuple(s[: len(shared) + 1]) for s in sequences}
+    if shared:
+        assert len(longer) > 1 or any(len(s) == len(shared) + 1 for s in sequences)
+
+
+def test_a_prefix_is_read_once_and_only_what_is_new_of_the_next(tiny_model: Path) -> None:
+    model = load_model(tiny_model, ModelSettings(device="cpu", dtype="float32")).model
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, inputs: read.append(inputs["input_ids"].shape[1]), with_kwargs=True)
+    store = PrefixStore(model)
+    with torch.inference_mode():
+        for tokens in (PREFIX, PREFIX, [*PREFIX, 61, 62], [*PREFIX[:40], 5], [9, 9]):
+            cache = store.read(tokens)
+            fresh = PrefixStore(model).read(tokens)
+            read.pop()
+            assert cache.get_seq_length() == len(tokens)
+            torch.testing.assert_close(cache.layers[1].keys, fresh.layers[1].keys, rtol=1e-4, atol=1e-5)
+    assert read == [50, 2, 1, 2]
 
 
 @pytest.mark.parametrize("ends", [ENDS, ENDS[:1], [[61], [62]]])

@@ -1,0 +1,164 @@
+"""Reading many texts at once, what they begin with in common being computed once.
+
+Judging prompts begin alike: the rubric always. Samples of one prompt, and judgements of one reply, are alike to the
+last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import DynamicCache, PreTrainedModel
+
+# A shorter common beginning is not worth a forward pass of its own.
+_WORTHWHILE = 16
+
+
+class PrefixStore:
+    """Keys and values of the latest common beginning, computed once however many batches start with it.
+
+    Args:
+        model: Causal LM all of whose layers keep all tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._tokens: list[int] = []
+        self._cache: DynamicCache | None = None
+
+    def read(self, tokens: Sequence[int]) -> DynamicCache:
+        """Return the cache of one row that has read these tokens; what the last call has in common is kept."""
+        import torch
+        from transformers import DynamicCache
+
+        kept = _common_length([self._tokens, tokens])
+        if self._cache is None or kept == 0:
+            self._cache, kept = DynamicCache(config=self._model.config), 0
+        elif kept < len(self._tokens):
+            self._cache.crop(kept - len(self._tokens))
+        if kept < len(tokens):
+            device = self._model.device
+            self._model(
+                input_ids=torch.tensor([list(tokens[kept:])], device=device),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=last_position_only(device),
+            )
+        self._tokens = list(tokens)
+        return self._cache
+
+
+@dataclass
+class Prefilled:
+    """What a model knows after reading.
+
+    Attributes:
+        logits: That follow each sequence, shape (sequences, vocabulary), in the model's type.
+        mask: Of the columns read so far, shape (sequences, columns).
+        last_position: Of each sequence's last token, shape (sequences,).
+    """
+
+    logits: torch.Tensor
+    mask: torch.Tensor
+    last_position: torch.Tensor
+
+
+def prefill(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int,
+    cache: DynamicCache | None,
+    prefix: DynamicCache | None = None,
+) -> Prefilled:
+    """Read sequences. Gradients flow, where they are enabled.
+
+    Args:
+        model: Causal LM.
+        sequences: Token ids; none empty.
+        pad_token_id: For left padding.
+        cache: To be filled, empty; None where nothing will be continued.
+        prefix: One row that has read what all sequences begin with, shorter than any of them; needs a cache.
+    """
+    import torch
+
+    n, device = len(sequences), model.device
+    shared = 0
+    if prefix is not None and cache is not None:
+        shared = prefix.get_seq_length()
+        for number, layer in enumerate(prefix.layers):
+            cache.update(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1), number)
+    ids, mask, positions = left_pad([sequence[shared:] for sequence in sequences], pad_token_id, device)
+    mask, positions = torch.cat([mask.new_ones(n, shared), mask], dim=-1), positions + shared
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        logits_to_keep=last_position_only(device),
+    ).logits[:, -1]
+    return Prefilled(logits, mask, positions[:, -1])
+
+
+def last_token_logits(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, share_prefix: bool = True
+) -> torch.Tensor:
+    """Return the logits that follow each sequence. Gradients flow, where they are enabled, through the beginning too.
+
+    Args:
+        model: Causal LM.
+        sequences: Token ids; none empty.
+        pad_token_id: For left padding.
+        share_prefix: Whether to compute a common beginning once; gradient checkpointing, which recomputes without a
+            cache, does not allow it.
+
+    Returns:
+        Shape (len(sequences), vocabulary), in the model's type.
+    """
+    from transformers import DynamicCache
+
+    shared = worthwhile_prefix(sequences) if share_prefix else []
+    if not shared:
+        return prefill(model, sequences, pad_token_id, None).logits
+    prefix = PrefixStore(model).read(shared)
+    return prefill(model, sequences, pad_token_id, DynamicCache(config=model.config), prefix).logits
+
+
+def worthwhile_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return what all sequences begin with, at least one token of each being left over; empty if that is too little."""
+    if len(sequences) < 2:
+        return []
+    shared = min(_common_length(sequences), min(map(len, sequences)) - 1)
+    return sequences[0][:shared] if shared >= _WORTHWHILE else []
+
+
+def _common_length(sequences: Sequence[Sequence[int]]) -> int:
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
+
+
+def left_pad(
+    rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return token ids, attention mask and position ids, each of shape (rows, longest)."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def last_position_only(device: torch.device) -> torch.Tensor:
+    """Return a `logits_to_keep` for the last position alone.
+
+    As an integer, transformers takes a strided slice, and the output projection then copies its whole weight
+    matrix once per row; an index makes the slice contiguous.
+    """
+    import torch
+
+    return torch.tensor([-1], device=device)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from srlm_pipeline.config import DpoSettings, EftSettings, LoraSettings, ModelSettings, SftSettings
 from srlm_pipeline.errors import EmptyDataError
@@ -272,3 +274,22 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_items(base: LoadedModel, tmp_p
     items = [encode_ranked(base.tokenizer, example, "short", 1024) for example in RANKED[:2]]
     losses = [trainer.compute_loss(base.model, {"items": [item]}).item() for item in items]
     assert trainer.compute_loss(base.model, {"items": items}).item() == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 16), st.integers(0, 3))
+@settings(deadline=None)
+def test_every_step_sees_its_examples_sorted_and_every_epoch_all(
+    lengths: list[int], batch_size: int, epoch: int
+) -> None:
+    from srlm_pipeline.training.trainers import LengthSortedSampler
+
+    sampler = LengthSortedSampler(lengths, batch_size, seed=5)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(lengths)))
+    assert order == list(sampler)
+    unsorted = list(LengthSortedSampler([1] * len(lengths), batch_size, seed=5 + epoch))
+    for start in range(0, len(order), batch_size):
+        step = order[start : start + batch_size]
+        assert sorted(step) == sorted(unsorted[start : start + batch_size])
+        assert [lengths[i] for i in step] == sorted((lengths[i] for i in step), reverse=True)

@@ -19,6 +19,7 @@ from srlm_pipeline.training.common import (
     run_trainer,
     trainer_arguments,
 )
+from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ def train_dpo(
     from transformers import set_seed
     from trl import DPOConfig
 
-    from srlm_pipeline.training.dpo_trainer import TokenizedDPOTrainer
+    from srlm_pipeline.training.trainers import TokenizedDPOTrainer
 
     set_seed(seed)
     loaded = load_for_training(source, settings, model)
@@ -85,21 +86,23 @@ def train_dpo(
     encoded = [encode_preference(tokenizer, example, settings.max_length) for example in examples]
     rows = [row for row in encoded if row is not None]
     require_rows(rows, "preference pairs", "all prompts are longer than dpo.max_length")
-    trainer = TokenizedDPOTrainer(
-        model=loaded.model,
-        args=DPOConfig(
-            **trainer_arguments(settings, loaded, work, seed),
-            max_length=settings.max_length,
-            beta=settings.beta,
-            loss_type=[settings.loss],
-            label_smoothing=settings.label_smoothing,
-            precompute_ref_log_probs=True,
-            precompute_ref_batch_size=settings.micro_batch_size * 2,
-        ),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=adapter_config(settings, loaded.model),
-    )
+    # The trainer asks the reference while it is built.
+    with cheap_log_probabilities(loaded.model.device.type):
+        trainer = TokenizedDPOTrainer(
+            model=loaded.model,
+            args=DPOConfig(
+                **trainer_arguments(settings, loaded, work, seed),
+                max_length=settings.max_length,
+                beta=settings.beta,
+                loss_type=[settings.loss],
+                label_smoothing=settings.label_smoothing,
+                precompute_ref_log_probs=True,
+                precompute_ref_batch_size=settings.micro_batch_size * 2,
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+            peft_config=adapter_config(settings, loaded.model),
+        )
     history = run_trainer(trainer, work, description, progress)
     return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))
 

@@ -56,7 +56,9 @@ def train_sft(
     require_rows(examples, "examples", "check the data files")
     from datasets import Dataset
     from transformers import set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
+
+    from srlm_pipeline.training.trainers import TokenizedSFTTrainer
 
     set_seed(seed)
     loaded = load_for_training(source, settings, model)
@@ -66,7 +68,7 @@ def train_sft(
         {"input_ids": prompt + reply, "completion_mask": [0] * len(prompt) + [1] * len(reply)}
         for prompt, reply in tokenized
     ]
-    trainer = SFTTrainer(
+    trainer = TokenizedSFTTrainer(
         model=loaded.model,
         args=SFTConfig(
             **trainer_arguments(settings, loaded, work, seed),

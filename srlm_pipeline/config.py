@@ -62,11 +62,14 @@ class EngineSettings(Section):
     vllm_arguments: tuple[str, ...] = Field((), description="further arguments of `vllm serve`")
     base_url: str | None = Field(None, description="of the server, e.g. http://127.0.0.1:8000/v1; for openai")
     model: str = Field(
-        "{path}", description="name under which the server knows a model; {path} and {name} are the checkpoint's"
+        "{path}",
+        description="name under which the server knows a model; {path}, {name} and {digest} are the checkpoint's",
     )
     api_key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the server's key")
-    concurrency: int = Field(16, ge=1, description="requests in flight")
-    timeout_seconds: float = Field(300.0, gt=0, description="of one request")
+    concurrency: int | None = Field(
+        None, ge=1, description="requests in flight; None: 16, or 256 for a vLLM that the pipeline starts"
+    )
+    timeout_seconds: float = Field(600.0, gt=0, description="of one request, the wait for its turn included")
     max_retries: int = Field(5, ge=0, description="of a request that failed for the server's sake, with back-off")
 
     @model_validator(mode="before")

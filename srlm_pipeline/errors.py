@@ -61,6 +61,20 @@ class ModelError(SrlmError):
         super().__init__(f"model {model}: {reason}")
 
 
+class ServerError(SrlmError):
+    """A model server cannot be reached, refuses, or answers with what cannot be used.
+
+    Attributes:
+        address: Of the server.
+        reason: What it did and what to do.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"server {address}: {reason}")
+
+
 class MissingPredecessorError(SrlmError):
     """An iteration was asked for whose entering model does not exist.
 

@@ -57,6 +57,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
             lambda: f"{os.environ.get('SRLM_CONFIG', 'quickstart')} is valid (project {settings().project})",
         ),
         ("device", lambda: _device(settings())),
+        ("engine", lambda: _engine(settings())),
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
         ("memory", _memory),
@@ -78,6 +79,19 @@ def _device(settings: Settings) -> str:
     dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
     named = f" ({torch.cuda.get_device_name()})" if device.startswith("cuda") else ""
     return f"{device}{named}, computing in {dtype}"
+
+
+def _engine(settings: Settings) -> str:
+    from srlm_pipeline.generation.completion_client import CompletionClient
+    from srlm_pipeline.generation.opening import choose_engine
+
+    kind, reason = choose_engine(settings)
+    if kind != "openai":
+        return f"{kind}: {reason}"
+    # One short try: a person is waiting.
+    quick = settings.engine.model_copy(update={"timeout_seconds": 10.0, "max_retries": 0})
+    served = CompletionClient(quick, str(quick.base_url)).served()
+    return f"{kind}: {reason}; {quick.base_url} serves {', '.join(served) or 'nothing'}"
 
 
 def _base_model(settings: Settings) -> str:

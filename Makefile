@@ -1,6 +1,7 @@
 # make run    set up and run the whole loop on the embedded model
 # make test   set up and run lint, types and tests
 # make ui     browse what was made
+# make bench  measure against plain implementations, write docs/performance.md
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ READY_DEV := $(VENV)/.ready-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 ITERATIONS ?= 2
 
-.PHONY: run test lint ui setup clean
+.PHONY: run test lint ui bench setup clean
 setup: $(READY)
 
 $(READY): constraints.txt pyproject.toml
@@ -39,6 +40,9 @@ lint: $(READY_DEV)
 
 test: lint
 	$(BIN)/pytest
+
+bench: $(READY_DEV)
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build *.egg-info

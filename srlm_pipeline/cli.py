@@ -1,4 +1,4 @@
-"""The command line: srlm run | status | report | chat | ui | doctor."""
+"""The command line: srlm run | plan | status | report | chat | ui | doctor."""
 
 from __future__ import annotations
 
@@ -62,6 +62,42 @@ def run(
             console.print(f"Peak memory {peak_memory_gib():.1f} GiB")
         console.print(overview_table(instance, settings))
     console.print("Browse it all with [bold]srlm ui[/]")
+
+
+@app.command()
+def plan(
+    iterations: Annotated[int, typer.Option("--iterations", "-n", min=0, help="How many iterations.")] = 2,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again.")] = False,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Invented prompts per iteration.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU instead of this machine: h200, h100, a100, l40s, rtx4090.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    model_size: Annotated[str | None, typer.Option(help="Instead of the configured model's: 8B, 135M, ...")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Estimate time, tokens, memory and disk before a run."""
+    if device is None and (gpus > 1 or model_size):
+        raise SrlmError("--gpus and --model-size belong to stated figures: name a --device too, e.g. --device h200")
+    if device and config is None and "SRLM_CONFIG" not in os.environ:
+        config = "single-gpu"
+    prepare(config)
+    quiet_libraries()
+    from srlm_pipeline.commands.planning import plan_from_figures, plan_from_probe, show_plan
+
+    named = [] if prompts is None else [f"prompt_generation.count={prompts}"]
+    settings = load_settings(None, merge_overrides([*(set_ or []), *named]))
+    planned = (
+        plan_from_figures(settings, iterations, device, gpus, model_size)
+        if device
+        else plan_from_probe(settings, iterations, fresh)
+    )
+    if json_:
+        print(planned.model_dump_json(indent=2))
+    else:
+        console.print(show_plan(planned), highlight=False)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import pandas as pd
 from srlm_pipeline.evaluation.head_to_head import HeadToHead
 from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy
 from srlm_pipeline.evaluation.promotion import Rule
+from srlm_pipeline.planning.plan import Range, StageTime
 
 _EXCERPT = 300
 
@@ -30,6 +31,7 @@ class IterationFacts:
         rules: Its reasons.
         replies: Columns prompt, baseline, previous, model.
         figures: Further figures by name.
+        times: Planned and actual seconds of the stages; empty if nothing was planned.
     """
 
     project: str
@@ -43,6 +45,7 @@ class IterationFacts:
     rules: Sequence[Rule]
     replies: pd.DataFrame
     figures: dict[str, float]
+    times: Sequence[StageTime] = ()
 
 
 def iteration_markdown(facts: IterationFacts) -> str:
@@ -85,6 +88,7 @@ def iteration_markdown(facts: IterationFacts) -> str:
         "|---|---|",
         *(f"| {name} | {value:.4g} |" for name, value in facts.figures.items()),
         "",
+        *_times(facts.times),
         "## Replies side by side",
         "",
     ]
@@ -98,6 +102,33 @@ def iteration_markdown(facts: IterationFacts) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _times(times: Sequence[StageTime]) -> list[str]:
+    if not times:
+        return []
+    known = [time for time in times if time.actual is not None]
+    planned, actual = sum(time.planned.likely for time in known), sum(time.actual or 0.0 for time in known)
+    return [
+        "## Planned and actual",
+        "",
+        "| stage | planned, s | range | actual, s | actual / planned |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {time.stage} | {time.planned.likely:.0f} | {time.planned.low:.0f} to {time.planned.high:.0f} | "
+            + ("none | none |" if time.actual is None else f"{time.actual:.0f} | {_ratio(time.actual, time.planned)} |")
+            for time in times
+        ),
+        f"| all that are known | {planned:.0f} | | {actual:.0f} | {actual / max(planned, 1e-9):.2f} |",
+        "",
+        "Planned by `srlm plan` for the same settings. A stage that found finished work in its journal is faster.",
+        "",
+    ]
+
+
+def _ratio(actual: float, planned: Range) -> str:
+    outside = not planned.low <= actual <= planned.high
+    return f"{actual / max(planned.likely, 1e-9):.2f}" + (" (outside)" if outside else "")
 
 
 def _share(value: float | None) -> str:

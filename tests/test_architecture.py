@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "srlm_pipeline"
-CORE = ("data", "prompting", "generation", "judging", "preference", "training", "evaluation", "models")
+CORE = ("data", "prompting", "generation", "judging", "preference", "training", "evaluation", "models", "planning")
 # Each may import from those to its left, and from itself.
 ORDER = (
     "errors",
@@ -25,6 +25,7 @@ ORDER = (
     "training",
     "store",
     "evaluation",
+    "planning",
     "tracking",
     "report",
     "resources",

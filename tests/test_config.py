@@ -12,6 +12,7 @@ from srlm_pipeline.errors import SettingsError
 
 SECTION_CHANGES: dict[str, dict[str, Any]] = {
     "model": {"device": "cuda:7"},
+    "engine": {"concurrency": 17},
     "data": {"held_out_fraction": 0.123},
     "sft": {"learning_rate": 0.0123},
     "eft": {"epochs": 7.5},

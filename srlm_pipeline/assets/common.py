@@ -64,8 +64,10 @@ def srlm_asset(
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
         @functools.wraps(function)
         def reporting(*args: Any, **kwargs: Any) -> Any:
+            watch = Stopwatch()
             with user_errors():
-                return function(*args, **kwargs)
+                result = function(*args, **kwargs)
+            return result._replace(metadata={"seconds": round(watch.seconds, 2), **result.metadata})
 
         # Dagster takes an annotated result with check specs for one without a value.
         signature = inspect.signature(function)

@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from srlm_pipeline.assets.automation import newest_materialization
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_result
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
 from srlm_pipeline.assets.self_instruction import policy
@@ -21,6 +22,7 @@ from srlm_pipeline.evaluation.measuring import (
 from srlm_pipeline.evaluation.promotion import ModelFigures, decide_promotion
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.files import replacing_file
+from srlm_pipeline.planning.plan import Plan, StageTime, compare, plan_path, read_record
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.report import IterationFacts, iteration_markdown
 from srlm_pipeline.resources.project import ProjectResource
@@ -250,7 +252,11 @@ def iteration_report(
 ) -> dg.MaterializeResult:
     """One page for the morning: the verdict, win rates, judge accuracy, replies side by side."""
     facts = _facts(context, project, win_rates, judge_accuracy, seed_evaluation, evaluation_prompts)
-    facts = replace(facts, figures={**facts.figures, "preference pairs": float(len(preference_pairs))})
+    facts = replace(
+        facts,
+        figures={**facts.figures, "preference pairs": float(len(preference_pairs))},
+        times=_times(context, project),
+    )
     text = iteration_markdown(facts)
     path = project.store.root / "reports" / f"{context.partition_key}.md"
     with replacing_file(path) as temporary:
@@ -266,6 +272,26 @@ def iteration_report(
             **mlflow_link(run.url),
         }
     )
+
+
+def _times(context: dg.AssetExecutionContext, project: ProjectResource) -> list[StageTime]:
+    """Put what was planned beside what was needed; the seed's stages in the first report only."""
+    plan = read_record(Plan, plan_path(project.store.root, project.settings))
+    if plan is None:
+        return []
+    first = iteration_number(context.partition_key) == 1
+    partitions = {
+        stage.stage: None if stage.phase == "seed" else context.partition_key
+        for stage in plan.stages
+        if first or stage.phase == "iteration"
+    }
+    return compare(plan, {stage: _seconds(context.instance, stage, key) for stage, key in partitions.items()})
+
+
+def _seconds(instance: dg.DagsterInstance, asset: str, partition: str | None) -> float | None:
+    newest = newest_materialization(instance, dg.AssetKey(asset), partition)
+    event = newest.asset_materialization if newest else None
+    return float(event.metadata["seconds"].value) if event and "seconds" in event.metadata else None
 
 
 def judge_metrics(figures: dict[str, float]) -> dict[str, float]:

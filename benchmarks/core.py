@@ -1,0 +1,149 @@
+"""The pipeline's core functions in a row, without Dagster and MLflow: what an iteration computes, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import synchronise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from srlm_pipeline.config import Settings
+    from srlm_pipeline.generation.engine import TextEngine
+    from srlm_pipeline.models.checkpoint import Checkpoint
+
+
+@dataclass
+class Iteration:
+    """What an iteration made and how long its parts took.
+
+    Attributes:
+        seconds: By part.
+        attempts: At inventing prompts.
+        n_tokens: Of all candidates.
+        pairs: Table `PREFERENCE_PAIRS`.
+        steps: Of DPO.
+    """
+
+    pairs: pd.DataFrame
+    seconds: dict[str, float] = field(default_factory=dict)
+    attempts: int = 0
+    n_tokens: int = 0
+    steps: int = 0
+
+
+def answer(engine: TextEngine, prompts: Sequence[tuple[str, str]], settings: Settings, stage: str) -> pd.DataFrame:
+    """Return the table `CANDIDATES` of prompts, given as id and text."""
+    import pandas as pd
+
+    from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
+    from srlm_pipeline.generation.stage import generate_all
+    from srlm_pipeline.progress import NullProgress
+
+    chosen = settings.candidates
+    rows: list[dict[str, Any]] = [
+        {"prompt_id": i, "sample": k, "prompt": text, "seed": derive_seed(settings.seed, stage, i, k)}
+        for i, text in prompts
+        for k in range(chosen.per_prompt)
+    ]
+    requests = [
+        GenerationRequest(f"{r['prompt_id']}#{r['sample']}", engine.render(r["prompt"]), r["seed"]) for r in rows
+    ]
+    sampling = Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens)
+    completions = generate_all(engine, requests, sampling, stage, NullProgress())
+    return pd.DataFrame(rows).assign(
+        completion=[c.text for c in completions],
+        n_tokens=[c.n_tokens for c in completions],
+        finish_reason=[c.finish_reason for c in completions],
+    )
+
+
+def score(engine: TextEngine, candidates: pd.DataFrame, settings: Settings, stage: str) -> pd.DataFrame:
+    """Return the candidates with their scores, as `select_best_worst` takes them."""
+    from srlm_pipeline.judging.judges import JudgeItem, make_judge
+    from srlm_pipeline.progress import NullProgress
+
+    judge = make_judge(engine, settings.judge, settings.seed, stage)
+    items = [JudgeItem(f"{r.prompt_id}#{r.sample}", r.prompt, r.completion) for r in candidates.itertuples()]
+    judgements = judge.judge(items, NullProgress())
+    return candidates.assign(judge=judge.name, score=[j.score for j in judgements]).astype({"score": float})
+
+
+def run_iteration(
+    settings: Settings, generator: Checkpoint, policy: Checkpoint, work: Path, save: bool = False
+) -> Iteration:
+    """Do an iteration: invent prompts, answer them, judge, pair, train; models are loaded within it.
+
+    Args:
+        settings: As for the pipeline.
+        generator: Model that invents.
+        policy: M_t.
+        work: Folder for the training and the saved model.
+        save: Whether to write the trained model, as the pipeline does.
+    """
+    from srlm_pipeline.config import DataSettings
+    from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions
+    from srlm_pipeline.generation.opening import open_engine
+    from srlm_pipeline.models.checkpoint import save_checkpoint
+    from srlm_pipeline.preference.pairs import select_best_worst
+    from srlm_pipeline.progress import NullProgress
+    from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+    from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        synchronise(settings.model.device)
+        seconds[name] = time.perf_counter() - started
+
+    data = DataSettings()
+    seeds = [SeedPrompt(str(row.id), str(row.prompt)) for row in load_instructions(data).itertuples()]
+    forbidden = list(load_evaluation_prompts(data)["prompt"])
+    with part("prompts"):
+        made = generate_prompts(
+            open_engine(generator, settings, settings.prompt_generation.batch_size),
+            seeds,
+            forbidden,
+            settings.prompt_generation,
+            settings.seed,
+            "prompts/iter_001",
+            NullProgress(),
+        )
+    with part("candidates"):
+        prompts = [(str(row.prompt_id), str(row.prompt)) for row in made.prompts.itertuples()]
+        candidates = answer(
+            open_engine(policy, settings, settings.candidates.batch_size), prompts, settings, "candidates/iter_001"
+        )
+    with part("judging"):
+        scored = score(
+            open_engine(policy, settings, settings.judge.batch_size), candidates, settings, "judging/iter_001"
+        )
+    with part("pairs"):
+        pairs = select_best_worst(scored, settings.pairs.min_margin).pairs
+    with part("DPO"):
+        examples = [
+            PreferenceExample(
+                row.prompt,
+                row.chosen,
+                row.rejected,
+                row.chosen_finish_reason == "stop",
+                row.rejected_finish_reason == "stop",
+            )
+            for row in pairs.itertuples()
+        ]
+        trained = train_dpo(
+            policy.path, examples, settings.dpo, settings.model, settings.seed + 1, work / "dpo", "DPO", NullProgress()
+        )
+        if save:
+            save_checkpoint(trained.loaded, work / "model", "M2", policy.digest, {}, settings.model.save_dtype)
+    steps = sum("loss" in entry for entry in trained.history)
+    return Iteration(pairs, seconds, made.attempts, int(candidates["n_tokens"].sum()), steps)

@@ -1,0 +1,220 @@
+"""`srlm plan`: what a run will take, from a probe of this machine or from stated figures of another."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Column, Table
+from rich.text import Text
+
+from srlm_pipeline.commands.terminal import console
+from srlm_pipeline.config import Settings
+from srlm_pipeline.errors import ModelError
+from srlm_pipeline.planning.basis import Basis
+from srlm_pipeline.planning.machines import ModelShape, find_gpu, parse_size, remedies, shape_of_size, stated_basis
+from srlm_pipeline.planning.plan import (
+    Plan,
+    Range,
+    StagePlan,
+    make_plan,
+    plan_path,
+    read_record,
+    write_record,
+)
+from srlm_pipeline.planning.workload import CharacterMeasure, measure_data
+from srlm_pipeline.store import ProjectStore, open_store
+
+NONE = "\u2013"
+
+
+def plan_from_probe(settings: Settings, iterations: int, fresh: bool) -> Plan:
+    """Plan for this machine; measured once for each model, machine and settings, or anew, and kept for the report.
+
+    Args:
+        settings: All settings.
+        iterations: How many are planned.
+        fresh: Measure again even if that was done before.
+    """
+    from srlm_pipeline.generation.opening import open_engine
+    from srlm_pipeline.models.loading import load_tokenizer
+    from srlm_pipeline.planning.probe import import_libraries, probe_path, run_probe
+    from srlm_pipeline.planning.workload import TokenizerMeasure
+
+    store = open_store(settings)
+    start = import_libraries()
+    base = store.base_checkpoint(settings)
+    measure = TokenizerMeasure(load_tokenizer(base.path, settings.model))
+    facts = measure_data(settings, measure)
+    kept = probe_path(store.root, settings, base.digest)
+    basis = None if fresh else read_record(Basis, kept)
+    if basis is None:
+        console.print("Measuring this machine, about a minute; the next plan answers at once", style="dim")
+        basis = run_probe(
+            base,
+            settings,
+            measure,
+            facts,
+            lambda checkpoint, batch_size: open_engine(checkpoint, settings, batch_size),
+            kept.parent,
+            lambda line: console.print(f"  {line}", style="dim"),
+            start,
+        )
+        write_record(basis, kept)
+    plan = make_plan(settings, facts, basis, iterations, settings.base_model)
+    write_record(plan, plan_path(store.root, settings))
+    return plan
+
+
+def plan_from_figures(settings: Settings, iterations: int, device: str, n_gpus: int, size: str | None) -> Plan:
+    """Plan for a GPU from its maker's figures; nothing is measured and no weights are read.
+
+    Args:
+        settings: All settings.
+        iterations: How many are planned.
+        device: Short name of the GPU.
+        n_gpus: How many.
+        size: Of the model, e.g. ``8B``; None: the configured model's shape.
+    """
+    gpu = find_gpu(device)
+    shape = shape_of_size(parse_size(size)) if size else configured_shape(settings, open_store(settings))
+    facts = measure_data(settings, CharacterMeasure())
+    return make_plan(
+        settings,
+        facts,
+        stated_basis(gpu, n_gpus, shape, settings),
+        iterations,
+        f"a model of {size}" if size else settings.base_model,
+        lambda: [
+            (words, changed, stated_basis(gpu, n, shape, changed)) for words, changed, n in remedies(settings, n_gpus)
+        ],
+    )
+
+
+def configured_shape(settings: Settings, store: ProjectStore) -> ModelShape:
+    """Return the shape of the configured base model, from its configuration alone.
+
+    Raises:
+        ModelError: If that cannot be read.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = store.base_model(settings)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=settings.model.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(source, "its configuration cannot be read; give --model-size, e.g. 8B") from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=settings.model.trust_remote_code)
+    text = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelShape(
+        sum(p.numel() for p in model.parameters()),
+        text.num_hidden_layers,
+        text.hidden_size,
+        heads * size,
+        text.vocab_size,
+    )
+
+
+def show_plan(plan: Plan) -> RenderableType:
+    """Return a plan for people: the bottom line, the stages, what was assumed."""
+    table = Table(
+        Column("stage", no_wrap=True),
+        Column("work", no_wrap=True),
+        Column("tokens\nin", justify="right", no_wrap=True),
+        Column("tokens\nout", justify="right", no_wrap=True),
+        Column("time", justify="right", no_wrap=True),
+        Column("range", no_wrap=True),
+        Column("mem.\nGiB", justify="right", no_wrap=True),
+        Column("disk\nGiB", justify="right", no_wrap=True),
+        box=box.SIMPLE,
+        padding=(0, 0),
+    )
+    for phase, title in (("seed", "seed, once"), ("iteration", "each iteration")):
+        stages = [stage for stage in plan.stages if stage.phase == phase]
+        for stage in stages:
+            table.add_row(*_cells(stage))
+        total = plan.phase_seconds(stages[0].phase)
+        table.add_row(title, "", "", "", duration(total.likely), span(total), "", "", style="bold", end_section=True)
+    lines: list[RenderableType] = [Text.from_markup(f"[bold]{escape(plan.project)}[/]: {escape(_subject(plan))}")]
+    lines.append(Text(bottom_line(plan), style="bold"))
+    lines += [Text(f"Warning: {warning}", style="red") for warning in plan.warnings]
+    lines += [table, *(Text(f"- {line}", style="dim") for line in plan.assumptions)]
+    return Group(*lines)
+
+
+def bottom_line(plan: Plan) -> str:
+    """Return the plan in one sentence."""
+    n = plan.iterations
+    longest, seconds = plan.longest, plan.seconds
+    share = longest.seconds.likely * plan.repeats(longest) / max(seconds.likely, 1e-9)
+    beside = f" (and {size(plan.host_memory)} of the host's)" if plan.host_memory else ""
+    return (
+        f"About {duration(seconds.likely)} ({span(seconds)}) for the seed and {n} iteration{'' if n == 1 else 's'}; "
+        f"peak memory {size(plan.memory)} of {size(plan.available)}{beside}; disk {size(plan.disk)}; "
+        f"{longest.stage} takes most of the time ({share:.0%})."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time with two digits, in the unit that suits it."""
+    unit, name = _time_unit(seconds)
+    return f"{_two_digits(seconds / unit)} {name}"
+
+
+def span(seconds: Range) -> str:
+    """Return an estimate's two ends."""
+    unit, name = _time_unit(seconds.high)
+    return f"{_two_digits(seconds.low / unit)}-{_two_digits(seconds.high / unit)} {name}"
+
+
+def size(n_bytes: float) -> str:
+    """Return bytes with two digits, in the unit that suits it."""
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
+        if n_bytes >= unit:
+            return f"{_two_digits(n_bytes / unit)} {name}"
+    return f"{n_bytes / 2**10:.0f} KiB"
+
+
+def count(number: float) -> str:
+    """Return a count of tokens, rounded to what can be read at a glance."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{_two_digits(number / unit)} {name}"
+    return f"{number:.0f}"
+
+
+def _cells(stage: StagePlan) -> tuple[str, ...]:
+    return (
+        stage.stage,
+        f"{stage.items:,} {stage.unit}",
+        count(stage.tokens_read) if stage.tokens_read else NONE,
+        count(stage.tokens_written) if stage.tokens_written else NONE,
+        duration(stage.seconds.likely),
+        span(stage.seconds),
+        _gib(stage.memory),
+        _gib(stage.disk_kept + stage.disk_meanwhile),
+    )
+
+
+def _subject(plan: Plan) -> str:
+    how = "measured" if plan.source == "probe" else "from stated figures"
+    return f"{plan.model} on {plan.machine} ({how})"
+
+
+def _time_unit(seconds: float) -> tuple[int, str]:
+    for limit, unit, name in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return unit, name
+    return 86400, "d"
+
+
+def _gib(n_bytes: float) -> str:
+    return _two_digits(n_bytes / 2**30) if n_bytes >= 0.05 * 2**30 else NONE
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"

@@ -1,0 +1,279 @@
+"""Stated figures of GPUs, and what follows from them (a roofline): no probe, no device needed.
+
+Dense bfloat16 TFLOP/s with float32 accumulation, memory and its bandwidth, from NVIDIA's data sheets:
+
+- H200 SXM: "NVIDIA H200 Tensor Core GPU" (1,979 with sparsity, so 989; 141 GB; 4.8 TB/s)
+- H100 SXM: "NVIDIA H100 Tensor Core GPU" (1,979 with sparsity, so 989; 80 GB; 3.35 TB/s)
+- A100 SXM 80 GB: "NVIDIA A100 Tensor Core GPU" (312; 80 GB; 2,039 GB/s)
+- L40S: "NVIDIA L40S" (362; 48 GB; 864 GB/s)
+- RTX 4090: "NVIDIA Ada GPU Architecture", appendix A (165.2; 24 GB; 1,008 GB/s)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from srlm_pipeline.config import Settings, TrainingSettings
+from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.planning.basis import Basis, Memory, PartKind, Rates
+from srlm_pipeline.planning.workload import TrainingKind
+
+# Requests that a vLLM server which the pipeline starts works on at a time, unless `engine.concurrency` says otherwise.
+_VLLM_IN_FLIGHT = 256
+_SERVER_IN_FLIGHT = 16
+# Of the memory on the label, what is left beside driver, context and fragmentation.
+_USABLE = 0.92
+# Of a device's speed, what a further one adds.
+_SCALING = 0.85
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Figures of one device.
+
+    Attributes:
+        name: For people.
+        tflops: Dense bfloat16, in 1e12 operations a second.
+        memory: In GiB.
+        bandwidth: Of the memory, in 1e9 bytes a second.
+    """
+
+    name: str
+    tflops: float
+    memory: float
+    bandwidth: float
+
+
+GPUS = {
+    "h200": Gpu("NVIDIA H200", 989, 141, 4800),
+    "h100": Gpu("NVIDIA H100 SXM", 989, 80, 3350),
+    "a100": Gpu("NVIDIA A100 80 GB SXM", 312, 80, 2039),
+    "l40s": Gpu("NVIDIA L40S", 362, 48, 864),
+    "rtx4090": Gpu("NVIDIA RTX 4090", 165.2, 24, 1008),
+}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a model decides its costs.
+
+    Attributes:
+        parameters: All of them.
+        layers: Decoder layers.
+        hidden: Width of the residual stream.
+        kv_width: Key heads times their size.
+        vocabulary: Tokens.
+    """
+
+    parameters: int
+    layers: int
+    hidden: int
+    kv_width: int
+    vocabulary: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of one token's keys and values in bfloat16."""
+        return 2 * self.layers * self.kv_width * 2
+
+
+@dataclass(frozen=True)
+class Utilisation:
+    """How much of the stated figures is reached.
+
+    Attributes:
+        reading: Share of the operations, in forward passes over prompts.
+        training: Share of the operations, recomputed ones counted.
+        bandwidth: Share of the bandwidth, in writing.
+        layer: Seconds per layer and new token that the host needs to launch the work, in transformers.
+        replayed: The same in vLLM, which records a step's launches once and replays them.
+        disk: Bytes a second.
+    """
+
+    reading: float
+    training: float
+    bandwidth: float
+    layer: float
+    replayed: float
+    disk: float
+
+
+SLOW = Utilisation(0.25, 0.20, 0.4, 1.0e-3, 6e-5, 0.5e9)
+LIKELY = Utilisation(0.40, 0.30, 0.6, 0.6e-3, 4e-5, 1.0e9)
+FAST = Utilisation(0.55, 0.42, 0.8, 0.35e-3, 2e-5, 2.0e9)
+
+
+def find_gpu(name: str) -> Gpu:
+    """Return a GPU by its short name.
+
+    Raises:
+        SrlmError: Naming those that are known.
+    """
+    found = GPUS.get(re.sub(r"[^a-z0-9]", "", name.lower()))
+    if found is None:
+        raise SrlmError(f"no figures are known of the device {name!r}; known: {', '.join(GPUS)}")
+    return found
+
+
+def parse_size(text: str) -> int:
+    """Turn ``8B``, ``1.5b`` or ``135M`` into a number of parameters.
+
+    Raises:
+        SrlmError: If it is not of that form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([mb])\s*", text.lower())
+    size = round(float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]]) if found else 0
+    if not size:
+        raise SrlmError(f"{text!r} is no model size: write it as 8B or 135M")
+    return size
+
+
+def shape_of_size(parameters: int) -> ModelShape:
+    """Return the usual shape of a decoder of a size: 128 of width a layer, eight key heads of 128, 128,000 tokens."""
+    layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
+    hidden = 128 * layers
+    return ModelShape(parameters, layers, hidden, min(1024, hidden), 128_000)
+
+
+def training_operations(settings: TrainingSettings, parameters: float, checkpointing: bool) -> float:
+    """Return the operations of training on one token.
+
+    Two per parameter forward; two backward for the activations, in the layers that are adapted and those above; two
+    for the weights' own gradients if all are trained; and the forward pass again where activations are not kept.
+    """
+    share = 1.0 if settings.method == "full" else settings.lora.top_layers
+    own = 2.0 if settings.method == "full" else 0.0
+    again = 2.0 * share if checkpointing else 0.0
+    return parameters * (2.0 + 2.0 * share + own + again)
+
+
+def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -> Basis:
+    """Return what one or several GPUs should be able to do with a model of this shape.
+
+    Args:
+        gpu: The device.
+        n_gpus: How many of them share the work.
+        shape: Of the model.
+        settings: Methods, types, engine.
+    """
+    rates = [_rates(gpu, n_gpus, shape, settings, reached) for reached in (FAST, LIKELY, SLOW)]
+    kind = settings.engine.kind
+    in_flight = {"vllm": _VLLM_IN_FLIGHT, "openai": _SERVER_IN_FLIGHT}.get(kind)
+    return Basis(
+        source="stated",
+        machine=f"{n_gpus} x {gpu.name}" if n_gpus > 1 else gpu.name,
+        parameters=shape.parameters,
+        fast=rates[0],
+        likely=rates[1],
+        slow=rates[2],
+        memory=_memory(shape, settings, n_gpus),
+        available=gpu.memory * _USABLE * 2**30,
+        host_memory=4.0 * shape.parameters + 3 * 2**30,
+        shares_prefix=False,
+        in_flight=(settings.engine.concurrency or in_flight) if in_flight else None,
+        notes=_notes(gpu, n_gpus, shape, settings),
+    )
+
+
+def _rates(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings, reached: Utilisation) -> Rates:
+    n = shape.parameters
+    together = n_gpus * (_SCALING if n_gpus > 1 else 1.0)
+    operations, bandwidth = gpu.tflops * 1e12 * together, gpu.bandwidth * 1e9 * together * reached.bandwidth
+    forward = 2 * n / (operations * reached.reading)
+    vllm = settings.engine.kind == "vllm"
+    stages: dict[TrainingKind, TrainingSettings] = {
+        "sft": settings.sft,
+        "ranking": settings.eft,
+        "dpo": settings.dpo,
+    }
+    trained = {
+        kind: training_operations(stage, n, checkpointing=True) / (operations * reached.training)
+        for kind, stage in stages.items()
+    }
+    loading = 2 * n / reached.disk
+    # Weights are read for training, read again in float32 for merging, and merged on the host.
+    trainer = dict.fromkeys(stages, 15.0 + 3 * loading)
+    return Rates(
+        read=forward,
+        judged=forward,
+        step=2 * n / bandwidth + shape.layers * (reached.replayed if vllm else reached.layer),
+        written=forward,
+        context=shape.kv_bytes / bandwidth,
+        trained=trained,
+        reference=forward,
+        trainer=trainer,
+        engine=loading + (60.0 if vllm else 3.0),
+        # Written, and read again for the digest.
+        save=2 * n * _BYTES[settings.model.save_dtype] / reached.disk,
+        start=30.0,
+    )
+
+
+def _memory(shape: ModelShape, settings: Settings, n_gpus: int) -> dict[PartKind, Memory]:
+    n = shape.parameters
+    # Weights, and what one forward pass over a batch leaves behind besides keys and values.
+    inference = Memory(fixed=2 * n / n_gpus + 2**30, per_token=shape.kv_bytes / n_gpus)
+    reading = Memory(fixed=inference.fixed, per_token=20 * shape.hidden)
+    return {
+        "writing": inference,
+        "judging": reading,
+        "sft": _training_memory(shape, settings.sft, n_gpus),
+        "ranking": _training_memory(shape, settings.eft, n_gpus),
+        "dpo": _training_memory(shape, settings.dpo, n_gpus),
+    }
+
+
+def _training_memory(shape: ModelShape, settings: TrainingSettings, n_gpus: int) -> Memory:
+    """Weights, gradients and both moments, in float32 what is trained; activations with checkpointing."""
+    n = float(shape.parameters)
+    if settings.method == "full":
+        states = 16 * n
+    else:
+        # Seven linear modules a layer; in and out together about 23 times the hidden width.
+        adapters = shape.layers * settings.lora.top_layers * settings.lora.rank * 23 * shape.hidden
+        states = 2 * n + 16 * adapters
+    # One state a layer is kept; one layer is computed again with all of its own; logits, their float32 copy and
+    # their gradient.
+    activations = 2 * shape.layers * shape.hidden + 50 * shape.hidden + 10 * shape.vocabulary
+    return Memory(fixed=states / n_gpus + 2**30, per_token=activations)
+
+
+def _notes(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -> tuple[str, ...]:
+    vllm = settings.engine.kind == "vllm"
+    layer = [1e3 * (reached.replayed if vllm else reached.layer) for reached in (FAST, SLOW)]
+    notes = [
+        f"{gpu.name} as stated by its maker: {gpu.tflops:g} dense bfloat16 TFLOP/s, {gpu.memory:g} GiB, "
+        f"{gpu.bandwidth:g} GB/s; nothing was measured",
+        f"reached of that: {SLOW.reading:.0%} to {FAST.reading:.0%} of the operations in reading, "
+        f"{SLOW.training:.0%} to {FAST.training:.0%} in training, {SLOW.bandwidth:.0%} to {FAST.bandwidth:.0%} of the "
+        f"bandwidth in writing, where the host adds {layer[0]:g} to {layer[1]:g} ms per layer and step",
+        f"a model of {shape.layers} layers of width {shape.hidden}, {shape.kv_bytes / 1024:.0f} KiB of keys and values "
+        f"per token; engine: {'vllm' if vllm else 'transformers'}"
+        + ("" if settings.engine.kind != "auto" else " (vLLM, with --set engine=vllm, writes faster)"),
+    ]
+    if n_gpus > 1:
+        notes.append(
+            f"{n_gpus} devices give {n_gpus * _SCALING:.1f} times the speed of one and share weights and optimiser "
+            "states; this version itself works on one device"
+        )
+    return tuple(notes)
+
+
+def remedies(settings: Settings, n_gpus: int) -> list[tuple[str, Settings, int]]:
+    """Return changes that need less memory, the least painful first: in words, as settings, and as devices."""
+
+    def changed(sections: tuple[str, ...], **fields: Any) -> Settings:
+        update = {name: getattr(settings, name).model_copy(update=fields) for name in sections}
+        return settings.model_copy(update=update)
+
+    training, writing = ("sft", "eft", "dpo"), ("prompt_generation", "candidates", "judge", "evaluation")
+    return [
+        ("micro_batch_size: 1 in training", changed(training, micro_batch_size=1), n_gpus),
+        ("batch_size: 8 in writing and judging", changed(writing, batch_size=8), n_gpus),
+        ("method: lora in training", changed(training, method="lora"), n_gpus),
+        ("method: lora and micro_batch_size: 1", changed(training, method="lora", micro_batch_size=1), n_gpus),
+        *((f"{more} devices", settings, more) for more in (2, 4, 8, 16) if more > n_gpus),
+    ]

@@ -21,7 +21,7 @@ from benchmarks.common import (
     timed,
 )
 from benchmarks.core import Iteration, run_iteration
-from benchmarks.training import RANK, assistant, user
+from benchmarks.training import RANK, alone, assistant, user
 from benchmarks.work import ModelSize
 
 TARGET = 10.0
@@ -95,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {"prompt": user(r.prompt), "chosen": assistant(r.chosen), "rejected": assistant(r.rejected)}
             for r in mine.pairs.itertuples()
         ]
-        clock = trl_dpo(
-            folder, rows[: args.baseline_dpo_steps * BATCH], args.device, BATCH, settings.dpo.max_length, RANK, seed
-        )
+        share = rows[: args.baseline_dpo_steps * BATCH]
+        clock = alone(trl_dpo, folder, share, args.device, BATCH, settings.dpo.max_length, RANK, seed)
         steps = len(clock.ends)
         return {
             "prompts": invented / args.baseline_prompts * mine.attempts,

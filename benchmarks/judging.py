@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from benchmarks import corpus
@@ -23,7 +24,7 @@ from benchmarks.common import (
     ratios,
     timed,
 )
-from benchmarks.work import ModelSize
+from benchmarks.work import Limits, ModelSize
 
 DISTRIBUTION_TARGET, SAMPLED_TARGET = 15.0, 4.0
 SMOKE = {"items": 6, "baseline_items": 1, "max_new_tokens": 8}
@@ -37,13 +38,13 @@ class Judged:
         n_items: Replies.
         n_valid: Of them with a score.
         seconds: For all.
-        least_seconds: What the machine needs at least for this work.
+        least: What the machine needs at least for this work, in seconds.
     """
 
     n_items: int
     n_valid: int
     seconds: float
-    least_seconds: float
+    least: Callable[[Limits], float]
 
     @property
     def rate(self) -> float:
@@ -87,16 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         valid = sum(j.score is not None for j in judgements)
         if settings.mode == "distribution":
             read = needed(prompt_tokens(replies, "direct", SCORE_START))
-            least = bench.limits.seconds(size.forward_flops(read, len(items)))
-        else:
-            tokens = prompt_tokens(replies, "rationale")
-            rows = [
-                (len(ids), len(loaded.tokenizer(text, add_special_tokens=False).input_ids))
-                for ids, judgement in zip(tokens, judgements, strict=True)
-                for text in json.loads(judgement.raw)
-            ]
-            least = size.writing_seconds(rows, needed(tokens), args.batch_size, bench.limits)
-        return Judged(len(items), valid, seconds, least)
+            return Judged(
+                len(items), valid, seconds, lambda limits: limits.seconds(size.forward_flops(read, len(items)))
+            )
+        tokens = prompt_tokens(replies, "rationale")
+        rows = [
+            (len(ids), len(loaded.tokenizer(text, add_special_tokens=False).input_ids))
+            for ids, judgement in zip(tokens, judgements, strict=True)
+            for text in json.loads(judgement.raw)
+        ]
+        return Judged(len(items), valid, seconds, partial(size.writing_seconds, rows, needed(tokens), args.batch_size))
 
     def theirs(repetition: int) -> Judged:
         (scores, written), seconds = timed(
@@ -107,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         tokens = prompt_tokens(share, "rationale")
         rows = [(len(ids), reply.n_tokens) for ids, own in zip(tokens, written, strict=True) for reply in own]
-        least = size.writing_seconds(rows, needed(tokens), args.batch_size, bench.limits)
         lengths.extend(reply.n_tokens for own in written for reply in own)
+        least = partial(size.writing_seconds, rows, needed(tokens), args.batch_size)
         return Judged(len(share), sum(score is not None for score in scores), seconds, least)
 
     lengths: list[int] = []
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 name,
                 "replies/s",
                 rates[name],
-                statistics.median(run.least_seconds / run.seconds for run in own),
+                statistics.median(run.least(bench.limits) / run.seconds for run in own),
                 f"{own[0].n_valid} of {own[0].n_items} with a score",
             )
             for name, own in runs.items()

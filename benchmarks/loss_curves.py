@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.baselines import trl_dpo, trl_sft
 from benchmarks.common import (
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = {"SFT": data.sft_rows, "DPO": data.dpo_rows}
     ours = {"SFT": our_sft, "DPO": our_dpo}
     trl = {"SFT": trl_sft, "DPO": trl_dpo}
-    schedule = {
+    schedule: dict[str, Any] = {
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": FINAL_RATIO},
         "warmup_steps": WARM_UP,

@@ -106,7 +106,9 @@ def render_machine(results: Sequence[Mapping[str, Any]]) -> str:
             f"computed {place}. " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + "."
         )
     limits = [[r["name"], describe_limits(Limits(**r["limits"]))] for r in results]
-    return "\n\n".join([*dict.fromkeys(lines), markdown_table(["before benchmark", "the machine's limits"], limits)])
+    return "\n\n".join(
+        [*dict.fromkeys(lines), markdown_table(["benchmark", "the machine's limits, best of several looks"], limits)]
+    )
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

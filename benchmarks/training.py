@@ -6,6 +6,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from benchmarks.common import (
     Measurement,
     StepClock,
     Verdict,
+    in_own_process,
     interleave,
     load,
     model_folder,
@@ -118,6 +120,23 @@ def our_dpo(folder: Path, data: Data, args: argparse.Namespace, seed: int, **mor
     return clock
 
 
+def import_libraries() -> None:
+    """Import what a training needs, and keep it quiet."""
+    from srlm_pipeline.cli import quiet_libraries
+
+    quiet_libraries()
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    import trl.trainer.dpo_trainer
+    import trl.trainer.sft_trainer  # noqa: F401
+
+    import srlm_pipeline.training.trainers  # noqa: F401
+
+
+alone = partial(in_own_process, import_libraries)
+"""Run one training in a process of its own, imports not counted."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     add_sizes(parser, steps=10)
@@ -132,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = interleave(
         bench,
         {
-            "SFT, ours": lambda n: our_sft(folder, data, args, args.seed + n, learning_rate=2e-5),
-            "SFT, TRL": lambda n: trl_sft(folder, data.sft_rows, *common, args.seed + n),
-            "DPO, ours": lambda n: our_dpo(folder, data, args, args.seed + n, learning_rate=1e-6),
-            "DPO, TRL": lambda n: trl_dpo(folder, data.dpo_rows, *common, args.seed + n),
+            "SFT, ours": lambda n: alone(our_sft, folder, data, args, args.seed + n, learning_rate=2e-5),
+            "SFT, TRL": lambda n: alone(trl_sft, folder, data.sft_rows, *common, args.seed + n),
+            "DPO, ours": lambda n: alone(our_dpo, folder, data, args, args.seed + n, learning_rate=1e-6),
+            "DPO, TRL": lambda n: alone(trl_dpo, folder, data.dpo_rows, *common, args.seed + n),
         },
         args.repetitions,
     )
@@ -161,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [
             f"LoRA of rank {RANK} on all linear layers, {args.batch_size} sequences (SFT) or pairs (DPO) of "
             f"{args.tokens} tokens per step; medians over the steps after the first {args.warm_up}.",
+            "Each training runs in a process of its own, so that no contender profits from another's settings.",
             "DPO with its reference: from the call to the last step, divided by the steps of one epoch. Loading the "
             "model and, for ours, computing the reference's log-probabilities belong to it; TRL computes them anew in "
             "each step, so that with more epochs ours gains.",

@@ -17,6 +17,7 @@ import pytest
 
 from srlm_pipeline.config import EngineSettings, ModelSettings, Settings
 from srlm_pipeline.errors import ServerError
+from srlm_pipeline.generation import vllm_engine
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.generation.vllm_engine import VllmEngine
@@ -115,6 +116,22 @@ def test_a_killed_pipeline_leaves_no_server(tiny_model: Path, tmp_path: Path) ->
     assert all(runs(process) for process in start["processes"])
     pipeline.send_signal(signal.SIGKILL)
     pipeline.wait()
+    wait_until_ended(start["processes"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_guard_leaves_no_server_behind_the_next_one(tiny_model: Path, tmp_path: Path, number: int) -> None:
+    engine = engine_of(tiny_model)
+    write(engine)
+    (start,) = starts(tmp_path)
+    guard = psutil.Process(start["processes"][0]).ppid()
+    server = vllm_engine._running
+    assert server is not None
+    os.kill(guard, number)
+    # Not `wait_until_ended`: a dead process with a thread that is not yet gone has not ended for its parent.
+    while server.alive:
+        time.sleep(0.05)
+    assert write(engine)
     wait_until_ended(start["processes"])
 
 

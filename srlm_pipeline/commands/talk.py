@@ -72,5 +72,6 @@ def _open(store: ProjectStore, settings: Settings, name: str) -> TransformersEng
         checkpoint = store.checkpoint(name)
     else:
         raise SrlmError(f"there is no model {name!r}; there are: {', '.join(available_models(store))}")
+    # Whatever engine the settings name: for one reply at a time, of two models in turn, no server pays.
     loaded = load_model(checkpoint.path, settings.model)
     return TransformersEngine(loaded.model, loaded.tokenizer, checkpoint.digest, 1)

@@ -47,17 +47,19 @@ _RAISED = re.compile(r"(?:^|[])] )([\w.]*(?:Error|Exception): .+)")
 # Stands between us and the server and ends the server's process group when our end of the pipe closes. So a pipeline
 # that is killed, and cannot clean up, leaves no server behind that holds the GPU.
 _GUARD = """
-import contextlib, os, signal, subprocess, sys, threading
+import os, signal, subprocess, sys, threading
 
 server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
+def end(*_):
+    server.terminate()
+    threading.Timer(15, os.killpg, (0, signal.SIGKILL)).start()
+
 def end_with_pipeline():
     sys.stdin.buffer.read()
-    server.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(20)
-    os.killpg(0, signal.SIGKILL)
+    end()
 
+signal.signal(signal.SIGTERM, end)
 threading.Thread(target=end_with_pipeline, daemon=True).start()
 print("vLLM ended with exit code", server.wait(), flush=True)
 os.killpg(0, signal.SIGKILL)
@@ -122,10 +124,11 @@ class VllmServer:
 
     def close(self) -> None:
         """End the server with all its processes; its log stays only if it had ended by itself."""
-        if self.alive:
-            self._end_process()
-            shutil.rmtree(self._folder, ignore_errors=True)
+        ended_by_itself = not self.alive
+        self._end_process()
         self._http.close()
+        if not ended_by_itself:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def failure(self, what: str) -> ServerError:
         """Return an error with the end of the log."""
@@ -155,11 +158,12 @@ class VllmServer:
     def _end_process(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
+        # Whoever is left, where the guard itself was killed.
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
 
 
 class VllmEngine:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
-from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -43,11 +43,12 @@ class TrainingRun:
 
 
 def load_for_training(source: str | Path, settings: TrainingSettings, model: ModelSettings) -> LoadedModel:
-    """Load a model in the type that its training method needs.
+    """Load a model in the type that its training method needs; engines that still hold memory give it back first.
 
     Adapters are trained in float32 over weights in the compute type; full fine-tuning keeps float32 weights, because
     small updates vanish in bfloat16.
     """
+    release_engines()
     # On a CPU the fused attention's backward pass is slower than plain matrix products.
     attention = "eager" if choose_device(model.device) == "cpu" else None
     return load_model(source, model, None if settings.method == "lora" else "float32", attention)
@@ -148,6 +149,8 @@ def run_trainer(trainer: Trainer, work: Path, description: str, progress: Progre
     """
     from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
+
+    from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
 
     trainer.remove_callback(PrinterCallback)
     steps = _planned_steps(trainer)

@@ -19,7 +19,6 @@ from srlm_pipeline.training.common import (
     run_trainer,
     trainer_arguments,
 )
-from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +77,7 @@ def train_dpo(
     from transformers import set_seed
     from trl import DPOConfig
 
+    from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
     from srlm_pipeline.training.trainers import TokenizedDPOTrainer
 
     set_seed(seed)

@@ -19,10 +19,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux is meant")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C library of Linux is meant")
+
+
 def test_large_tensors_reuse_what_was_freed() -> None:
     faults = {
         how: int(subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, check=True).stdout)
         for how in ("kept", "given back")
     }
     assert faults["kept"] < faults["given back"] / 50, faults
+
+
+def test_what_was_kept_can_be_given_back_and_no_more_is_kept() -> None:
+    program = """
+import psutil, torch
+from srlm_pipeline.models.allocation import give_back_freed_memory, keep_freed_memory
+keep_freed_memory()
+size = lambda: psutil.Process().memory_info().rss
+before = size()
+torch.ones(1 << 26)
+kept = size() - before
+give_back_freed_memory()
+given_back = size() - before
+torch.ones(1 << 26)
+print(kept > 2**27, given_back < 2**26, size() - before < 2**26)
+"""
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert made.stdout.split() == ["True", "True", "True"]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.errors import ModelError
-from srlm_pipeline.models.allocation import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -109,8 +108,6 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     device = choose_device(settings.device)
-    if device == "cpu":
-        keep_freed_memory()
     tokenizer = load_tokenizer(source, settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(

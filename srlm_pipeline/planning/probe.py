@@ -29,6 +29,7 @@ from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEng
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, judge_prompt
+from srlm_pipeline.models.allocation import give_back_freed_memory
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from srlm_pipeline.planning.basis import Basis, Memory, PartKind, Rates
 from srlm_pipeline.planning.machines import training_operations
@@ -158,6 +159,7 @@ def run_probe(
     with meter.peak() as peak:
         writing = _measure_writing(engine, material, settings, in_flight)
     memory: dict[PartKind, Memory] = {"writing": _memory(loaded, peak[0], writing.held)}
+    _free(device)
     announce("judging")
     with meter.peak() as peak:
         judged, held = _measure_judging(engine, material, settings, in_flight)
@@ -503,6 +505,7 @@ def _timed(action: Callable[[], Item]) -> tuple[Item, float]:
 
 def _free(device: str) -> None:
     gc.collect()
+    give_back_freed_memory()
     if device.startswith("cuda"):
         import torch
 

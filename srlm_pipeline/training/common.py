@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
+from srlm_pipeline.models.allocation import give_back_freed_memory, keep_freed_memory
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
 
@@ -49,8 +50,11 @@ def load_for_training(source: str | Path, settings: TrainingSettings, model: Mod
     small updates vanish in bfloat16.
     """
     release_engines()
+    on_cpu = choose_device(model.device) == "cpu"
+    if on_cpu:
+        keep_freed_memory()
     # On a CPU the fused attention's backward pass is slower than plain matrix products.
-    attention = "eager" if choose_device(model.device) == "cpu" else None
+    attention = "eager" if on_cpu else None
     return load_model(source, model, None if settings.method == "lora" else "float32", attention)
 
 
@@ -183,6 +187,7 @@ def finish(
 
     Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away.
     """
+    give_back_freed_memory()
     if settings.method == "full":
         trained = LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
     else:

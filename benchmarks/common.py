@@ -189,7 +189,8 @@ class Bench:
             "limits": asdict(self.limits),
             "slowest_bf16_flops": slowest,
             "versions": versions(),
-            "arguments": {key: str(value) for key, value in vars(self.args).items()},
+            # Folders by their names: where they lie on this machine is nobody's business.
+            "arguments": {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(self.args).items()},
             "measurements": [asdict(m) for m in measurements],
             "verdicts": [{**asdict(v), "met": v.met} for v in verdicts],
             "notes": list(notes),

@@ -125,11 +125,7 @@ def import_libraries() -> None:
     from srlm_pipeline.cli import quiet_libraries
 
     quiet_libraries()
-    import datasets  # noqa: F401
-    import peft  # noqa: F401
-    import trl.trainer.dpo_trainer
-    import trl.trainer.sft_trainer  # noqa: F401
-
+    # Brings torch, datasets, PEFT and TRL's trainers.
     import srlm_pipeline.training.trainers  # noqa: F401
 
 

@@ -83,12 +83,73 @@ class InPlaceLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
+class PassingLayer(CacheLayerMixin):
+    """One layer's keys and values of a common beginning; what follows is passed on and not kept.
+
+    Enough for a single forward pass, after which nothing is continued, and it spares one copy per row of every layer.
+
+    Args:
+        beginning: The layer of one row that has read what all texts begin with.
+    """
+
+    def __init__(self, beginning: CacheLayerMixin) -> None:
+        super().__init__()
+        self.keys, self.values = beginning.keys, beginning.values
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Do nothing: a beginning is there from the start."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the beginning and these tokens after it, for every row: each (rows, heads, tokens, size)."""
+        rows = key_states.shape[0]
+        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
+        return keys, torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many tokens the mask of the next `update` covers, and the first one's place."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return how many tokens are held."""
+        return int(self.keys.shape[-2])
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no limit."""
+        return -1
+
+
 def make_cache(model: PreTrainedModel) -> DynamicCache:
     """Return an empty cache: in place where `prepare_attention` set the model up for it."""
     cache = DynamicCache(config=model.config)
     if model.config._attn_implementation == _ATTENTION:
         # Sliding windows and recurrent states keep layers of their own.
         cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def start_with(cache: DynamicCache, beginning: DynamicCache, rows: int) -> None:
+    """Fill an empty cache with what each of its rows begins with.
+
+    Args:
+        cache: Empty.
+        beginning: Of one row.
+        rows: How many will follow.
+    """
+    for number, layer in enumerate(beginning.layers):
+        cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+
+
+def pass_through(beginning: DynamicCache) -> DynamicCache:
+    """Return a cache for one forward pass of any number of rows after this beginning, which is left as it is.
+
+    Args:
+        beginning: Of one row; all its layers keep all tokens.
+    """
+    cache = DynamicCache()
+    cache.layers = [PassingLayer(layer) for layer in beginning.layers]
     return cache
 
 

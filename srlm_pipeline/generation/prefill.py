@@ -73,7 +73,6 @@ def prefill(
     sequences: Sequence[Sequence[int]],
     pad_token_id: int,
     cache: DynamicCache | None,
-    prefix: DynamicCache | None = None,
 ) -> Prefilled:
     """Read sequences. Gradients flow, where they are enabled.
 
@@ -81,17 +80,13 @@ def prefill(
         model: Causal LM.
         sequences: Token ids; none empty.
         pad_token_id: For left padding.
-        cache: To be filled, empty; None where nothing will be continued.
-        prefix: One row that has read what all sequences begin with, shorter than any of them; needs a cache.
+        cache: Holds what all sequences begin with, shorter than any of them, or nothing; None where there is no such
+            beginning and nothing will be continued.
     """
     import torch
 
     n, device = len(sequences), model.device
-    shared = 0
-    if prefix is not None and cache is not None:
-        shared = prefix.get_seq_length()
-        for number, layer in enumerate(prefix.layers):
-            cache.update(layer.keys.expand(n, -1, -1, -1), layer.values.expand(n, -1, -1, -1), number)
+    shared = 0 if cache is None else cache.get_seq_length()
     ids, mask, positions = left_pad([sequence[shared:] for sequence in sequences], pad_token_id, device)
     mask, positions = torch.cat([mask.new_ones(n, shared), mask], dim=-1), positions + shared
     logits = model(
@@ -122,11 +117,15 @@ def last_token_logits(
     """
     from transformers import DynamicCache
 
+    from srlm_pipeline.generation.kv_cache import start_with
+
     shared = worthwhile_prefix(sequences) if share_prefix else []
     if not shared:
         return prefill(model, sequences, pad_token_id, None).logits
-    prefix = PrefixStore(model).read(shared)
-    return prefill(model, sequences, pad_token_id, DynamicCache(config=model.config), prefix).logits
+    # Layers with a sliding window know best how to go on from a beginning.
+    cache = DynamicCache(config=model.config)
+    start_with(cache, PrefixStore(model).read(shared), len(sequences))
+    return prefill(model, sequences, pad_token_id, cache).logits
 
 
 def worthwhile_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
-from srlm_pipeline.generation.kv_cache import holds_every_token, make_cache, prepare_attention
+from srlm_pipeline.generation.kv_cache import (
+    holds_every_token,
+    make_cache,
+    pass_through,
+    prepare_attention,
+    start_with,
+)
 from srlm_pipeline.generation.prefill import PrefixStore, last_position_only, prefill, worthwhile_prefix
 from srlm_pipeline.generation.sampling import draw_tokens
 
@@ -100,8 +106,8 @@ class TransformersEngine:
         with torch.inference_mode():
             shared = self._read_common(sequences)
             for rows in self._batches(sequences):
-                cache = make_cache(self._model) if shared else None
-                read = prefill(self._model, [sequences[i] for i in rows], self._pad, cache, shared)
+                cache = pass_through(shared) if shared else None
+                read = prefill(self._model, [sequences[i] for i in rows], self._pad, cache)
                 chosen = torch.tensor([split[i][1] for i in rows], device=read.logits.device)
                 log_probabilities = read.logits.float().log_softmax(dim=-1).gather(-1, chosen)
                 result[rows] = log_probabilities.exp().double().cpu().numpy()
@@ -153,7 +159,9 @@ class TransformersEngine:
         distinct = list(dict.fromkeys(map(tuple, encoded)))
         place = {ids: number for number, ids in enumerate(distinct)}
         cache = make_cache(self._model)
-        read = prefill(self._model, distinct, self._pad, cache, shared)
+        if shared:
+            start_with(cache, shared, len(distinct))
+        read = prefill(self._model, distinct, self._pad, cache)
         rows = torch.tensor([place[tuple(ids)] for ids in encoded], device=read.logits.device)
         if len(distinct) < len(encoded):
             cache.batch_select_indices(rows)

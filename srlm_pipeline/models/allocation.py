@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 # Parameters of glibc's mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
@@ -12,8 +13,9 @@ _NEVER = 2**31 - 1
 _USUAL_MMAP_THRESHOLD, _USUAL_TRIM_THRESHOLD, _USUAL_MMAP_MAX = 32 << 20, 64 << 20, 1 << 16
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed, for the next tensor of that size.
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Let the C library keep what is freed, for the next tensor of that size, and give it back in the end.
 
     By default glibc maps large blocks anew and gives them back at once, so that each tensor of a training step is paid
     for in page faults; on a virtual machine they took a third of the step. Where the C library is another one, nothing
@@ -24,6 +26,10 @@ def keep_freed_memory() -> None:
     change(_TRIM_THRESHOLD, _NEVER)
     # Blocks freed by the thread of the backward pass must be found by the one of the next forward pass.
     change(_ARENA_MAX, 1)
+    try:
+        yield
+    finally:
+        give_back_freed_memory()
 
 
 def give_back_freed_memory() -> None:

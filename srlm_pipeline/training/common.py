@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
-from srlm_pipeline.models.allocation import give_back_freed_memory, keep_freed_memory
+from srlm_pipeline.models.allocation import keep_freed_memory
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
 
@@ -50,11 +50,8 @@ def load_for_training(source: str | Path, settings: TrainingSettings, model: Mod
     small updates vanish in bfloat16.
     """
     release_engines()
-    on_cpu = choose_device(model.device) == "cpu"
-    if on_cpu:
-        keep_freed_memory()
     # On a CPU the fused attention's backward pass is slower than plain matrix products.
-    attention = "eager" if on_cpu else None
+    attention = "eager" if choose_device(model.device) == "cpu" else None
     return load_model(source, model, None if settings.method == "lora" else "float32", attention)
 
 
@@ -162,7 +159,9 @@ def run_trainer(trainer: Trainer, work: Path, description: str, progress: Progre
     done = int(newest.rsplit("-", 1)[-1]) if newest else 0
     with progress.task(description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
-        with cheap_log_probabilities(trainer.model.device.type), _no_double_casts(trainer):
+        device = trainer.model.device.type
+        keeping = keep_freed_memory() if device == "cpu" else nullcontext()
+        with keeping, cheap_log_probabilities(device), _no_double_casts(trainer):
             trainer.train(resume_from_checkpoint=newest)
     return [dict(entry) for entry in trainer.state.log_history]
 
@@ -187,7 +186,6 @@ def finish(
 
     Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away.
     """
-    give_back_freed_memory()
     if settings.method == "full":
         trained = LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
     else:

@@ -106,8 +106,8 @@ def run_iteration(
         seconds[name] = time.perf_counter() - started
 
     data = DataSettings()
-    seeds = [SeedPrompt(str(row.id), str(row.prompt)) for row in load_instructions(data).itertuples()]
-    forbidden = list(load_evaluation_prompts(data)["prompt"])
+    seeds = [SeedPrompt(str(row.id), str(row.prompt)) for row in load_instructions(data).table.itertuples()]
+    forbidden = list(load_evaluation_prompts(data).table["prompt"])
     with part("prompts"):
         made = generate_prompts(
             open_engine(generator, settings, settings.prompt_generation.batch_size),

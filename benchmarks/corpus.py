@@ -32,7 +32,7 @@ def embedded_prompts() -> list[tuple[str, str]]:
     from srlm_pipeline.config import DataSettings
     from srlm_pipeline.data.loaders import load_instructions
 
-    return [(str(row.id), str(row.prompt)) for row in load_instructions(DataSettings()).itertuples()]
+    return [(str(row.id), str(row.prompt)) for row in load_instructions(DataSettings()).table.itertuples()]
 
 
 def real_prompts(folder: Path) -> list[str]:
@@ -90,7 +90,7 @@ def judged_replies(count: int) -> list[tuple[str, str]]:
     from srlm_pipeline.config import DataSettings
     from srlm_pipeline.data.loaders import load_ranked_replies
 
-    table = load_ranked_replies(DataSettings())
+    table = load_ranked_replies(DataSettings()).table
     return [(str(row.prompt), str(row.text)) for row in table.head(count).itertuples()]
 
 
@@ -98,7 +98,7 @@ def _embedded_pairs() -> list[tuple[str, str]]:
     from srlm_pipeline.config import DataSettings
     from srlm_pipeline.data.loaders import load_instructions
 
-    return [(str(row.prompt), str(row.response)) for row in load_instructions(DataSettings()).itertuples()]
+    return [(str(row.prompt), str(row.response)) for row in load_instructions(DataSettings()).table.itertuples()]
 
 
 def _endless(texts: list[str]) -> Iterator[str]:

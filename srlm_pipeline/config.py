@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -30,9 +30,19 @@ OVERRIDES_VARIABLE = "SRLM_OVERRIDES"
 
 
 class Section(BaseModel):
-    """A group of settings; immutable, and closed to unknown keys."""
+    """A group of settings; immutable, and closed to unknown keys.
+
+    Attributes:
+        short_form: The field that a plain text in place of the whole section stands for, if there is one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    short_form: ClassVar[str | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: Any) -> Any:
+        return {cls.short_form: value} if cls.short_form and isinstance(value, str) else value
 
 
 class ModelSettings(Section):
@@ -51,6 +61,7 @@ class ModelSettings(Section):
 class EngineSettings(Section):
     """What writes and judges; `engine: vllm` is short for `engine: {kind: vllm}`."""
 
+    short_form = "kind"
     kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
         "auto",
         description="auto: vllm where a CUDA device and a vLLM installation are found, transformers otherwise; "
@@ -72,11 +83,6 @@ class EngineSettings(Section):
     timeout_seconds: float = Field(600.0, gt=0, description="of one request, the wait for its turn included")
     max_retries: int = Field(5, ge=0, description="of a request that failed for the server's sake, with back-off")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _server_is_named(self) -> EngineSettings:
         if self.kind == "openai" and not self.base_url:
@@ -84,12 +90,45 @@ class EngineSettings(Section):
         return self
 
 
-class DataSettings(Section):
-    """Where instruction, judging and evaluation data come from; `embedded` is the set in the package."""
+class SourceSettings(Section):
+    """Where one kind of data comes from and how it is written; `ift: FILE` is short for `ift: {source: FILE}`."""
 
-    ift: str = Field(EMBEDDED_DATA, description="JSONL of prompt/response pairs")
-    ranked_replies: str = Field(EMBEDDED_DATA, description="JSONL of prompts with human-ranked replies")
-    evaluation_prompts: str = Field(EMBEDDED_DATA, description="JSONL of prompts for head-to-head evaluation")
+    short_form = "source"
+
+    source: str = Field(
+        EMBEDDED_DATA,
+        description="embedded: the set in the package; else a file (.jsonl, .json, .parquet, or .gz of the first two), "
+        "a folder or a hub name that `datasets` loads",
+    )
+    format: Literal["auto", "plain", "messages", "open_assistant_messages", "open_assistant_trees"] = Field(
+        "auto", description="auto: told by the first row's fields; plain: prompt with response, replies, or alone"
+    )
+    columns: dict[Literal["id", "kind", "prompt", "response", "replies", "messages"], str | tuple[str, ...]] = Field(
+        {},
+        description="which column holds a field, e.g. {prompt: instruction}; dots lead into nested ones; "
+        "for replies also a list of columns, best first",
+    )
+    subset: str | None = Field(None, description="of a folder or hub dataset")
+    split: str = Field("train", description="of a folder or hub dataset")
+    languages: tuple[str, ...] = Field(("en",), description="of Open Assistant messages; []: all languages")
+
+
+class DataSettings(Section):
+    """Instruction, judging and evaluation data."""
+
+    ift: SourceSettings = SourceSettings()
+    ranked_replies: SourceSettings = SourceSettings()
+    evaluation_prompts: SourceSettings = SourceSettings()
+    bad_rows: Literal["fail", "skip"] = Field("fail", description="skip: rows that cannot be used are counted instead")
+    include_unreviewed: bool = Field(
+        False, description="use Open Assistant messages that no reviewer approved, written by models among them, too"
+    )
+    ranked_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="of prompts that both ift and ranked_replies have, the share used for judging alone",
+    )
     held_out_fraction: float = Field(0.35, gt=0, lt=1, description="share of judging prompts never trained on")
     ift_limit: int | None = Field(None, ge=1, description="use only the first so many pairs")
     ranked_limit: int | None = Field(None, ge=2, description="use only the first so many judging prompts")
@@ -145,10 +184,20 @@ class EftSettings(TrainingSettings):
     """Evaluation fine-tuning: how the seed model learns to judge."""
 
     enabled: bool = Field(True, description="off: M1 is trained on instruction data alone")
-    targets: Literal["self", "dataset"] = Field(
+    targets: Literal["self", "dataset", "ranks"] = Field(
         "self",
         description="self: the SFT baseline judges, judgements that agree with the human order are kept "
-        "(the paper); dataset: score and rationale as the data file gives them",
+        "(the paper); dataset: score and rationale as the data file gives them; ranks: scores alone, spread from 5 to "
+        "1 over the human order, for `ranking`",
+    )
+    min_prompts: int = Field(
+        20, ge=1, description="with targets self: fewer prompts with judgements that agree stop the run"
+    )
+    max_score_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="judgement texts that state the most frequent score are dropped until they are this share of all",
     )
     rationales_per_prompt: int | None = Field(
         None, ge=1, description="judgement texts per prompt for SFT; None: one per reply"
@@ -156,17 +205,32 @@ class EftSettings(TrainingSettings):
     ranking: bool = Field(
         False, description="afterwards, also train the expected score to follow the human order (not in the paper)"
     )
+    length_balance: bool = Field(
+        False,
+        description="in the ranking stage, pairs whose better reply is the shorter one weigh as much in sum as the "
+        "others, so that length alone is no way to rank",
+    )
     comparisons_per_prompt: int = Field(
         0, ge=0, description="pairs per prompt on which the ranking stage also trains A/B comparison, both orders"
     )
     learning_rate: float = Field(3e-4, gt=0, description="of the ranking stage; the SFT part uses sft.learning_rate")
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> EftSettings:
+        if self.enabled and self.targets == "ranks" and not self.ranking:
+            raise ValueError("eft.targets ranks gives no judgement texts: it needs eft.ranking: true")
+        return self
 
 
 class PromptGenerationSettings(Section):
     """Self-instruction creation, step 1: new prompts, few-shot (paper section 3.1.3, appendix A.6)."""
 
     count: int = Field(5000, ge=1, description="accepted prompts per iteration")
-    generator: Literal["base", "policy"] = Field("base", description="fixed model, as in the paper, or M_t")
+    generator: str = Field(
+        "base",
+        description="base: the base model; policy: M_t; anything else: folder or hub name of another fixed model, as "
+        "in the paper",
+    )
     seed_examples: int = Field(6, ge=1, description="few-shot examples from the seed set")
     generated_examples: int = Field(2, ge=0, description="few-shot examples from already generated prompts")
     temperature: float = Field(0.6, ge=0)
@@ -195,9 +259,15 @@ class CandidateSettings(Section):
 class JudgeSettings(Section):
     """Self-instruction creation, step 3: LLM-as-a-Judge (paper: K = 3 sampled judgements, averaged)."""
 
-    mode: Literal["sampled", "distribution"] = "sampled"
+    mode: Literal["sampled", "distribution", "hybrid"] = Field(
+        "sampled",
+        description="sampled: written rationales, their scores averaged (the paper); distribution: the expected score "
+        "from one forward pass; hybrid: one written rationale, then the expected score at the place of its score",
+    )
     rubric: Literal["additive", "short"] = Field("additive", description="additive: the full five-point rubric")
-    samples: int = Field(3, ge=1, description="judgements per reply in sampled mode")
+    samples: int = Field(
+        3, ge=1, description="judgements per reply in sampled mode and for eft.targets self; hybrid always writes one"
+    )
     temperature: float = Field(0.7, gt=0)
     top_p: float = Field(0.9, gt=0, le=1)
     max_new_tokens: int = Field(256, ge=8)
@@ -206,10 +276,39 @@ class JudgeSettings(Section):
 
 
 class PairSettings(Section):
-    """Best against worst (paper section 2.3)."""
+    """What the next model learns from: best against worst (paper section 2.3), or perfect replies alone."""
 
+    strategy: Literal["best_worst", "positive_only"] = Field(
+        "best_worst",
+        description="best_worst: pairs for DPO; positive_only: replies that score at least `min_score` join the seed "
+        "data, on which the base model is fine-tuned again",
+    )
     min_margin: float = Field(0.0, ge=0, description="pairs whose scores differ by no more than this are ties")
+    length_control: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="chosen is the shortest reply within this share of the score range below the best, rejected the "
+        "longest within it above the worst (rho of Meta-Rewarding); 0: best and worst themselves",
+    )
+    min_score: float = Field(
+        5.0, ge=0, le=5, description="for positive_only; the paper takes perfect fives, which small models seldom give"
+    )
     max_tie_rate: float = Field(0.9, ge=0, le=1, description="above this the check warns")
+
+
+class EarlyStoppingSettings(Section):
+    """DPO ends where the replies stop getting better (paper section 3.1.2)."""
+
+    every: int | None = Field(
+        None, ge=1, description="optimiser steps between looks, the paper's being 200; None: train to the end"
+    )
+    prompts: int = Field(
+        253, ge=1, description="answered at each look, at most; from the held-out prompts of data.ranked_replies"
+    )
+    min_win_rate: float = Field(
+        0.5, ge=0, le=1, description="against the replies of the look before; below it the model of that look is taken"
+    )
 
 
 class DpoSettings(TrainingSettings):
@@ -218,8 +317,34 @@ class DpoSettings(TrainingSettings):
     learning_rate: float = Field(1e-6, gt=0)
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
     beta: float = Field(0.1, gt=0)
-    loss: Literal["sigmoid", "hinge", "ipo", "apo_zero", "robust"] = Field("sigmoid", description="TRL's loss_type")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    loss: Literal[
+        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+        "aot_unpaired", "apo_zero", "apo_down", "discopop",
+    ] = Field("sigmoid", description="TRL's loss_type; sigmoid_norm is length-normalised DPO")  # fmt: skip
+    nll_weight: float = Field(
+        0.0, ge=0, description="weight of the chosen reply's negative log-likelihood per token, added to the loss"
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="how often a preference is taken to be the wrong way round; for robust, exo_pair, aot",
+    )
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> DpoSettings:
+        if self.label_smoothing and self.loss not in _SMOOTHED_LOSSES:
+            raise ValueError(
+                f"dpo.label_smoothing has no effect on loss {self.loss}; use one of {', '.join(_SMOOTHED_LOSSES)}"
+            )
+        if self.loss == "exo_pair" and not self.label_smoothing:
+            raise ValueError("dpo.loss exo_pair needs dpo.label_smoothing above 0")
+        return self
+
+
+# The others of TRL's losses do not read it, and say nothing.
+_SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 
 
 class EvaluationSettings(Section):
@@ -318,19 +443,19 @@ def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any]
             raise SettingsError(
                 [f"there is no such file, and no preset of that name (presets: {', '.join(PRESETS)})"], str(source)
             )
-        own = _read_yaml(path.read_bytes(), str(path))
+        own = _long_form(_read_yaml(path.read_bytes(), str(path)))
         preset = own.get("preset", "quickstart")
         if preset not in PRESETS:
             raise SettingsError([f"preset: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}"], str(path))
         merged = _lay_over(_read_preset(preset), _absolute_paths(own, path.resolve().parent))
-    merged = _lay_over(merged, json.loads(os.environ.get(OVERRIDES_VARIABLE, "{}")))
-    merged = _lay_over(merged, overrides or {})
+    merged = _lay_over(merged, _long_form(json.loads(os.environ.get(OVERRIDES_VARIABLE, "{}"))))
+    merged = _lay_over(merged, _long_form(overrides or {}))
     problems = _unknown_keys(merged, Settings)
     if not problems:
         try:
             return Settings.model_validate(merged)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+            problems = [f"{_key(e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
     raise SettingsError(problems, str(source))
 
 
@@ -356,7 +481,7 @@ def merge_overrides(texts: list[str]) -> dict[str, Any]:
     """Merge several ``section.key=value`` texts, later ones winning."""
     merged: dict[str, Any] = {}
     for text in texts:
-        merged = _lay_over(merged, parse_override(text))
+        merged = _lay_over(merged, _long_form(parse_override(text)))
     return merged
 
 
@@ -408,6 +533,17 @@ def _read_yaml(text: str | bytes, name: str) -> dict[str, Any]:
     return content
 
 
+def _long_form(content: Any, model: type[BaseModel] = Settings) -> Any:
+    """Write out the sections given as a plain text, so that layers are merged field by field."""
+    short = model.short_form if issubclass(model, Section) else None
+    if short and isinstance(content, str):
+        return {short: content}
+    if not isinstance(content, Mapping):
+        return content
+    sections = {name: _section_of(field.annotation) for name, field in model.model_fields.items()}
+    return {k: _long_form(v, section) if (section := sections.get(k)) else v for k, v in content.items()}
+
+
 def _absolute_paths(own: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Relative paths in a configuration file are relative to that file."""
 
@@ -417,12 +553,20 @@ def _absolute_paths(own: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     data = own.get("data")
     if isinstance(data, dict):
-        own = {**own, "data": {k: absolute(v) for k, v in data.items()}}
+        sources = {k: {**v, "source": absolute(v["source"])} for k, v in data.items() if _names_source(v)}
+        own = {**own, "data": {**data, **sources}}
     if own.get("storage"):
         own = {**own, "storage": str((folder / Path(str(own["storage"])).expanduser()).resolve())}
     if "base_model" in own:
         own = {**own, "base_model": absolute(own["base_model"])}
+    prompts = own.get("prompt_generation")
+    if isinstance(prompts, dict) and prompts.get("generator") not in (None, "base", "policy"):
+        own = {**own, "prompt_generation": {**prompts, "generator": absolute(prompts["generator"])}}
     return own
+
+
+def _names_source(value: Any) -> bool:
+    return isinstance(value, dict) and "source" in value
 
 
 def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -433,6 +577,11 @@ def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         else:
             merged[key] = value
     return merged
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    # Pydantic marks an error in a mapping's key so.
+    return ".".join(str(part) for part in location if part != "[key]")
 
 
 def _unknown_keys(content: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -27,19 +27,19 @@ class SettingsError(SrlmError):
 
 
 class DataError(SrlmError):
-    """A data file holds something that cannot be used.
+    """A data source holds something that cannot be used.
 
     Attributes:
-        path: The file.
-        line: Line number, from 1; None where the whole file is meant.
+        path: The file, or the name of the dataset.
+        line: Number of the line or row, from 1; None where the whole file is meant.
         reason: What is wrong and what is expected.
     """
 
-    def __init__(self, path: Path | str, line: int | None, reason: str) -> None:
+    def __init__(self, path: Path | str, line: int | None, reason: str, unit: str = "line") -> None:
         self.path = Path(path)
         self.line = line
         self.reason = reason
-        where = f"{path}, line {line}" if line is not None else f"{path}"
+        where = f"{path}, {unit} {line}" if line is not None else f"{path}"
         super().__init__(f"{where}: {reason}")
 
 

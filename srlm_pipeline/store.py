@@ -82,18 +82,32 @@ class ProjectStore:
         return str(convert_embedded_model(self.shared / EMBEDDED_MODEL))
 
     def base_checkpoint(self, settings: Settings) -> Checkpoint:
-        """Return the base model with a digest; a hub name's digest is its name."""
+        """Return the base model with a digest."""
         source = Path(self.base_model(settings))
-        if not source.is_dir():
-            return Checkpoint(source, BASE, str(source), None)
         if source == self.shared / EMBEDDED_MODEL:
             if not is_checkpoint(source):
                 write_marker(source, BASE, None, {"source": settings.base_model})
             return read_checkpoint(source)
-        weights = sorted(p for p in source.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
-        # A user's folder is never written to; names, sizes and times tell whether it changed.
-        facts = "|".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in weights)
-        return Checkpoint(source, BASE, _short_hash(facts), None)
+        return outside_checkpoint(source, BASE)
+
+    def generator(self, settings: Settings, iteration: int) -> Checkpoint:
+        """Return the model that invents the prompts of an iteration."""
+        chosen = settings.prompt_generation.generator
+        if chosen == "policy":
+            return self.entering_model(iteration)
+        if chosen == BASE:
+            return self.base_checkpoint(settings)
+        return outside_checkpoint(Path(chosen).expanduser(), Path(chosen).name)
+
+
+def outside_checkpoint(source: Path, name: str) -> Checkpoint:
+    """Return a model that the pipeline did not make, with a digest; a hub name's digest is the name itself."""
+    if not source.is_dir():
+        return Checkpoint(source, name, str(source), None)
+    weights = sorted(p for p in source.iterdir() if p.suffix in {".safetensors", ".bin", ".json"})
+    # A user's folder is never written to; names, sizes and times tell whether it changed.
+    facts = "|".join(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in weights)
+    return Checkpoint(source, name, _short_hash(facts), None)
 
 
 def open_store(settings: Settings) -> ProjectStore:

@@ -107,16 +107,22 @@ PREFERENCE_PAIRS = _schema(
     {
         "prompt_id": _text(filled=True),
         "prompt": _text(filled=True),
+        "strategy": pa.Column(str, pa.Check.isin(["best_worst", "positive_only"])),
+        "length_control": pa.Column("float64", pa.Check.in_range(0, 0.5)),
+        "min_margin": pa.Column("float64", _NOT_NEGATIVE),
+        "chosen_sample": pa.Column("int64", _NOT_NEGATIVE),
+        # A positive example has nothing that it was preferred to.
+        "rejected_sample": pa.Column("Int64", _NOT_NEGATIVE, nullable=True),
         "chosen": _text(filled=True),
-        "rejected": _text(filled=True),
+        "rejected": _text(filled=True, nullable=True),
         "chosen_finish_reason": pa.Column(str, _FINISH_REASON),
-        "rejected_finish_reason": pa.Column(str, _FINISH_REASON),
+        "rejected_finish_reason": pa.Column(str, _FINISH_REASON, nullable=True),
         "chosen_score": pa.Column("float64", _SCORE_RANGE),
-        "rejected_score": pa.Column("float64", _SCORE_RANGE),
-        "margin": pa.Column("float64", pa.Check.gt(0)),
+        "rejected_score": pa.Column("float64", _SCORE_RANGE, nullable=True),
+        "margin": pa.Column("float64", pa.Check.gt(0), nullable=True),
         "judge": _text(filled=True),
     },
-    ["prompt_id"],
+    ["prompt_id", "chosen_sample"],
 )
 REPLIES = _schema(
     "replies",

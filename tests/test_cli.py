@@ -120,6 +120,15 @@ def test_the_doctor_finds_this_machine_ready_and_says_what_it_will_use(
     assert "ready" in said
 
 
+def test_the_doctor_counts_what_is_left_out_of_the_data(srlm: Srlm, tmp_path: Path) -> None:
+    rows = ['{"prompt": "a", "response": "b"}', "{", '{"prompt": "c"}', "{"]
+    (tmp_path / "ift.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    _, said = srlm("doctor", "--set", f"data.ift={tmp_path}/ift.jsonl", "--set", "data.bad_rows=skip")
+    said = " ".join(said.split())
+    assert "1 instruction pairs (left out: 2 bad row: not valid JSON, 1 bad row: response: Field required)" in said
+    assert "100 judging prompts, 70 evaluation prompts" in said
+
+
 def test_the_doctor_marks_what_is_wrong_and_goes_on(
     srlm: Srlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

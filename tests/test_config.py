@@ -72,6 +72,19 @@ def test_paper_preset_has_the_papers_numbers() -> None:
     assert (settings.sft.learning_rate, settings.dpo.learning_rate, settings.dpo.beta) == (5.5e-6, 1e-6, 0.1)
 
 
+def test_the_documented_values_of_the_presets_are_those_they_have() -> None:
+    lines = (Path(__file__).parent.parent / "docs" / "presets.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    assert len(rows) > 40
+    presets = [load_settings(name) for name in ("paper", "single-gpu", "quickstart")]
+    for key, _, *documented, _ in rows:
+        for preset, value in zip(presets, documented, strict=True):
+            found: Any = preset
+            for part in key.split("."):
+                found = getattr(found, part)
+            assert str(found) == value, key
+
+
 def test_without_a_source_quickstart_is_loaded() -> None:
     assert load_settings() == load_settings("quickstart")
 
@@ -110,6 +123,8 @@ def test_overrides_win_over_the_file(write_config) -> None:
         ("sft:\n  lora:\n    rnak: 4\n", "sft.lora.rnak", "rank"),
         ("judge:\n  sample: 4\n", "judge.sample", "samples"),
         ("held_out_fraction: 0.3\n", "held_out_fraction", "data.held_out_fraction"),
+        ("data:\n  ift: {sorce: a.jsonl}\n", "data.ift.sorce", "source"),
+        ("data:\n  ift: {columns: {promt: text}}\n", "data.ift.columns.promt", "prompt"),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_name(write_config, text: str, path: str, nearest: str) -> None:
@@ -197,10 +212,38 @@ def test_relative_paths_are_relative_to_the_file(write_config, tmp_path: Path, m
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     settings = load_settings(write_config("data:\n  ift: mine.jsonl\nbase_model: weights\nstorage: store\n"))
-    assert Path(settings.data.ift) == (tmp_path / "mine.jsonl").resolve()
+    assert Path(settings.data.ift.source) == (tmp_path / "mine.jsonl").resolve()
     assert Path(settings.base_model) == (tmp_path / "weights").resolve()
     assert Path(str(settings.storage)) == (tmp_path / "store").resolve()
-    assert settings.data.ranked_replies == "embedded"
+    assert settings.data.ranked_replies.source == "embedded"
+    nested = load_settings(write_config("data:\n  ift: {source: mine.jsonl, format: plain}\n"))
+    assert Path(nested.data.ift.source) == (tmp_path / "mine.jsonl").resolve()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("data: {ift: a.jsonl}", ["data.ift.format=messages"], ("a.jsonl", "messages")),
+        ("data: {ift: {source: a.jsonl, format: plain}}", ["data.ift=b.jsonl"], ("b.jsonl", "plain")),
+        ("", ["data.ift=a.jsonl", "data.ift.format=plain"], ("a.jsonl", "plain")),
+        ("", ["data.ift.format=plain", "data.ift=a.jsonl"], ("a.jsonl", "plain")),
+    ],
+)
+def test_short_form_of_a_section_names_one_field_and_leaves_the_others(
+    write_config, text: str, options: list[str], expected: tuple[str, str]
+) -> None:
+    ift = load_settings(write_config(text), merge_overrides(options)).data.ift
+    assert (ift.source, ift.format) == expected
+
+
+def test_short_form_and_long_form_are_the_same_settings(write_config) -> None:
+    short = load_settings(write_config("data: {ift: some/name}\nengine: vllm"))
+    long = load_settings(write_config("data: {ift: {source: some/name}}\nengine: {kind: vllm}"))
+    assert short == long
+    assert short.fingerprint("data.ift") == long.fingerprint("data.ift")
+    other = load_settings(write_config("data: {ift: {source: some/name, split: test}}"))
+    assert other.fingerprint("data.ift") != long.fingerprint("data.ift")
+    assert other.fingerprint("data.ranked_replies") == long.fingerprint("data.ranked_replies")
 
 
 def test_hub_names_are_left_alone(write_config) -> None:

@@ -59,8 +59,17 @@ READERS: dict[str, set[str]] = {
     "candidates: {temperature: 0.9}": {"candidates"},
     "prompt_generation: {count: 33}": {"generated_prompts"},
     "pairs: {min_margin: 0.2}": {"preference_pairs"},
+    "pairs: {strategy: positive_only}": {"preference_pairs", "iteration_model"},
+    "dpo: {early_stopping: {every: 20}}": {"iteration_model"},
+    "eft: {length_balance: true}": {"eft_dataset", "seed_model"},
     "promotion: {min_win_rate: 0.6}": {"promotion"},
     "evaluation: {max_new_tokens: 100}": {"seed_evaluation", "win_rates"},
+    "data: {bad_rows: skip}": {"ift_dataset", "ranked_replies", "evaluation_prompts"},
+    "data: {ranked_share: 0.25}": {"ift_dataset", "ranked_replies"},
+    "data: {ift: some/name}": {"ift_dataset", "ranked_replies"},
+    "data: {ranked_replies: {split: test}}": {"ift_dataset", "ranked_replies"},
+    "data: {evaluation_prompts: {columns: {prompt: text}}}": {"evaluation_prompts"},
+    "data: {ift_limit: 5}": {"ift_dataset"},
     "schedule: {cron: 0 3 * * *}": set(),
     "tracking: {ui_url: 'http://mlflow'}": set(),
 }
@@ -121,6 +130,29 @@ def code_versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CodeVer
     done = load_definitions(*paths)
     assert done.returncode == 0, done.stderr
     return {lines: json.loads(line) for lines, line in zip(variants, done.stdout.strip().splitlines(), strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("lines", "parents"),
+    [
+        ("pairs: {strategy: positive_only}", {"policy", "preference_pairs", "ift_dataset", "eft_dataset"}),
+        ("dpo: {early_stopping: {every: 20}}", {"policy", "preference_pairs", "ranked_replies"}),
+    ],
+)
+def test_what_training_depends_on_follows_how_it_trains(lines: str, parents: set[str], tmp_path: Path) -> None:
+    config = tmp_path / "other.yaml"
+    config.write_text(lines, encoding="utf-8")
+    code = """
+import os, sys
+os.environ["SRLM_CONFIG"] = sys.argv[1]
+import dagster as dg
+from srlm_pipeline.definitions import defs
+node = defs.resolve_asset_graph().get(dg.AssetKey("iteration_model"))
+print(*(key.to_user_string() for key in node.parent_keys))
+"""
+    done = load_definitions(config, code=code)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == parents
 
 
 def changed(before: CodeVersions, after: CodeVersions) -> set[str]:

@@ -275,6 +275,15 @@ def test_option_probabilities_are_those_of_transformers(engine: TextEngine, load
     assert (probabilities.sum(axis=1) <= 1).all()
 
 
+def test_a_rationale_goes_before_the_options_and_cannot_end_the_reply(engine: TextEngine, loaded: LoadedModel) -> None:
+    prefix = engine.render("hi", "It says <|im_end|>.\nScore: ")
+    (probabilities,) = engine.next_token_distribution([prefix], ["0", "1"])
+    exact = logits_after(loaded, prefix).softmax(-1)[loaded.tokenizer.convert_tokens_to_ids(["0", "1"])]
+    assert probabilities == pytest.approx(exact.numpy(), abs=1e-2, rel=1e-2)
+    ends = loaded.tokenizer(prefix, add_special_tokens=False).input_ids.count(loaded.tokenizer.eos_token_id)
+    assert ends == engine.render("hi").count("<|im_end|>")
+
+
 def test_options_of_several_tokens_are_refused(engine: TextEngine) -> None:
     with pytest.raises(ModelError, match="does not write each of 1, 10 as one token"):
         engine.next_token_distribution(["Score: "], ["1", "10"])

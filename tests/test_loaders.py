@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -6,16 +7,15 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
 from srlm_pipeline.config import DataSettings
-from srlm_pipeline.data.jsonl import read_rows
 from srlm_pipeline.data.loaders import (
-    InstructionRow,
+    for_judging,
     held_out_prompts,
     load_evaluation_prompts,
     load_instructions,
     load_ranked_replies,
+    source_digest,
 )
 from srlm_pipeline.errors import DataError, EmptyDataError
 from srlm_pipeline.tables import EVALUATION_PROMPTS, INSTRUCTIONS, RANKED_REPLIES, check_table
@@ -54,7 +54,9 @@ def split_of(table: pd.DataFrame) -> dict[str, str]:
     ],
 )
 def test_embedded_data_follows_its_schema(load: Any, schema: Any) -> None:
-    assert len(check_table(load(DataSettings()), schema)) > 0
+    loaded = load(DataSettings())
+    assert len(check_table(loaded.table, schema)) > 0
+    assert loaded.left_out == {}
 
 
 @pytest.mark.parametrize(
@@ -109,10 +111,44 @@ def test_first_broken_line_is_the_one_that_is_named(tmp_path_factory: Any, broke
     path.write_text("".join(('{"prompt": 1}' if b else GOOD) + "\n" for b in broken), encoding="utf-8")
     if any(broken):
         with pytest.raises(DataError) as caught:
-            read_rows(path, InstructionRow)
+            load_instructions(DataSettings(ift=str(path)))
         assert caught.value.line == broken.index(True) + 1
     else:
-        assert [number for number, _ in read_rows(path, InstructionRow)] == list(range(1, len(broken) + 1))
+        assert len(load_instructions(DataSettings(ift=str(path))).table) == len(broken)
+
+
+@given(st.lists(st.sampled_from(["good", "no object", "no JSON", "no UTF-8", "no prompt"]), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_broken_rows_are_left_out_and_counted_by_reason_where_the_settings_say_so(
+    tmp_path_factory: Any, kinds: list[str]
+) -> None:
+    lines = {
+        "good": (GOOD.encode(), ""),
+        "no object": (b"[1]", "bad row: the whole line: expected an object with named fields"),
+        "no JSON": (b"{", "bad row: not valid JSON"),
+        "no UTF-8": (b'{"prompt": "\xff"}', "bad row: not UTF-8"),
+        "no prompt": (b'{"response": "r"}', "bad row: prompt: Field required"),
+    }
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    path.write_bytes(b"\n".join(lines[kind][0] for kind in kinds))
+    data = DataSettings(ift=str(path), bad_rows="skip")
+    counts = Counter(lines[kind][1] for kind in kinds if kind != "good")
+    if "good" not in kinds:
+        with pytest.raises(EmptyDataError, match="bad row"):
+            load_instructions(data)
+    else:
+        loaded = load_instructions(data)
+        assert loaded.left_out == counts
+        assert len(loaded.table) == kinds.count("good")
+
+
+def test_wrong_place_in_a_list_is_named_where_it_stops_the_run_and_not_where_many_are_counted(write_rows) -> None:
+    rows = [ranked("x"), ranked("y"), *(with_replies({"text": "a"}, {"text": text}) for text in ("", " "))]
+    path = write_rows(rows)
+    with pytest.raises(DataError, match=r"replies\.1\.text"):
+        load_ranked_replies(DataSettings(ranked_replies=path))
+    loaded = load_ranked_replies(DataSettings(ranked_replies=path, bad_rows="skip"))
+    assert loaded.left_out == {"bad row: replies.text: String should have at least 1 character": 2}
 
 
 @pytest.mark.parametrize(
@@ -169,31 +205,31 @@ def test_file_without_rows_is_refused(tmp_path: Path, content: str) -> None:
 def test_byte_order_mark_line_ends_and_blank_lines_do_not_matter(tmp_path: Path, content: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content.encode())
-    assert load_instructions(DataSettings(ift=str(path)))["prompt"].tolist() == ["p", "p"]
+    assert load_instructions(DataSettings(ift=str(path))).table["prompt"].tolist() == ["p", "p"]
 
 
 def test_text_with_unicode_line_separators_is_one_row(write_rows) -> None:
     path = write_rows([{"prompt": "a\u2028b\x85c", "response": "r"}])
-    assert load_instructions(DataSettings(ift=path))["prompt"].tolist() == ["a\u2028b\x85c"]
+    assert load_instructions(DataSettings(ift=path)).table["prompt"].tolist() == ["a\u2028b\x85c"]
 
 
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{GOOD}\n{GOOD}\nbroken\n")
-    assert len(load_instructions(DataSettings(ift=str(path), ift_limit=2))) == 2
+    assert len(load_instructions(DataSettings(ift=str(path), ift_limit=2)).table) == 2
     with pytest.raises(DataError):
         load_instructions(DataSettings(ift=str(path), ift_limit=3))
 
 
 def test_limits_of_the_other_sources(write_rows) -> None:
     path = write_rows([ranked(f"prompt {n}") for n in range(10)])
-    assert load_ranked_replies(DataSettings(ranked_replies=path, ranked_limit=4))["group_id"].nunique() == 4
-    assert len(load_evaluation_prompts(DataSettings(evaluation_prompts=path, evaluation_limit=3))) == 3
+    assert load_ranked_replies(DataSettings(ranked_replies=path, ranked_limit=4)).table["group_id"].nunique() == 4
+    assert len(load_evaluation_prompts(DataSettings(evaluation_prompts=path, evaluation_limit=3)).table) == 3
 
 
 def test_missing_ids_are_given_and_existing_ones_kept(write_rows) -> None:
     path = write_rows([{"prompt": "a", "response": "r"}, {"id": "mine", "prompt": "b", "response": "r"}])
-    ids = load_instructions(DataSettings(ift=path))["id"].tolist()
+    ids = load_instructions(DataSettings(ift=path)).table["id"].tolist()
     assert ids[1] == "mine"
     assert len(set(ids)) == 2
 
@@ -205,21 +241,21 @@ def test_repeated_ids_are_refused(write_rows) -> None:
         (load_ranked_replies, "ranked_replies"),
         (load_evaluation_prompts, "evaluation_prompts"),
     ):
-        with pytest.raises(DataError, match="'x' occurs more than once"):
+        with pytest.raises(DataError, match="line 2: id occurs more than once: 'x'"):
             load(DataSettings(**{key: path}))
 
 
 def test_order_of_replies_counts_where_ranks_are_missing(write_rows) -> None:
     given_ranks = with_replies({"text": "a", "rank": 2}, {"text": "b", "rank": 0}, {"text": "c", "rank": 2})
     path = write_rows([ranked("other"), given_ranks])
-    table = load_ranked_replies(DataSettings(ranked_replies=path))
+    table = load_ranked_replies(DataSettings(ranked_replies=path)).table
     ranks = {prompt: dict(zip(own["text"], own["rank"], strict=True)) for prompt, own in table.groupby("prompt")}
     assert ranks == {"other": {"best": 0, "worst": 1}, "p": {"a": 2, "b": 0, "c": 2}}
 
 
 def test_scores_and_rationales_are_kept(write_rows) -> None:
     row = with_replies({"text": "a", "score": 4, "rationale": "fine"}, {"text": "b"})
-    table = load_ranked_replies(DataSettings(ranked_replies=write_rows([ranked("other"), row])))
+    table = load_ranked_replies(DataSettings(ranked_replies=write_rows([ranked("other"), row]))).table
     kept = check_table(table, RANKED_REPLIES).set_index("text")
     assert (kept.loc["a", "score"], kept.loc["a", "rationale"]) == (4, "fine")
     assert kept.loc["b", ["score", "rationale"]].isna().all()
@@ -227,22 +263,23 @@ def test_scores_and_rationales_are_kept(write_rows) -> None:
 
 def test_user_file_follows_the_schema_of_every_table(write_rows) -> None:
     path = write_rows([{"response": "r", "kind": "k"} | ranked(f"prompt {n}") for n in range(5)])
-    data = DataSettings(ift=path, ranked_replies=path, evaluation_prompts=path)
-    assert len(check_table(load_instructions(data), INSTRUCTIONS)) == 5
-    assert len(check_table(load_ranked_replies(data), RANKED_REPLIES)) == 10
-    assert len(check_table(load_evaluation_prompts(data), EVALUATION_PROMPTS)) == 5
+    asked = write_rows([{"prompt": f"question {n}", "response": "r"} for n in range(5)], "asked.jsonl")
+    data = DataSettings(ift=asked, ranked_replies=path, evaluation_prompts=path)
+    assert len(check_table(load_instructions(data).table, INSTRUCTIONS)) == 5
+    assert len(check_table(load_ranked_replies(data).table, RANKED_REPLIES)) == 10
+    assert len(check_table(load_evaluation_prompts(data).table, EVALUATION_PROMPTS)) == 5
 
 
 def test_home_folder_is_expanded(write_rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_rows([{"prompt": "p", "response": "r"}])
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(load_instructions(DataSettings(ift="~/rows.jsonl"))) == 1
+    assert len(load_instructions(DataSettings(ift="~/rows.jsonl")).table) == 1
 
 
 def test_split_does_not_change_when_the_file_is_reordered(write_rows) -> None:
     rows = [ranked(f"prompt {n}") for n in range(20)]
     splits = [
-        split_of(load_ranked_replies(DataSettings(ranked_replies=write_rows(order))))
+        split_of(load_ranked_replies(DataSettings(ranked_replies=write_rows(order))).table)
         for order in (rows, rows[::-1], rows[7:] + rows[:7])
     ]
     assert splits[0] == splits[1] == splits[2]
@@ -251,7 +288,7 @@ def test_split_does_not_change_when_the_file_is_reordered(write_rows) -> None:
 
 def test_prompt_is_never_on_both_sides_however_it_is_written(write_rows) -> None:
     rows = [ranked(text) for n in range(10) for text in (f"Prompt {n}", f"  prompt\t{n} ", f"PROMPT\n{n}")]
-    table = load_ranked_replies(DataSettings(ranked_replies=write_rows(rows)))
+    table = load_ranked_replies(DataSettings(ranked_replies=write_rows(rows))).table
     sides = table.groupby(table["prompt"].str.lower().str.split().str.join(" "))["split"].nunique()
     assert (sides == 1).all()
     assert len(sides) == 10
@@ -292,9 +329,63 @@ def test_larger_share_only_adds_prompts(prompts: list[str], one: float, other: f
     assert held_out_prompts(prompts, min(one, other)) <= held_out_prompts(prompts, max(one, other))
 
 
-def test_any_model_can_be_read(write_rows) -> None:
-    class Point(BaseModel):
-        x: int
+def shared_by(prompts: list[str]) -> list[dict[str, Any]]:
+    return [{"response": "r"} | ranked(prompt) for prompt in prompts]
 
-    path = Path(write_rows([{"x": 1}, {"x": 2}]))
-    assert [(number, row.x) for number, row in read_rows(path, Point)] == [(1, 1), (2, 2)]
+
+@given(
+    st.lists(st.sampled_from("abcdefghijklmno"), max_size=20),
+    st.lists(st.sampled_from("ABCDEFGHIJKLMNO"), max_size=20),
+    st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+@settings(deadline=None)
+def test_no_prompt_is_in_both_tables_and_none_is_lost(
+    tmp_path_factory: Any, trained: list[str], judged: list[str], share: float
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    for name, prompts in (("ift", trained), ("ranked", judged)):
+        text = "".join(json.dumps(row) + "\n" for row in shared_by([*prompts, f"{name} 1", f"{name} 2", f"{name} 3"]))
+        (folder / f"{name}.jsonl").write_text(text)
+    data = DataSettings(ift=f"{folder}/ift.jsonl", ranked_replies=f"{folder}/ranked.jsonl", ranked_share=share)
+    in_ift = {prompt.lower() for prompt in load_instructions(data).table["prompt"]}
+    in_ranked = {prompt.lower() for prompt in load_ranked_replies(data).table["prompt"]}
+    assert not in_ift & in_ranked
+    everything = {prompt.lower() for prompt in [*trained, *judged]}
+    assert in_ift | in_ranked >= everything
+    both = {prompt for prompt in trained if prompt.upper() in judged}
+    assert in_ranked & both == {prompt for prompt in both if for_judging(prompt, share)}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 250), (0.5, 500), (1.0, 1000)])
+def test_about_the_share_that_was_asked_for_goes_to_judging(share: float, expected: int) -> None:
+    assert sum(for_judging(f"prompt {n}", share) for n in range(1000)) == pytest.approx(expected, abs=50)
+
+
+def test_what_went_to_the_other_table_is_counted(write_rows) -> None:
+    path = write_rows(shared_by([f"prompt {n}" for n in range(40)]))
+    data = DataSettings(ift=path, ranked_replies=path)
+    ift, judging = load_instructions(data), load_ranked_replies(data)
+    assert ift.left_out == {"prompt used in ranked_replies": judging.table["group_id"].nunique()}
+    assert judging.left_out == {"prompt used in ift": len(ift.table)}
+
+
+def test_limits_do_not_move_a_prompt_to_the_other_table(write_rows) -> None:
+    path = write_rows(shared_by([f"prompt {n}" for n in range(40)]))
+    whole = load_instructions(DataSettings(ift=path, ranked_replies=path)).table
+    limited = load_instructions(DataSettings(ift=path, ranked_replies=path, ift_limit=5, ranked_limit=3)).table
+    assert limited["prompt"].tolist() == whole["prompt"].tolist()[:5]
+
+
+def test_digest_follows_the_content_of_the_file_and_the_name_of_a_dataset(write_rows, tmp_path: Path) -> None:
+    path = write_rows([{"prompt": "a", "response": "r"}])
+    before = source_digest(DataSettings(ift=path), "ift", "ranked_replies")
+    assert source_digest(DataSettings(ift=path), "ift", "ranked_replies") == before
+    write_rows([{"prompt": "b", "response": "r"}])
+    assert source_digest(DataSettings(ift=path), "ift", "ranked_replies") != before
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text("{}")
+    of_folder = source_digest(DataSettings(ift=str(tmp_path / "set")), "ift")
+    (tmp_path / "set" / "train.jsonl").write_text("{ }")
+    assert source_digest(DataSettings(ift=str(tmp_path / "set")), "ift") != of_folder
+    hub = [{"source": "some/name"}, {"source": "some/name", "split": "test"}, {"source": "some/name", "subset": "de"}]
+    assert len({source_digest(DataSettings(ift=source), "ift") for source in hub}) == 3

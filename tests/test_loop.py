@@ -379,3 +379,27 @@ def test_what_a_blocking_check_refused_is_not_built_upon_when_run_again(seeded: 
     with pytest.raises(RunFailedError):
         seeded.run(1, judge=sampled)
     assert not seeded.is_materialized("preference_pairs", "iter_001")
+
+
+def test_with_positive_examples_alone_the_base_model_is_trained_again_on_more(seeded: Home) -> None:
+    seeded.run(2, pairs={"strategy": "positive_only", "min_score": 0.0}, candidates={"max_new_tokens": 24})
+    first, second = (seeded.table("preference_pairs", partition) for partition in ITERATIONS)
+    assert set(first["strategy"]) == {"positive_only"}
+    assert first["rejected"].isna().all()
+    m1, m2, m3 = (read_checkpoint(seeded.store.model_folder(name)) for name in ("M1", "M2", "M3"))
+    assert m3.parent == m2.parent == m1.parent, "the base model"
+    assert (m2.lineage["judged_by"], m3.lineage["judged_by"]) == (m1.digest, m2.digest)
+    assert m2.lineage["positives"] == len(first)
+    assert m3.lineage["positives"] == len(first) + len(second)
+
+
+def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Home) -> None:
+    seeded.run(1, dpo={"early_stopping": {"every": 1, "prompts": 2, "min_win_rate": 0.0}})
+    (record,) = seeded.instance.fetch_materializations(dg.AssetKey("iteration_model"), limit=1).records
+    assert record.asset_materialization is not None
+    metadata = record.asset_materialization.metadata
+    assert metadata["looks"].value >= 1
+    assert metadata["stopped_early"].value == "no"
+    asked = sorted((seeded.store.journal_folder("early_stopping/M2")).iterdir())
+    assert asked[0].name == "M1", "the model that training starts from is looked at first"
+    assert len(asked) == metadata["looks"].value + 1

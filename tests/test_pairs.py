@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlm_pipeline.preference.pairs import PairSelection, select_best_worst
+from srlm_pipeline.config import PairSettings
+from srlm_pipeline.preference.pairs import PairSelection, select, select_best_worst, select_positives
 from srlm_pipeline.tables import JUDGED_SCORES, PREFERENCE_PAIRS, check_table
 
 SCORES = st.none() | st.sampled_from([0.0, 1.0, 2.5, 3.0, 5.0]) | st.floats(0, 5)
@@ -49,7 +50,7 @@ def usable_candidates(table: pd.DataFrame, prompt_id: str) -> dict[str, float]:
 
 def same(one: PairSelection, other: PairSelection) -> bool:
     counts = (one.n_prompts, one.n_ties, one.n_too_few_valid) == (other.n_prompts, other.n_ties, other.n_too_few_valid)
-    return counts and one.pairs.to_dict("records") == other.pairs.to_dict("records")
+    return counts and one.pairs.equals(other.pairs)
 
 
 def test_best_is_paired_with_worst() -> None:
@@ -163,3 +164,71 @@ def test_row_labels_are_irrelevant() -> None:
     table = scored(("p", 0, "a", 5), ("p", 1, "b", 1), ("p", 2, "c", 3))
     labelled = table.set_axis([0, 0, 0])
     assert same(select_best_worst(table), select_best_worst(labelled))
+
+
+def test_length_control_takes_the_shortest_of_the_best_and_the_longest_of_the_worst() -> None:
+    table = scored(
+        ("p", 0, "best and long, by far the longest of all", 5.0),
+        ("p", 1, "nearly best", 4.6),
+        ("p", 2, "bad", 1.0),
+        ("p", 3, "bad, at length", 1.4),
+        ("p", 4, "mid", 3.0),
+    )
+    chosen = [
+        tuple(select_best_worst(table, 0.0, rho).pairs.loc[0, ["chosen_sample", "rejected_sample", "length_control"]])
+        for rho in (0.0, 0.05, 0.11)
+    ]
+    assert chosen == [(0, 2, 0.0), (0, 2, 0.05), (1, 3, 0.11)]
+    (pair,) = select_best_worst(table, 0.5, 0.11).pairs.to_dict("records")
+    assert pair["margin"] == pytest.approx(4.6 - 1.4), "of the replies that are compared, not of the extremes"
+    assert (pair["min_margin"], pair["strategy"]) == (0.5, "best_worst")
+
+
+@given(judged_tables(), st.floats(0, 0.49))
+@settings(max_examples=60, deadline=None)
+def test_length_control_never_lengthens_the_chosen_or_shortens_the_rejected(table: pd.DataFrame, rho: float) -> None:
+    plain, controlled = (select_best_worst(table, 0.0, r).pairs.set_index("prompt_id") for r in (0.0, rho))
+    assert list(plain.index) == list(controlled.index), "with a margin of nought no pair is lost"
+    for prompt_id, pair in controlled.iterrows():
+        usable = usable_candidates(table, str(prompt_id))
+        best, worst = max(usable.values()), min(usable.values())
+        assert pair["chosen_score"] >= best - rho * (best - worst)
+        assert pair["rejected_score"] <= worst + rho * (best - worst)
+        assert pair["chosen_score"] > pair["rejected_score"]
+        if rho:
+            assert len(pair["chosen"]) <= len(plain.loc[prompt_id, "chosen"])
+            assert len(pair["rejected"]) >= len(plain.loc[prompt_id, "rejected"])
+
+
+def test_positive_examples_are_all_good_replies_that_came_to_their_end() -> None:
+    table = scored(
+        ("p", 0, "perfect", 5.0),
+        ("p", 1, "perfect but cut off", 5.0),
+        ("p", 2, "perfect too", 5.0),
+        ("p", 4, "perfect", 5.0),
+        ("q", 0, "mediocre", 3.0),
+        ("r", 0, "unread", None),
+    )
+    selection = select_positives(table, 5.0)
+    pairs = check_table(selection.pairs, PREFERENCE_PAIRS)
+    assert list(pairs["chosen"]) == ["perfect", "perfect too"]
+    assert set(pairs["strategy"]) == {"positive_only"}
+    assert pairs[["rejected", "rejected_score", "rejected_sample", "margin"]].isna().all(axis=None)
+    assert (selection.n_prompts, selection.n_too_low, selection.n_too_few_valid, selection.tie_rate) == (3, 1, 1, 0.0)
+
+
+@given(judged_tables(), st.floats(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_every_prompt_gives_positive_examples_or_none_is_good_enough(table: pd.DataFrame, least: float) -> None:
+    selection = select_positives(table, least)
+    pairs = check_table(selection.pairs, PREFERENCE_PAIRS)
+    assert (pairs["chosen_score"] >= least).all()
+    assert (pairs["chosen_finish_reason"] == "stop").all()
+    assert pairs["prompt_id"].nunique() + selection.n_too_low + selection.n_too_few_valid == selection.n_prompts
+
+
+def test_the_settings_choose_the_strategy() -> None:
+    table = scored(("p", 0, "good", 4.0), ("p", 2, "bad", 1.0))
+    assert same(select(table, PairSettings()), select_best_worst(table))
+    assert same(select(table, PairSettings(min_margin=0.3, length_control=0.2)), select_best_worst(table, 0.3, 0.2))
+    assert same(select(table, PairSettings(strategy="positive_only", min_score=4)), select_positives(table, 4.0))

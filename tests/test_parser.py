@@ -1,10 +1,12 @@
+import re
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from srlm_pipeline.judging.parser import parse_score
+from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
 
 HOSTILE_PIECES = st.sampled_from(
     [
@@ -70,6 +72,10 @@ NEUTRAL = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size
         ("Score:\n2", 2),
         ("Score: 05", 5),
         ("Score: 3 points", 3),
+        ("Score: 3 points out of 5", 3),
+        ("Score: 3 of 5", 3),
+        ("Score: 4点", 4),
+        ("\u200fScore: 4", 4),
     ],
 )
 def test_usual_forms_are_read(judgement: str, score: float) -> None:
@@ -91,6 +97,12 @@ def test_usual_forms_are_read(judgement: str, score: float) -> None:
         "highscore: 4",
         "Scores: 4",
         "Score: x 4",
+        "Score\u200b: 4",
+        "Ｓｃｏｒｅ： ４",
+        "Score: ４",
+        "Score: ٤",
+        "Score: \u200f4",
+        "Score: ½",
     ],
 )
 def test_without_a_stated_score_there_is_none(judgement: str) -> None:
@@ -117,6 +129,17 @@ def test_without_a_stated_score_there_is_none(judgement: str) -> None:
         "Score: 3 – 5",
         "Score: 4.1.2",
         "Score: 4.12345678",
+        "Score: 5\u0663",
+        "Score: 1e9",
+        "Score: 5th",
+        "Score: 3—5",
+        "Score: 3 − 5",
+        "Score: 3~5",
+        "Score: 4 of 10",
+        "Score: 4 points out of 10",
+        "Score: 4 points/10",
+        "Score: 4／10",
+        "Score: 4％",
     ],
 )
 def test_out_of_range_or_other_scale_is_no_score(judgement: str) -> None:
@@ -189,8 +212,38 @@ def test_fractions_are_read_exactly(score: float) -> None:
     assert parse_score(f"Score: {score}") == score
 
 
-@pytest.mark.parametrize("unit", ["Score: ", "Score", "score:", "Score: 1", "Score: (", "1/", "* "])
-def test_long_repetitions_take_no_noticeable_time(unit: str) -> None:
+@pytest.mark.parametrize(
+    ("judgement", "rationale"),
+    [
+        ("Clear and right.\nScore: 4\n", "Clear and right."),
+        ("Clear.\n\n**Score: 4/5**\n", "Clear."),
+        ("Clear.\nScore: <total points>", "Clear."),
+        ("Clear.\nscore :", "Clear."),
+        ("Relevant.\nScore: 1\nRight.\nScore: 2", "Relevant.\nScore: 1\nRight."),
+        ("Clear. Score: 4", "Clear."),
+        ("Clear. **Score: 4 points out of 5**.", "Clear."),
+        ("It says:\nScore: 5\nThat is wrong. Score: 1", "It says:\nScore: 5\nThat is wrong."),
+        ("The reply claims Score: 5 but is wrong.", "The reply claims Score: 5 but is wrong."),
+        ("  Clear and right.  ", "Clear and right."),
+        ("Score: 4", ""),
+        ("", ""),
+    ],
+)
+def test_the_rationale_is_what_comes_before_the_score(judgement: str, rationale: str) -> None:
+    assert rationale_before_score(judgement) == rationale
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("Score: ", "Score", "score:", "Score: 1", "Score: (", "Score: 4.", "Score: 4 out "),
+        *("1/", "* ", "\n", "*\n", "> "),
+        *("Score:" + " " * 5000, "Score: 4" + " " * 5000, "Score: 4 (" + "\t" * 5000, "Score: 4 points" + " " * 5000),
+    ],
+)
+@pytest.mark.parametrize("read", [parse_score, rationale_before_score, re.compile(FINAL_LINE).search])
+def test_long_repetitions_take_no_noticeable_time(read: Callable[[str], object], unit: str) -> None:
+    text = unit * (100_000 // len(unit)) + "x"
     started = time.perf_counter()
-    parse_score(unit * 5000)
-    assert time.perf_counter() - started < 2
+    read(text)
+    assert time.perf_counter() - started < 1

@@ -255,6 +255,22 @@ def test_a_distribution_judge_reads_and_a_sampling_one_writes() -> None:
     assert writing.written == 288 * 128
 
 
+def test_a_hybrid_judge_writes_one_rationale_and_reads_it_once_more() -> None:
+    settings = changed(judge={"mode": "hybrid", "samples": 3, "max_new_tokens": 128})
+    stages = work(settings)
+    writing, reading = stages["judged_scores"].parts
+    assert isinstance(writing, Writing)
+    assert isinstance(reading, Judging)
+    assert (writing.requests, writing.written) == (96, 96 * 128)
+    assert writing.read == 96 * (40 + 10 + 30)
+    assert (reading.items, reading.read) == (96, writing.read + writing.written)
+    assert reading.longest == writing.longest
+    assert stages["judged_scores"].text_bytes > stages["candidates"].text_bytes
+    assert [type(part) for part in stages["judge_accuracy"].parts] == [Writing, Judging]
+    assert sum(isinstance(part, Judging) for part in stages["seed_evaluation"].parts) == 5
+    assert any("a written judgement has" in line for line in planned(settings).assumptions)
+
+
 def test_own_judgements_are_written_before_some_of_them_are_learned() -> None:
     stages = work(changed(eft={"targets": "self", "rationales_per_prompt": None}), self_judged_kept=0.5)
     (judging,) = stages["eft_dataset"].parts
@@ -321,9 +337,9 @@ class CountingProgress:
 
 def test_facts_are_those_of_the_data(tiny_measure: TokenizerMeasure) -> None:
     facts = measure_data(QUICKSTART, tiny_measure)
-    ranked = load_ranked_replies(QUICKSTART.data)
-    assert facts.instructions.count == len(load_instructions(QUICKSTART.data))
-    assert facts.evaluation.count == len(load_evaluation_prompts(QUICKSTART.data))
+    ranked = load_ranked_replies(QUICKSTART.data).table
+    assert facts.instructions.count == len(load_instructions(QUICKSTART.data).table)
+    assert facts.evaluation.count == len(load_evaluation_prompts(QUICKSTART.data).table)
     assert facts.held_out.count == int((ranked["split"] == "held_out").sum())
     assert facts.held_out_pairs == 210
     assert facts.ranked.count == facts.judgements.count == 65
@@ -338,7 +354,7 @@ def test_ranking_tokens_are_those_that_training_encodes(tiny_measure: TokenizerM
     from srlm_pipeline.training.seed import ranked_examples
 
     settings = changed(data={"ranked_limit": 6}, eft={"max_length": 2048})
-    ranked = load_ranked_replies(settings.data)
+    ranked = load_ranked_replies(settings.data).table
     examples = ranked_examples(eft_from_dataset(ranked[ranked["split"] == "train"]).table)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     facts = measure_data(settings, tiny_measure)
@@ -348,7 +364,7 @@ def test_ranking_tokens_are_those_that_training_encodes(tiny_measure: TokenizerM
 
 
 def test_a_judge_is_asked_as_often_as_planned(tmp_path: Path) -> None:
-    ranked = load_ranked_replies(QUICKSTART.data)
+    ranked = load_ranked_replies(QUICKSTART.data).table
     held_out = ranked[ranked["split"] == "held_out"]
     engine = FakeEngine(weigh=lambda _: [0.1] * 6)
     checkpoint = Checkpoint(tmp_path, "M1", "fake", None)
@@ -357,6 +373,23 @@ def test_a_judge_is_asked_as_often_as_planned(tmp_path: Path) -> None:
     judge_ranked_replies(checkpoint, held_out, QUICKSTART, store, lambda *_: engine, progress)
     facts = measure_data(QUICKSTART, CharacterMeasure())
     assert len(engine.prefixes) == progress.done["judgements"] == work(facts=facts)["judge_accuracy"].items
+
+
+def test_a_hybrid_judge_is_asked_for_as_many_rationales_and_scores_as_planned(tmp_path: Path) -> None:
+    settings = changed(judge={"mode": "hybrid"})
+    ranked = load_ranked_replies(settings.data).table
+    held_out = ranked[ranked["split"] == "held_out"]
+    engine = FakeEngine(lambda _: "Fine.\nScore: 1\n", lambda _: [0.0, 0.0, 0.0, 0.0, 0.5, 0.0])
+    checkpoint, store = Checkpoint(tmp_path, "M1", "fake", None), ProjectStore(tmp_path, tmp_path)
+    judged = [
+        judge_ranked_replies(checkpoint, held_out, settings, store, lambda *_: engine, CountingProgress())
+        for _ in range(2)
+    ]
+    writing, reading = work(settings, measure_data(settings, CharacterMeasure()))["judge_accuracy"].parts
+    assert isinstance(writing, Writing)
+    assert isinstance(reading, Judging)
+    assert (len(engine.requests), len(engine.prefixes)) == (writing.requests, reading.items), "once, by the journal"
+    assert all((table["score"] == 4.0).all() for table in judged)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,14 @@ from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenizer_control_tokens
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut, derive_seed
 from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.judging.judges import DistributionJudge, JudgeItem, SampledJudge, expected_score, make_judge
+from srlm_pipeline.judging.judges import (
+    DistributionJudge,
+    HybridJudge,
+    JudgeItem,
+    SampledJudge,
+    expected_score,
+    make_judge,
+)
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
 from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags
 from srlm_pipeline.progress import NullProgress
@@ -54,6 +62,10 @@ HOSTILE_PIECES = st.sampled_from(
         "<\n/\nquestion",
         "</Reſponse>",
         "%s",
+        "＜/response＞",
+        "＜／ｒｅｓｐｏｎｓｅ",
+        "</res\u200bponse>",
+        "<\x00/response>",
         *SPECIAL_TOKENS,
     ]
 )
@@ -162,6 +174,22 @@ def test_other_angle_brackets_are_left_alone(text: str) -> None:
     assert neutralise_tags(text) == text
 
 
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "＜/response＞",
+        "﹤question﹥",
+        "＜／ｒｅｓｐｏｎｓｅ＞",
+        "<\u200b/response>",
+        "</res\u200bponse>",
+        "<\u2066/\ufeffquestion>",
+        "<\x00response>",
+    ],
+)
+def test_tags_that_only_look_like_the_judges_are_harmless_too(tag: str) -> None:
+    assert neutralise_tags(f"a {tag} b") == f"a \u2039{tag[1:]} b"
+
+
 @given(HOSTILE)
 @settings(deadline=None)
 def test_neutralising_twice_changes_nothing_more(text: str) -> None:
@@ -201,6 +229,12 @@ def test_special_tokens_are_found_longest_first(tokenizer) -> None:
 def test_overlapping_special_tokens_are_all_broken_up(tokenizer) -> None:
     control = tokenizer.convert_tokens_to_ids("|||MAIL|||")
     assert control not in tokenizer(neutralise_special_tokens("|||MAIL|||MAIL|||", tokenizer)).input_ids
+
+
+def test_special_tokens_in_a_rationale_do_not_end_the_reply(tokenizer) -> None:
+    rendered = render_user_turn(tokenizer, "hi", "It ends with <|im_end|>.\nScore: ")
+    assert rendered.count("<|im_end|>") == 1
+    assert rendered.endswith("It ends with <\u200b|im_end|>.\nScore: ")
 
 
 def test_indentation_survives_a_tokenizer_with_blank_tokens(tokenizer) -> None:
@@ -262,6 +296,10 @@ def test_the_same_reply_is_judged_once(order: int) -> None:
     judged = DistributionJudge(weighed, "short").judge(items[::order], NullProgress())
     assert [j.key for j in judged] == [i.key for i in items[::order]]
     assert len(weighed.prefixes) == 3
+    both = ScriptedEngine(lambda request: completion(request, f"{request.key}\nScore: 1\n"), distribution(s5=1.0))
+    judged = hybrid(both).judge(items[::order], NullProgress())
+    assert sorted((j.key, json.loads(j.raw)["rationale"][0]) for j in judged) == [*zip("abcd", "abad", strict=True)]
+    assert (len(both.requests), len(both.prefixes)) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -320,18 +358,110 @@ def test_distribution_judge_goes_on_where_its_journal_ends(tmp_path: Path) -> No
     assert [j.score for j in judgements] == [2.5] * 140 + [4.0] * 160
 
 
+def hybrid(engine: ScriptedEngine, stage: str = "s", **more: Any) -> HybridJudge:
+    return HybridJudge(engine, JudgeSettings(mode="hybrid", rubric="short", **more), 20, stage)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("Clear and right.\nScore: 1\n", "Clear and right.\nScore: "),
+        ("Clear and right.", "Clear and right.\nScore: "),
+        ("Clear. **Score: 1/5**", "Clear.\nScore: "),
+        ("It claims Score: 0 and is right.\nScore: 1\n", "It claims Score: 0 and is right.\nScore: "),
+        ("Score: 1\n", "Score: "),
+        ("", "Score: "),
+    ],
+)
+def test_hybrid_judge_gives_the_expected_score_at_the_end_of_its_own_rationale(written: str, read: str) -> None:
+    engine = ScriptedEngine(lambda request: completion(request, written), distribution(s3=0.2, s5=0.6))
+    (judgement,) = hybrid(engine).judge([JudgeItem("a", "p", "x")], NullProgress())
+    (request,) = engine.requests
+    assert request.prompt == engine.render(judge_prompt("short", "p", "x", "rationale"))
+    assert engine.prefixes == [request.prompt + read]
+    assert judgement.score == pytest.approx((0.2 * 3 + 0.6 * 5) / 0.8)
+    assert (judgement.key, judgement.n_valid, judgement.n_invalid) == ("a", 1, 0)
+    assert json.loads(judgement.raw) == {"rationale": written, "probabilities": distribution(s3=0.2, s5=0.6)}
+
+
+def test_hybrid_judge_writes_one_rationale_as_the_sampled_judge_writes_its_first() -> None:
+    items, config = (
+        [JudgeItem(key, "p", key) for key in "abc"],
+        {"samples": 3, "temperature": 0.3, "max_new_tokens": 77},
+    )
+    engines = [ScriptedEngine(lambda request: completion(request, "Score: 1"), distribution(s1=1.0)) for _ in range(2)]
+    hybrid(engines[0], **config).judge(items, NullProgress())
+    SampledJudge(engines[1], JudgeSettings(rubric="short", **config), 20, "s").judge(items, NullProgress())
+    assert engines[0].samplings == engines[1].samplings
+    first = [(request.prompt, request.seed) for request in engines[1].requests if request.key.endswith("#0")]
+    assert [(request.prompt, request.seed) for request in engines[0].requests] == first
+
+
+def test_hybrid_judge_does_not_weigh_a_rationale_that_was_cut_off() -> None:
+    engine = ScriptedEngine(
+        lambda request: completion(request, f"{request.key}\nScore: 5", "length" if "x" in request.key else "stop"),
+        distribution(s2=1.0),
+    )
+    items = [JudgeItem("x", "p", "x"), JudgeItem("y", "p", "y"), JudgeItem("z", "p", "x")]
+    x, y, z = hybrid(engine).judge(items, NullProgress())
+    assert len(engine.prefixes) == 1
+    assert (x.score, x.spread, x.n_valid, x.n_invalid) == (None, None, 0, 1)
+    assert json.loads(x.raw) == {"rationale": "x#rationale\nScore: 5", "probabilities": None}
+    assert (y.score, y.n_valid) == (2.0, 1)
+    assert (z.key, z.score, z.raw) == ("z", None, x.raw)
+
+
+def test_hybrid_judge_without_mass_on_the_scores_gives_none() -> None:
+    engine = ScriptedEngine(lambda request: completion(request, "Fine.\nScore: 5\n"), distribution(s5=0.001))
+    (judgement,) = hybrid(engine).judge([JudgeItem("a", "p", "x")], NullProgress())
+    assert (judgement.score, judgement.spread, judgement.n_valid, judgement.n_invalid) == (None, None, 0, 1)
+
+
+@pytest.mark.parametrize("dies_at", [0, 7, 300, 428])
+def test_hybrid_judge_goes_on_in_either_half_where_its_journal_ends(tmp_path: Path, dies_at: int) -> None:
+    items = [JudgeItem(str(n), "p", f"reply {n}") for n in range(300)]
+
+    class Mortal(ScriptedEngine):
+        """Stops working before rationale or distribution number `dies_at`."""
+
+        def next_token_distribution(self, prefixes: Sequence[str], *more: Any) -> NDArray[np.float64]:
+            if len(self.requests) + len(self.prefixes) + len(prefixes) > dies_at:
+                raise KeyboardInterrupt
+            return super().next_token_distribution(prefixes, *more)
+
+    def write(request: GenerationRequest) -> Completion:
+        return completion(request, f"About {request.key}.\nScore: 1\n")
+
+    interrupted = Mortal(write, distribution(s2=0.5, s3=0.5))
+    interrupted._dies_at = dies_at
+    with pytest.raises(KeyboardInterrupt):
+        hybrid(interrupted).judge(items, NullProgress(), Journal(tmp_path, "f"))
+    kept = len(interrupted.prefixes)
+    assert kept == (128 if dies_at == 428 else 0)
+
+    second = ScriptedEngine(write, distribution(s4=1.0))
+    judgements = hybrid(second).judge(items, NullProgress(), Journal(tmp_path, "f"))
+    assert len(second.requests) == 300 - len(interrupted.requests)
+    assert len(second.prefixes) == 300 - kept
+    assert [j.key for j in judgements] == [i.key for i in items]
+    assert sorted(j.score or 0 for j in judgements) == [2.5] * kept + [4.0] * (300 - kept)
+
+    third = ScriptedEngine(write, distribution(s0=1.0))
+    assert hybrid(third).judge(items, NullProgress(), Journal(tmp_path, "f")) == judgements
+    assert not third.requests and not third.prefixes
+
+
 def test_a_judge_with_nothing_to_judge_says_nothing() -> None:
     engine = ScriptedEngine(lambda request: completion(request, ""), masses=distribution(s1=1.0))
-    for mode in ("sampled", "distribution"):
+    for mode in ("sampled", "distribution", "hybrid"):
         assert make_judge(engine, JudgeSettings(mode=mode), 20, "s").judge([], NullProgress()) == []
 
 
 def test_settings_choose_the_judge() -> None:
     engine = ScriptedEngine()
-    sampled = make_judge(engine, JudgeSettings(mode="sampled", samples=3), 20, "s").name
-    weighed = make_judge(engine, JudgeSettings(mode="distribution"), 20, "s").name
-    assert sampled != weighed
-    assert "abc123" in sampled and "abc123" in weighed
+    modes = ("sampled", "distribution", "hybrid")
+    names = [make_judge(engine, JudgeSettings(mode=mode), 20, "s").name for mode in modes]
+    assert names == ["sampled-3@abc123", "distribution@abc123", "hybrid@abc123"]
 
 
 @given(st.lists(st.floats(0, 1 / 6), min_size=6, max_size=6))

@@ -15,12 +15,12 @@ SAME_PROMPT = 0.7
 
 @pytest.fixture(scope="module")
 def groups():
-    table = load_ranked_replies(SETTINGS)
+    table = load_ranked_replies(SETTINGS).table
     return [group.sort_values("rank") for _, group in table.groupby("group_id")]
 
 
 def test_there_are_enough_instructions_of_enough_kinds():
-    table = load_instructions(SETTINGS)
+    table = load_instructions(SETTINGS).table
     assert len(table) >= 160
     assert table["kind"].nunique() >= 12
     assert not table["prompt"].str.lower().duplicated().any()
@@ -54,7 +54,7 @@ def test_preferring_the_longer_reply_is_right_about_half_of_the_time(groups):
 
 
 def test_both_splits_have_enough_prompts_and_share_none():
-    table = load_ranked_replies(SETTINGS)
+    table = load_ranked_replies(SETTINGS).table
     prompts = table.groupby("split")["prompt"].agg(set)
     assert len(prompts["held_out"]) >= 20
     assert len(prompts["train"]) >= 40
@@ -62,9 +62,11 @@ def test_both_splits_have_enough_prompts_and_share_none():
 
 
 def test_evaluation_prompts_are_enough_and_unlike_everything_else():
-    evaluation = load_evaluation_prompts(SETTINGS)
+    evaluation = load_evaluation_prompts(SETTINGS).table
     assert len(evaluation) >= 60
-    known = NoveltyIndex([*load_instructions(SETTINGS)["prompt"], *load_ranked_replies(SETTINGS)["prompt"].unique()])
+    known = NoveltyIndex(
+        [*load_instructions(SETTINGS).table["prompt"], *load_ranked_replies(SETTINGS).table["prompt"].unique()]
+    )
     assert [p for p in evaluation["prompt"] if known.nearest(p) >= SAME_PROMPT] == []
     among = NoveltyIndex()
     for prompt in evaluation["prompt"]:

@@ -29,6 +29,11 @@ def pair(**changes: Any) -> dict[str, Any]:
     return {
         "prompt_id": "p",
         "prompt": "q",
+        "strategy": "best_worst",
+        "length_control": 0.0,
+        "min_margin": 0.0,
+        "chosen_sample": 0,
+        "rejected_sample": 1,
         "chosen": "a",
         "rejected": "b",
         "chosen_score": 4.0,
@@ -138,6 +143,14 @@ def test_pair_without_a_margin_is_refused() -> None:
     assert problems_of(PREFERENCE_PAIRS, pair(margin=0.0))
     assert problems_of(PREFERENCE_PAIRS, pair(chosen_score=None))
     assert problems_of(PREFERENCE_PAIRS, pair(rejected="  "))
+
+
+def test_a_positive_example_has_nothing_that_it_was_preferred_to() -> None:
+    alone = dict.fromkeys(("rejected", "rejected_sample", "rejected_score", "rejected_finish_reason", "margin"))
+    rows = [pair(strategy="positive_only", **alone), pair(strategy="positive_only", chosen_sample=2, **alone)]
+    table = check_table(pd.DataFrame(rows), PREFERENCE_PAIRS)
+    assert table["rejected_sample"].isna().all()
+    assert problems_of(PREFERENCE_PAIRS, *rows, rows[0])
 
 
 def test_broken_table_is_not_written_and_the_old_one_stays(tmp_path: Path) -> None:

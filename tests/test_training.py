@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ from srlm_pipeline.training.common import linear_layers
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
 from srlm_pipeline.training.ranking import (
     EncodedItem,
+    PairWeights,
     RankedExample,
+    balanced_weights,
     encode_comparisons,
     encode_ranked,
     score_target,
@@ -105,6 +107,30 @@ def test_dpo_moves_the_preferences_apart(base: LoadedModel, tiny_model: Path, tm
             for m in (base, run.loaded)
         ]
         assert gaps[1] > gaps[0] + 1
+
+
+@pytest.mark.parametrize("loss", get_args(DpoSettings.model_fields["loss"].annotation))
+def test_every_loss_that_the_settings_name_learns(tiny_model: Path, tmp_path: Path, loss: str) -> None:
+    smoothing = 0.1 if loss in ("robust", "exo_pair") else 0.0
+    settings = DpoSettings(
+        loss=loss, label_smoothing=smoothing, learning_rate=2e-2, epochs=2, nll_weight=0.1 * (loss == "ipo"), **COMMON
+    )
+    run = train_dpo(tiny_model, PAIRS, settings, MODEL, 1, tmp_path / "work", "training", NullProgress())
+    margin = run.final("rewards/margins")
+    # DiscoPOP's loss is not convex: a random model may slide into its valley below nought.
+    assert margin != 0 if loss == "discopop" else margin > 0
+
+
+def test_likelihood_of_the_chosen_reply_joins_the_loss(tiny_model: Path, tmp_path: Path) -> None:
+    def first_loss(weight: float) -> float:
+        settings = DpoSettings(learning_rate=1e-6, epochs=1, nll_weight=weight, **COMMON)
+        run = train_dpo(tiny_model, PAIRS, settings, MODEL, 1, tmp_path / f"work{weight}", "training", NullProgress())
+        return run.history[0]["loss"]
+
+    plain, half, whole = (first_loss(weight) for weight in (0.0, 0.5, 1.0))
+    assert plain == pytest.approx(0.6931, abs=1e-3)
+    assert whole > plain + 1, "a random model finds every byte unlikely"
+    assert half - plain == pytest.approx((whole - plain) / 2, rel=1e-3)
 
 
 def test_a_reply_that_was_cut_off_does_not_teach_to_end_there(base: LoadedModel) -> None:
@@ -223,14 +249,46 @@ def test_ranking_raises_the_expected_score_of_the_reply_that_people_prefer(tiny_
 
 
 def test_the_ranking_loss_falls_with_the_right_order_and_rises_with_the_wrong_one() -> None:
-    item = EncodedItem([[1], [2]], [list(range(6))] * 2, [0, 1], [None, None])
+    item = EncodedItem([[1], [2]], [list(range(6))] * 2, [0, 1], [None, None], [9, 9])
 
     def loss(better: float, worse: float) -> float:
         logits = torch.full((2, 6), -20.0)
         logits[0, int(better)], logits[1, int(worse)] = 0.0, 0.0
-        return float(item_loss(logits, item))
+        return float(item_loss(logits, item, PairWeights()))
 
     assert loss(5, 0) < loss(3, 2) < loss(2, 2) < loss(2, 3) < loss(0, 5)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 3)), min_size=2, max_size=5), min_size=1, max_size=6)
+)
+def test_balanced_weights_give_both_kinds_of_pairs_the_same_sum(groups: list[list[tuple[int, int]]]) -> None:
+    examples = [
+        RankedExample("q", tuple("x" * n for n, _ in group), tuple(rank for _, rank in group), (None,) * len(group))
+        for group in groups
+    ]
+    weights = balanced_weights(examples)
+    longer = shorter = 0
+    for group in groups:
+        for length, rank in group:
+            for other_length, other in group:
+                if rank < other:
+                    longer, shorter = longer + (length > other_length), shorter + (length <= other_length)
+    if longer and shorter:
+        assert weights.better_longer * longer == pytest.approx(weights.better_shorter * shorter)
+        assert weights.better_longer * longer + weights.better_shorter * shorter == pytest.approx(longer + shorter)
+    else:
+        assert weights == PairWeights()
+
+
+def test_a_pair_counts_by_which_of_its_replies_is_longer() -> None:
+    logits = torch.zeros(2, 6)
+    plain = float(
+        item_loss(logits, EncodedItem([[1]] * 2, [list(range(6))] * 2, [0, 1], [None] * 2, [9, 1]), PairWeights())
+    )
+    for lengths, weight in (([9, 1], 3.0), ([1, 9], 0.5), ([9, 9], 0.5)):
+        item = EncodedItem([[1]] * 2, [list(range(6))] * 2, [0, 1], [None] * 2, lengths)
+        assert float(item_loss(logits, item, PairWeights(3.0, 0.5))) == pytest.approx(weight * plain)
 
 
 @pytest.mark.parametrize("score", [0.0, 0.4, 1.0, 2.5, 4.999, 5.0])
@@ -255,9 +313,19 @@ def test_comparisons_come_in_both_orders_with_the_better_reply_as_target(base: L
     assert option_tokens(base.tokenizer, "x", COMPARISON_OPTIONS)[1] == items[0].options[0]
 
 
-def test_a_long_ranked_reply_keeps_its_end_where_the_score_is_asked_for(base: LoadedModel) -> None:
-    long = RankedExample("q", ("word " * 200, "short"), (0, 1), (4.0, 1.0))
-    item = encode_ranked(base.tokenizer, long, "short", 100)
+def test_a_long_ranked_reply_loses_its_end_and_rubric_question_and_score_stay(base: LoadedModel) -> None:
+    long = RankedExample("the question", ("word " * 400, "short"), (0, 1), (4.0, 1.0))
+    item = encode_ranked(base.tokenizer, long, "short", 700)
+    cut, whole = (base.tokenizer.decode(sequence) for sequence in item.sequences)
+    assert len(item.sequences[0]) <= 700
+    assert cut.startswith(whole.split("short")[0])
+    assert cut.endswith(SCORE_START)
+    assert cut.count("word") > 20
+    assert item.lengths == [2000, 5], "of the replies as people saw them"
+
+
+def test_where_the_question_alone_is_too_long_the_score_is_still_asked_for(base: LoadedModel) -> None:
+    item = encode_ranked(base.tokenizer, RankedExample("q " * 90, ("a", "b"), (0, 1), (4.0, 1.0)), "short", 100)
     assert [len(sequence) for sequence in item.sequences] == [100, 100]
     assert all(base.tokenizer.decode(sequence).endswith(SCORE_START) for sequence in item.sequences)
     assert len(item.options[0]) == len(SCORES)
@@ -270,6 +338,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_items(base: LoadedModel, tmp_p
         model=base.model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
         pad_token_id=0,
+        weights=PairWeights(),
     )
     items = [encode_ranked(base.tokenizer, example, "short", 1024) for example in RANKED[:2]]
     losses = [trainer.compute_loss(base.model, {"items": [item]}).item() for item in items]

@@ -11,13 +11,14 @@ from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asse
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.assets.training import iteration_model
-from srlm_pipeline.evaluation.head_to_head import Arbiter, HeadToHead, make_arbiter, play_match, summarise
+from srlm_pipeline.evaluation.head_to_head import Arbiter, HeadToHead, summarise
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.measuring import (
     arbiter_agreement,
     evaluation_replies,
     judge_ranked_replies,
-    score_journal,
+    match,
+    open_arbiter,
 )
 from srlm_pipeline.evaluation.promotion import ModelFigures, decide_promotion
 from srlm_pipeline.evaluation.text_measures import describe_replies
@@ -72,7 +73,7 @@ def seed_evaluation(
             if checkpoint.name == M1:
                 run.curve(judge_metrics(accuracy.metrics()), 0)
         replies = _replies(context, project, [M1, SFT_BASELINE], evaluation_prompts)
-        arbiter = _arbiter(project)
+        arbiter = open_arbiter(settings, store, project.engine)
         agreement = arbiter_agreement(arbiter, held_out, progress, settings.evaluation.tie_margin)
         run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
         metadata |= {f"arbiter_{k}": v for k, v in agreement.items()}
@@ -167,7 +168,7 @@ def win_rates(
     tables: list[pd.DataFrame] = []
     with project.tracked(context, ["evaluation"]) as run:
         replies = _replies(context, project, [name, SFT_BASELINE, previous], evaluation_prompts)
-        arbiter = _arbiter(project)
+        arbiter = open_arbiter(project.settings, project.store, project.engine)
         for label, opponent in ((BASELINE, SFT_BASELINE), (PREVIOUS, previous)):
             result = _match(context, project, replies[name], replies[opponent], opponent, arbiter)
             tables.append(result.table)
@@ -315,17 +316,6 @@ class _Match:
     opponent_description: dict[str, float]
 
 
-def _arbiter(project: ProjectResource) -> Arbiter:
-    """M1 judges every match: a ruler that stays the same makes iterations comparable.
-
-    Opened once the replies are written, so that one model at a time is in memory.
-    """
-    settings, store = project.settings, project.store
-    ruler, rubric = store.checkpoint(M1), settings.judge.rubric
-    engine = project.engine(ruler, settings.judge.batch_size)
-    return make_arbiter(engine, settings.evaluation, rubric, score_journal(store, ruler, rubric))
-
-
 def _replies(
     context: dg.AssetExecutionContext, project: ProjectResource, names: list[str], prompts: pd.DataFrame
 ) -> dict[str, pd.DataFrame]:
@@ -345,17 +335,7 @@ def _match(
     opponent: str,
     arbiter: Arbiter,
 ) -> _Match:
-    settings = project.settings
-    table, outcome = play_match(
-        list(zip(mine["prompt_id"], mine["prompt"], strict=True)),
-        mine["reply"].tolist(),
-        theirs["reply"].tolist(),
-        opponent,
-        arbiter,
-        project.progress(context),
-        settings.evaluation.tie_margin,
-        settings.evaluation.bootstrap_samples,
-    )
+    table, outcome = match(mine, theirs, opponent, arbiter, project.settings, project.progress(context))
     described = [describe_replies(side["reply"].tolist(), side["n_tokens"].tolist()) for side in (mine, theirs)]
     return _Match(table, outcome, *described)
 

@@ -25,38 +25,60 @@ if TYPE_CHECKING:
 M1 = model_name(1)
 
 
-@srlm_asset("data.ift", "data.ift_limit", group="seed", kinds={"pandas"}, compute=False, sources=("ift",))
+# Either of these two asks whether the other one has a prompt as well.
+TRAINING_DATA = ("data.ift", "data.ranked_replies", "data.bad_rows", "data.include_unreviewed", "data.ranked_share")
+
+
+@srlm_asset(
+    *TRAINING_DATA,
+    "data.ift_limit",
+    group="seed",
+    kinds={"pandas"},
+    compute=False,
+    sources=("ift", "ranked_replies"),
+)
 def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
     """Instruction fine-tuning data: prompts with good responses."""
     from srlm_pipeline.data.loaders import load_instructions
 
-    table = load_instructions(project.settings.data)
-    words = table["response"].str.split().str.len()
-    return table_result(table, {"kinds": table["kind"].nunique(), "median_response_words": float(words.median())})
+    loaded = load_instructions(project.settings.data)
+    words = loaded.table["response"].str.split().str.len()
+    metadata = {
+        "kinds": loaded.table["kind"].nunique(),
+        "median_response_words": float(words.median()),
+        "left_out": loaded.left_out,
+    }
+    return table_result(loaded.table, metadata)
 
 
 @srlm_asset(
-    "data.ranked_replies",
+    *TRAINING_DATA,
     "data.held_out_fraction",
     "data.ranked_limit",
     group="seed",
     kinds={"pandas"},
     compute=False,
-    sources=("ranked_replies",),
+    sources=("ift", "ranked_replies"),
 )
 def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
     """Prompts with human-ranked replies, split by prompt: one part teaches judging, the other measures it."""
     from srlm_pipeline.data.loaders import load_ranked_replies
 
-    table = load_ranked_replies(project.settings.data)
-    groups = table.drop_duplicates("group_id")["split"].value_counts()
-    metadata = {"train_prompts": int(groups["train"]), "held_out_prompts": int(groups["held_out"])}
-    return table_result(table, metadata, preview=["group_id", "split", "rank", "score", "prompt", "text"])
+    loaded = load_ranked_replies(project.settings.data)
+    groups = loaded.table.drop_duplicates("group_id")["split"].value_counts()
+    metadata = {
+        "train_prompts": int(groups["train"]),
+        "held_out_prompts": int(groups["held_out"]),
+        "left_out": loaded.left_out,
+    }
+    return table_result(loaded.table, metadata, preview=["group_id", "split", "rank", "score", "prompt", "text"])
 
 
 @srlm_asset(
     "data.evaluation_prompts",
     "data.evaluation_limit",
+    "data.bad_rows",
+    "data.include_unreviewed",
     group="seed",
     kinds={"pandas"},
     compute=False,
@@ -68,8 +90,8 @@ def evaluation_prompts(
     """Prompts for head-to-head comparison; never trained on, never used as examples."""
     from srlm_pipeline.data.loaders import load_evaluation_prompts
 
-    table = load_evaluation_prompts(project.settings.data)
-    return table_result(table, {"kinds": table["kind"].nunique()})
+    loaded = load_evaluation_prompts(project.settings.data)
+    return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
 
 
 @srlm_asset("base_model", "model", "seed", "sft", group="seed", kinds={"torch", "mlflow"}, retries=True)
@@ -123,7 +145,13 @@ def eft_dataset(
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Evaluation fine-tuning data: judgements of the training replies whose order agrees with the human ranking."""
     from srlm_pipeline.generation.journal import Journal, fingerprint
-    from srlm_pipeline.judging.eft import eft_from_dataset, eft_from_judgements
+    from srlm_pipeline.judging.eft import (
+        eft_from_dataset,
+        eft_from_judgements,
+        eft_from_ranks,
+        require_enough,
+        thin,
+    )
     from srlm_pipeline.judging.judges import JudgeItem, SampledJudge
 
     settings, store = project.settings, project.store
@@ -133,6 +161,8 @@ def eft_dataset(
         return table_result(pd.DataFrame(columns=list(EFT.columns)), {"note": "switched off by eft.enabled"})
     if settings.eft.targets == "dataset":
         built = eft_from_dataset(train)
+    elif settings.eft.targets == "ranks":
+        built = eft_from_ranks(train)
     else:
         baseline = store.checkpoint(SFT_BASELINE)
         judge = SampledJudge(project.engine(baseline, settings.judge.batch_size), settings.judge, settings.seed, "eft")
@@ -142,10 +172,14 @@ def eft_dataset(
             fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
         )
         built = eft_from_judgements(train, judge.judge(items, project.progress(context), journal))
+        require_enough(built, settings.eft.min_prompts)
+    if settings.eft.max_score_share is not None:
+        built = thin(built, settings.eft.max_score_share, settings.seed)
     metadata = {
         "prompts": built.n_groups,
         "prompts_kept": built.n_kept,
         "dropped": built.dropped,
+        "thinned": built.n_thinned,
         "score_histogram": histogram(built.table["score"], "scores of judging data"),
         "seconds": watch.seconds,
     }

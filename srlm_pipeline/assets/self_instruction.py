@@ -18,7 +18,7 @@ from srlm_pipeline.assets.common import (
 )
 from srlm_pipeline.assets.seed import seed_model
 from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import BASE, iteration_number, partition_key
+from srlm_pipeline.store import iteration_number, partition_key
 from srlm_pipeline.tables import CANDIDATES, GENERATED_PROMPTS, JUDGED_SCORES, read_table
 
 COLLAPSE_SHARE = 0.9
@@ -62,11 +62,7 @@ def generated_prompts(
     iteration = iteration_number(context.partition_key)
     watch = Stopwatch()
     stage = f"prompts/{context.partition_key}"
-    generator = (
-        store.base_checkpoint(settings)
-        if settings.prompt_generation.generator == BASE
-        else store.entering_model(iteration)
-    )
+    generator = store.generator(settings, iteration)
     seeds = [SeedPrompt(row.id, row.prompt) for row in ift_dataset.itertuples()]
     known = [
         SeedPrompt(row.prompt_id, row.prompt)
@@ -288,20 +284,23 @@ def preference_pairs(
     context: dg.AssetExecutionContext, project: ProjectResource, judged_scores: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Each prompt's best reply against its worst; ties and unreadable scores are left out."""
-    from srlm_pipeline.preference.pairs import select_best_worst
+    from srlm_pipeline.preference.pairs import select
 
     settings = project.settings
     iteration = iteration_number(context.partition_key)
-    selection = select_best_worst(judged_scores, settings.pairs.min_margin)
+    selection = select(judged_scores, settings.pairs)
     pairs = selection.pairs
-    chosen_length, rejected_length = (float(pairs[c].str.len().mean()) for c in ("chosen", "rejected"))
+    lengths = {
+        side: float(pairs[side].str.len().mean()) for side in ("chosen", "rejected") if pairs[side].notna().any()
+    }
+    margin = float(pairs["margin"].mean()) if pairs["margin"].notna().any() else None
     with project.tracked(context, ["pairs"]) as run:
         run.curve(
             {
                 "pairs/kept": len(pairs),
                 "pairs/tie_rate": selection.tie_rate,
-                "pairs/margin_mean": float(pairs["margin"].mean()) if len(pairs) else None,
-                "pairs/length_ratio": chosen_length / rejected_length if len(pairs) else None,
+                "pairs/margin_mean": margin,
+                "pairs/length_ratio": lengths["chosen"] / lengths["rejected"] if len(lengths) == 2 else None,
             },
             iteration,
         )
@@ -310,9 +309,9 @@ def preference_pairs(
         "pairs_kept": len(pairs),
         "ties_dropped": selection.n_ties,
         "too_few_scores": selection.n_too_few_valid,
-        "mean_margin": float(pairs["margin"].mean()) if len(pairs) else 0.0,
-        "chosen_length_mean": chosen_length if len(pairs) else 0.0,
-        "rejected_length_mean": rejected_length if len(pairs) else 0.0,
+        "too_low_scores": selection.n_too_low,
+        "mean_margin": margin or 0.0,
+        **{f"{side}_length_mean": length for side, length in lengths.items()},
         **mlflow_link(run.url),
     }
     most = settings.pairs.max_tie_rate

@@ -1,26 +1,59 @@
-"""Instruction-following training: M_t becomes M_{t+1} by DPO on its own preference pairs (paper section 2.4)."""
+"""Instruction-following training: M_t becomes M_{t+1} by DPO on its own preference pairs (paper section 2.4).
+
+With the strategy `positive_only` there are no pairs: the replies that M_t gave top marks join the seed data.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pandas as pd
 
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
-from srlm_pipeline.assets.seed import training_facts
+from srlm_pipeline.assets.seed import eft_dataset, ift_dataset, ranked_replies, training_facts
 from srlm_pipeline.assets.self_instruction import policy
-from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.config import Settings
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import iteration_number, model_name, partition_key
+from srlm_pipeline.tables import (
+    EFT,
+    EVALUATION_PROMPTS,
+    INSTRUCTIONS,
+    PREFERENCE_PAIRS,
+    RANKED_REPLIES,
+    read_table,
+)
+
+if TYPE_CHECKING:
+    from srlm_pipeline.models.checkpoint import Checkpoint
+    from srlm_pipeline.training.common import TrainingRun
+    from srlm_pipeline.training.early_stopping import EarlyStopping
 
 DATA_VERSION_TAG = "dagster/data_version"
 
 
+def _reads(settings: Settings) -> tuple[list[str], list[dg.AssetsDefinition]]:
+    """Return the settings that training reads, and its inputs beside pairs and policy: both follow how it trains."""
+    if settings.pairs.strategy == "positive_only":
+        return ["pairs.strategy", "base_model", "sft", "eft", "judge.rubric"], [ift_dataset, eft_dataset]
+    if settings.dpo.early_stopping.every:
+        return ["pairs.strategy", "dpo", "evaluation", "judge"], [ranked_replies]
+    return ["pairs.strategy", "dpo"], []
+
+
+_SECTIONS, _INPUTS = _reads(definition_settings())
+
+
 @srlm_asset(
-    "dpo",
+    *_SECTIONS,
     "model",
     "seed",
     group="iteration",
     kinds={"torch", "mlflow"},
     retries=True,
     per_iteration=True,
-    deps=[policy],
+    deps=[policy, *_INPUTS],
     check_specs=[dg.AssetCheckSpec("margins_moved", asset="iteration_model")],
 )
 def iteration_model(
@@ -28,67 +61,168 @@ def iteration_model(
 ) -> dg.MaterializeResult:
     """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference."""
     from srlm_pipeline.models.checkpoint import save_checkpoint
-    from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
 
     settings, store = project.settings, project.store
     iteration = iteration_number(context.partition_key)
     name = model_name(iteration + 1)
     watch = Stopwatch()
     entering = store.entering_model(iteration)
-    with project.tracked(context, ["dpo"]) as run:
-        trained = train_dpo(
-            entering.path,
-            [
-                PreferenceExample(
-                    row.prompt,
-                    row.chosen,
-                    row.rejected,
-                    row.chosen_finish_reason == "stop",
-                    row.rejected_finish_reason == "stop",
-                )
-                for row in preference_pairs.itertuples()
-            ],
-            settings.dpo,
-            settings.model,
-            settings.seed + iteration,
-            store.work_folder(
-                name, entering.digest, settings.fingerprint("dpo", "seed"), table_digest(preference_pairs)
-            ),
-            f"training {name} with DPO",
-            project.progress(context),
-        )
+    positive_only = settings.pairs.strategy == "positive_only"
+    with project.tracked(context, ["pairs", "sft", "eft"] if positive_only else ["pairs", "dpo"]) as run:
+        made = (_fine_tuned if positive_only else _preference_tuned)(context, project, preference_pairs, name, entering)
+        trained = made.run
         run.history(list(trained.history))
         saved = save_checkpoint(
             trained.loaded,
             store.model_folder(name),
             name,
-            entering.digest,
+            made.parent,
             {
                 "iteration": iteration,
                 "dagster_run": context.run_id,
                 "mlflow_run": run.run_id,
                 "pairs": len(preference_pairs),
-                "dpo": settings.dpo.model_dump(),
+                **made.lineage,
             },
             settings.model.save_dtype,
         )
         margin = trained.final("rewards/margins")
-        run.curve({"dpo/final_loss": trained.final("loss"), "dpo/final_margin": margin}, iteration)
+        run.curve({f"{made.stage}/final_loss": trained.final("loss"), "dpo/final_margin": margin}, iteration)
         run.metrics({"seconds": watch.seconds})
     announce_next_policy(context, iteration, saved.digest)
-    moved = margin is not None and margin > 0.01
+    moved = positive_only or (margin is not None and margin > 0.01)
     checks = [
         check(
             "margins_moved",
             moved,
-            "chosen replies have become likelier than rejected ones"
+            "there are no margins: the model is trained on good replies alone"
+            if positive_only
+            else "chosen replies have become likelier than rejected ones"
             if moved
             else "the reward margin stayed at zero: nothing was learned; raise dpo.learning_rate or dpo.epochs",
             margin=margin if margin is not None else 0.0,
         )
     ]
-    facts = training_facts(trained, watch)
-    return model_result(saved, {"pairs": len(preference_pairs), **facts, **mlflow_link(run.url)}, checks)
+    facts = {"pairs": len(preference_pairs), **made.facts, **training_facts(trained, watch)}
+    return model_result(saved, {**facts, **mlflow_link(run.url)}, checks)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a way of training gives: the run, whose digest the model descends from, and what is said of it."""
+
+    run: "TrainingRun"
+    stage: str
+    parent: str | None
+    lineage: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def _preference_tuned(
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    pairs: pd.DataFrame,
+    name: str,
+    entering: "Checkpoint",
+) -> _Made:
+    """Train M_t on its pairs with DPO (paper section 2.4)."""
+    from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+
+    settings, store = project.settings, project.store
+    stopping = _early_stopping(context, project, name, entering) if settings.dpo.early_stopping.every else None
+    trained = train_dpo(
+        entering.path,
+        [
+            PreferenceExample(
+                row.prompt,
+                row.chosen,
+                row.rejected,
+                row.chosen_finish_reason == "stop",
+                row.rejected_finish_reason == "stop",
+            )
+            for row in pairs.itertuples()
+        ],
+        settings.dpo,
+        settings.model,
+        settings.seed + iteration_number(context.partition_key),
+        store.work_folder(name, entering.digest, settings.fingerprint("dpo", "seed"), table_digest(pairs)),
+        f"training {name} with DPO",
+        project.progress(context),
+        stopping,
+    )
+    facts = {}
+    if stopping is not None:
+        facts = {"looks": len(stopping.history), "stopped_early": stopping.stopped_at or "no"}
+    return _Made(trained, "dpo", entering.digest, {"dpo": settings.dpo.model_dump()}, facts)
+
+
+def _fine_tuned(
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    positives: pd.DataFrame,
+    name: str,
+    entering: "Checkpoint",
+) -> _Made:
+    """Train the base model again on the seed data and on all replies that M_1 to M_t gave top marks (A.4)."""
+    from srlm_pipeline.training.seed import train_seed_model
+
+    settings, store = project.settings, project.store
+    iteration = iteration_number(context.partition_key)
+    earlier = [
+        read_table(PREFERENCE_PAIRS, store.tables / "preference_pairs" / f"{partition_key(t)}.parquet")
+        for t in range(1, iteration)
+    ]
+    added = pd.concat([*earlier, positives], ignore_index=True)
+    seed_data, eft = (
+        read_table(schema, store.tables / f"{asset}.parquet")
+        for schema, asset in ((INSTRUCTIONS, "ift_dataset"), (EFT, "eft_dataset"))
+    )
+    ift = pd.concat(
+        [
+            seed_data,
+            pd.DataFrame(
+                {
+                    "id": added["prompt_id"] + "#" + added["chosen_sample"].astype(str),
+                    "kind": "aift",
+                    "prompt": added["prompt"],
+                    "response": added["chosen"],
+                }
+            ),
+        ],
+        ignore_index=True,
+    )
+    base = store.base_checkpoint(settings)
+    sections = ("seed", "sft", "eft", "judge.rubric")
+    work = store.work_folder(name, base.digest, settings.fingerprint(*sections), table_digest(ift), table_digest(eft))
+    trained = train_seed_model(base.path, ift, eft, settings, work, project.progress(context), name)
+    shutil.rmtree(work, ignore_errors=True)
+    lineage = {"sft": settings.sft.model_dump(), "positives": len(added), "judged_by": entering.digest}
+    return _Made(trained.final, "sft", base.digest, lineage, {"positives": len(added)})
+
+
+def _early_stopping(
+    context: dg.AssetExecutionContext, project: ProjectResource, name: str, entering: "Checkpoint"
+) -> "EarlyStopping":
+    """Look at the replies to prompts that are neither trained on nor used in the evaluation."""
+    from srlm_pipeline.evaluation.measuring import win_rate
+    from srlm_pipeline.generation.opening import release_engines
+    from srlm_pipeline.training.early_stopping import EarlyStopping
+
+    settings, store = project.settings, project.store
+    chosen = settings.dpo.early_stopping
+    ranked = read_table(RANKED_REPLIES, store.tables / "ranked_replies.parquet")
+    held_out = ranked[ranked["split"] == "held_out"].drop_duplicates("group_id").head(chosen.prompts)
+    prompts = held_out.rename(columns={"group_id": "id"})[list(EVALUATION_PROMPTS.columns)].reset_index(drop=True)
+
+    def compare(now: "Checkpoint", before: "Checkpoint") -> float:
+        purpose = f"early_stopping/{name}"
+        result = win_rate(now, before, prompts, settings, store, project.engine, project.progress(context), purpose)
+        context.log.info("%s against %s: win rate %.1f %%", now.name, before.name, 100 * result)
+        # An engine that outlives its use would stand in the training's way.
+        release_engines()
+        return result
+
+    return EarlyStopping(chosen, entering, compare)
 
 
 def announce_next_policy(context: dg.AssetExecutionContext, iteration: int, digest: str) -> None:

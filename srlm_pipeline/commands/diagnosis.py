@@ -108,11 +108,19 @@ def _base_model(settings: Settings) -> str:
 
 def _data(settings: Settings) -> str:
     from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
+    from srlm_pipeline.data.rows import in_words
 
-    n_ranked = load_ranked_replies(settings.data)["group_id"].nunique()
-    return (
-        f"{len(load_instructions(settings.data))} instruction pairs, {n_ranked} judging prompts, "
-        f"{len(load_evaluation_prompts(settings.data))} evaluation prompts"
+    ift, ranked, evaluation = (
+        load(settings.data) for load in (load_instructions, load_ranked_replies, load_evaluation_prompts)
+    )
+    counted = (
+        ("instruction pairs", len(ift.table), ift.left_out),
+        ("judging prompts", ranked.table["group_id"].nunique(), ranked.left_out),
+        ("evaluation prompts", len(evaluation.table), evaluation.left_out),
+    )
+    return ", ".join(
+        f"{count} {what}" + (f" (left out: {in_words(left_out)})" if left_out else "")
+        for what, count, left_out in counted
     )
 
 

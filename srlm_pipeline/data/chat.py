@@ -1,12 +1,14 @@
 """Chat formatting: how a user's text becomes the exact string a model continues.
 
 Text that comes from data (a prompt, a reply to be judged) must never be able to end its own turn. Special
-tokens inside it are broken up before the chat template is applied.
+tokens inside it, and marks of a turn that the chat template writes as ordinary text, are broken up before the
+template is applied.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,18 +16,25 @@ if TYPE_CHECKING:
 
 # Looks like nothing, separates everything: the tokenizer no longer sees the special token.
 _BREAK = "\u200b"
+_PLACEHOLDER = "\ue000"
 
 
 def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Break up every special token of the tokenizer that occurs in a text.
+    """Break up every special token of the tokenizer, and every turn mark of its chat template, that occurs in a text.
 
     Args:
         text: Untrusted text.
         tokenizer: Its added tokens (``<|im_end|>``, ``</s>``, ...) are the ones looked for.
     """
-    for token in tokenizer_control_tokens(tokenizer):
-        # Looking ahead finds occurrences that share characters as well.
-        text = re.sub(f"(?={re.escape(token)})(.)", rf"\1{_BREAK}", text, flags=re.DOTALL)
+    tokens = [*tokenizer_control_tokens(tokenizer), *template_turn_marks(tokenizer)]
+    for token in tokens:
+        if token in text:
+            # Looking ahead finds occurrences that share characters as well.
+            text = re.sub(f"(?={re.escape(token)})(.)", rf"\1{_BREAK}", text, flags=re.DOTALL)
+    normalised = unicodedata.normalize("NFKC", text)
+    if any(token in normalised for token in tokens):
+        # A tokenizer that normalises text before it looks for tokens would find one written in full-width letters.
+        text = "".join(c if unicodedata.is_normalized("NFKC", c) else f"{_BREAK}{c}{_BREAK}" for c in text)
     return text
 
 
@@ -39,6 +48,21 @@ def tokenizer_control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted((t for t in added | named if len(t.strip()) > 1), key=lambda t: (-len(t), t))
 
 
+def template_turn_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return what the chat template writes next to a user's message as ordinary text: ``[/INST]``, ``### Response:``.
+
+    Words without any punctuation are left out: they are harmless without the special tokens around them.
+    """
+    if not tokenizer.chat_template:
+        return []
+    rendered = tokenizer.apply_chat_template(user_turn(_PLACEHOLDER), tokenize=False, add_generation_prompt=True)
+    before, _, after = str(rendered).partition(_PLACEHOLDER)
+    special = "|".join(map(re.escape, tokenizer_control_tokens(tokenizer))) or "$^"
+    lines = [*before.rstrip().splitlines()[-1:], *after.splitlines()]
+    marks = {mark.strip() for line in lines for mark in re.split(special, line)}
+    return sorted((m for m in marks if re.search(r"\w", m) and re.search(r"[^\w\s]", m)), key=lambda m: (-len(m), m))
+
+
 def user_turn(text: str) -> list[dict[str, str]]:
     """Return a conversation of one user message."""
     return [{"role": "user", "content": text}]
@@ -50,12 +74,12 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start:
     Args:
         tokenizer: With a chat template.
         text: The user's message; special tokens in it are neutralised.
-        reply_start: Words put into the assistant's mouth, e.g. ``"Score: "``.
+        reply_start: Words put into the assistant's mouth, e.g. ``"Score: "``; the same.
     """
     rendered = tokenizer.apply_chat_template(
         user_turn(neutralise_special_tokens(text, tokenizer)), tokenize=False, add_generation_prompt=True
     )
-    return str(rendered) + reply_start
+    return str(rendered) + neutralise_special_tokens(reply_start, tokenizer)
 
 
 def tokenize_exchange(

@@ -1,98 +1,52 @@
-"""Instruction, judging and evaluation data: from the package or from a user's own JSONL files."""
+"""Instruction, judging and evaluation data as tables: which prompts go where, and how many are used."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import pandas as pd
-from pydantic import BaseModel, Field, StringConstraints, model_validator
 
-from srlm_pipeline.config import EMBEDDED_DATA, DataSettings
-from srlm_pipeline.data.jsonl import read_rows
-from srlm_pipeline.errors import DataError, EmptyDataError
-from srlm_pipeline.files import digest_files
+from srlm_pipeline.config import DataSettings
+from srlm_pipeline.data.reading import InstructionRow, PromptRow, RankedRow, Row, read_rows
+from srlm_pipeline.data.rows import RowReport, in_words
+from srlm_pipeline.data.sources import digest_source
+from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.tables import EVALUATION_PROMPTS, INSTRUCTIONS, RANKED_REPLIES
 
 Source = Literal["ift", "ranked_replies", "evaluation_prompts"]
-_EMBEDDED_FILES: dict[Source, str] = {
-    "ift": "ift.jsonl",
-    "ranked_replies": "ranked_replies.jsonl",
-    "evaluation_prompts": "evaluation_prompts.jsonl",
-}
-Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+_ID_PREFIX: dict[Source, str] = {"ift": "ift", "ranked_replies": "rank", "evaluation_prompts": "eval"}
 
 
-class InstructionRow(BaseModel):
-    """One IFT pair; `id` and `kind` are optional."""
+@dataclass(frozen=True)
+class LoadedTable:
+    """A table of data.
 
-    id: Filled | None = None
-    kind: str = ""
-    prompt: Filled
-    response: Filled
+    Attributes:
+        table: What is used.
+        left_out: What is not: reason to number of rows, prompts or replies.
+    """
 
-
-class ReplyRow(BaseModel):
-    """One ranked reply; 0 is the best rank."""
-
-    text: Filled
-    rank: int | None = Field(None, ge=0)
-    score: float | None = None
-    rationale: str | None = None
-
-    @model_validator(mode="after")
-    def _score_in_range(self) -> ReplyRow:
-        if self.score is not None and not 0 <= self.score <= 5:
-            raise ValueError(f"score {self.score} is not between 0 and 5")
-        return self
+    table: pd.DataFrame
+    left_out: dict[str, int]
 
 
-class RankedRow(BaseModel):
-    """A prompt with ranked replies; where ranks are missing, the order in the list counts, best first."""
-
-    id: Filled | None = None
-    kind: str = ""
-    prompt: Filled
-    replies: list[ReplyRow]
-
-    @model_validator(mode="after")
-    def _comparable(self) -> RankedRow:
-        if len(self.replies) < 2:
-            raise ValueError("replies: at least two are needed for a ranking")
-        ranks = [reply.rank for reply in self.replies]
-        if any(rank is None for rank in ranks) and any(rank is not None for rank in ranks):
-            raise ValueError("replies: either all have a rank or none")
-        if len({reply.text for reply in self.replies}) < len(self.replies):
-            raise ValueError("replies: two have the same text")
-        return self
-
-
-class PromptRow(BaseModel):
-    """One evaluation prompt."""
-
-    id: Filled | None = None
-    kind: str = ""
-    prompt: Filled
-
-
-def load_instructions(settings: DataSettings) -> pd.DataFrame:
-    """Return the IFT pairs as table `INSTRUCTIONS`.
+def load_instructions(settings: DataSettings) -> LoadedTable:
+    """Return the IFT pairs as table `INSTRUCTIONS`, without the prompts that are used for judging.
 
     Raises:
         DataError: Naming file and line.
         EmptyDataError: If there are none.
     """
-    path = _path(settings.ift, _EMBEDDED_FILES["ift"])
-    rows = [
-        {"id": row.id or f"ift-{number:05d}", "kind": row.kind, "prompt": row.prompt, "response": row.response}
-        for number, row in read_rows(path, InstructionRow, settings.ift_limit)
-    ]
-    return _unique_ids(pd.DataFrame(rows, columns=list(INSTRUCTIONS.columns)), "id", path)
+    rows, report = _chosen(settings, "ift", InstructionRow, settings.ift_limit)
+    table = [{"id": key, "kind": row.kind, "prompt": row.prompt, "response": row.response} for key, row in rows]
+    return LoadedTable(pd.DataFrame(table, columns=list(INSTRUCTIONS.columns)), dict(report.left_out))
 
 
-def load_ranked_replies(settings: DataSettings) -> pd.DataFrame:
+def load_ranked_replies(settings: DataSettings) -> LoadedTable:
     """Return ranked replies with their split as table `RANKED_REPLIES`, one row per reply.
 
     Prompts are split into train and held-out by a hash of the prompt's text: the same prompt is always on the
@@ -102,16 +56,16 @@ def load_ranked_replies(settings: DataSettings) -> pd.DataFrame:
         DataError: Naming file and line.
         EmptyDataError: If a split would have no prompt.
     """
-    path = _path(settings.ranked_replies, _EMBEDDED_FILES["ranked_replies"])
-    groups = read_rows(path, RankedRow, settings.ranked_limit)
+    groups, report = _chosen(settings, "ranked_replies", RankedRow, settings.ranked_limit)
     held_out = held_out_prompts([row.prompt for _, row in groups], settings.held_out_fraction)
     if not held_out or len(held_out) == len({_normal(row.prompt) for _, row in groups}):
         raise EmptyDataError(
-            f"{path} has too few different prompts ({len(groups)}) to be split into train and held-out"
+            f"{report.name} has too few different prompts ({len(groups)}) to be split into train and held-out"
+            f"{_why(report)}"
         )
-    rows = [
+    table = [
         {
-            "group_id": row.id or f"rank-{number:05d}",
+            "group_id": key,
             "split": "held_out" if _normal(row.prompt) in held_out else "train",
             "kind": row.kind,
             "prompt": row.prompt,
@@ -120,38 +74,32 @@ def load_ranked_replies(settings: DataSettings) -> pd.DataFrame:
             "score": reply.score,
             "rationale": reply.rationale,
         }
-        for number, row in groups
+        for key, row in groups
         for place, reply in enumerate(row.replies)
     ]
-    ids = pd.DataFrame({"group_id": [row.id or f"rank-{number:05d}" for number, row in groups]})
-    _unique_ids(ids, "group_id", path)
-    return pd.DataFrame(rows, columns=list(RANKED_REPLIES.columns))
+    return LoadedTable(pd.DataFrame(table, columns=list(RANKED_REPLIES.columns)), dict(report.left_out))
 
 
-def load_evaluation_prompts(settings: DataSettings) -> pd.DataFrame:
+def load_evaluation_prompts(settings: DataSettings) -> LoadedTable:
     """Return the evaluation prompts as table `EVALUATION_PROMPTS`.
 
     Raises:
         DataError: Naming file and line.
         EmptyDataError: If there are none.
     """
-    path = _path(settings.evaluation_prompts, _EMBEDDED_FILES["evaluation_prompts"])
-    rows = [
-        {"id": row.id or f"eval-{number:05d}", "kind": row.kind, "prompt": row.prompt}
-        for number, row in read_rows(path, PromptRow, settings.evaluation_limit)
-    ]
-    return _unique_ids(pd.DataFrame(rows, columns=list(EVALUATION_PROMPTS.columns)), "id", path)
+    rows, report = _chosen(settings, "evaluation_prompts", PromptRow, settings.evaluation_limit)
+    table = [{"id": key, "kind": row.kind, "prompt": row.prompt} for key, row in rows]
+    return LoadedTable(pd.DataFrame(table, columns=list(EVALUATION_PROMPTS.columns)), dict(report.left_out))
 
 
 def source_digest(settings: DataSettings, *sources: Source) -> str:
-    """Return a digest of data files, so that an edited file makes what was read from it stale; empty if missing.
+    """Return a digest of data sources, so that an edited file makes what was read from it stale.
 
     Args:
-        settings: Where the files are.
-        sources: Which of them.
+        settings: Where the data is.
+        sources: Which of it.
     """
-    paths = [_path(getattr(settings, source), _EMBEDDED_FILES[source]) for source in sources]
-    return digest_files([path for path in paths if path.is_file()]) if paths else ""
+    return "-".join(digest_source(getattr(settings, source), _embedded(source)) for source in sources)
 
 
 def held_out_prompts(prompts: list[str], fraction: float) -> set[str]:
@@ -168,18 +116,60 @@ def held_out_prompts(prompts: list[str], fraction: float) -> set[str]:
     return set(different[: round(len(different) * fraction)])
 
 
+def for_judging(prompt: str, share: float) -> bool:
+    """Decide, by a hash of its text alone, whether a prompt that both could use goes to judging data.
+
+    Args:
+        prompt: Text.
+        share: Of such prompts, about how many do.
+    """
+    number = int.from_bytes(hashlib.sha256(f"judging: {_normal(prompt)}".encode()).digest()[:8])
+    return number < share * 2**64
+
+
 def _normal(prompt: str) -> str:
     return " ".join(prompt.lower().split())
 
 
-def _path(source: str, embedded_name: str) -> Path:
-    if source == EMBEDDED_DATA:
-        return Path(str(resources.files("srlm_pipeline.data.seed").joinpath(embedded_name)))
-    return Path(source).expanduser()
+def _chosen(
+    settings: DataSettings, name: Source, row_type: type[Row], limit: int | None
+) -> tuple[list[tuple[str, Row]], RowReport]:
+    """Return the rows of one source that are used, the first so many of them, each with its id."""
+    report, rows = read_rows(getattr(settings, name), _embedded(name), row_type, settings)
+    elsewhere = _prompts_of_the_other(settings, name)
+    judges = name == "ranked_replies"
+    chosen: dict[str, Row] = {}
+    for number, row in rows:
+        key = row.id or f"{_ID_PREFIX[name]}-{number:05d}"
+        if _normal(row.prompt) in elsewhere and for_judging(row.prompt, settings.ranked_share) != judges:
+            report.leave_out(f"prompt used in {'ift' if judges else 'ranked_replies'}")
+        elif key in chosen:
+            report.broken(number, "id occurs more than once", f": {key!r}")
+        else:
+            chosen[key] = row
+        if len(chosen) == limit:
+            break
+    if not chosen:
+        raise EmptyDataError(f"{report.name} holds no rows that can be used as {name}{_why(report)}")
+    return list(chosen.items()), report
 
 
-def _unique_ids(table: pd.DataFrame, column: str, path: Path) -> pd.DataFrame:
-    repeated = table[column][table[column].duplicated()]
-    if len(repeated):
-        raise DataError(path, None, f"{column} {repeated.iloc[0]!r} occurs more than once")
-    return table
+def _prompts_of_the_other(settings: DataSettings, name: Source) -> set[str]:
+    """Return the prompts that training and judging data must not share."""
+    other: dict[Source, tuple[Source, type[PromptRow]]] = {
+        "ift": ("ranked_replies", RankedRow),
+        "ranked_replies": ("ift", InstructionRow),
+    }
+    if name not in other:
+        return set()
+    source, row_type = other[name]
+    _, rows = read_rows(getattr(settings, source), _embedded(source), row_type, settings)
+    return {_normal(row.prompt) for _, row in rows}
+
+
+def _embedded(name: Source) -> Path:
+    return Path(str(resources.files("srlm_pipeline.data.seed").joinpath(f"{name}.jsonl")))
+
+
+def _why(report: RowReport) -> str:
+    return f"; left out: {in_words(report.left_out)}" if report.left_out else ""

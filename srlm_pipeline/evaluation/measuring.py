@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 
 from srlm_pipeline.config import Settings
-from srlm_pipeline.evaluation.head_to_head import Arbiter, Comparison, calibrate
+from srlm_pipeline.evaluation.head_to_head import (
+    Arbiter,
+    Comparison,
+    HeadToHead,
+    calibrate,
+    make_arbiter,
+    play_match,
+)
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import generate_all
@@ -20,7 +27,7 @@ from srlm_pipeline.judging.judges import JudgeItem, make_judge
 from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import ProgressReporter
-from srlm_pipeline.store import ProjectStore
+from srlm_pipeline.store import ProjectStore, model_name
 from srlm_pipeline.tables import JUDGE_ACCURACY, REPLIES
 
 OpenEngine = Callable[[Checkpoint, int], TextEngine]
@@ -33,6 +40,7 @@ def evaluation_replies(
     store: ProjectStore,
     open_engine: OpenEngine,
     progress: ProgressReporter,
+    purpose: str = "evaluation",
 ) -> pd.DataFrame:
     """Return a model's greedy replies as table `REPLIES`; the model is loaded only if some are missing.
 
@@ -43,10 +51,11 @@ def evaluation_replies(
         store: For the journal.
         open_engine: Loads a checkpoint with a batch size.
         progress: Where progress is shown.
+        purpose: Keeps the replies to other prompts apart.
     """
     chosen = settings.evaluation
     journal = Journal(
-        store.journal_folder(f"evaluation/{checkpoint.name}"),
+        store.journal_folder(f"{purpose}/{checkpoint.name}"),
         fingerprint(checkpoint.digest, chosen.max_new_tokens, prompts["prompt"].tolist()),
     )
     keys = prompts["id"].tolist()
@@ -60,7 +69,7 @@ def evaluation_replies(
             engine,
             requests,
             Sampling(max_new_tokens=chosen.max_new_tokens),
-            f"{checkpoint.name} answers the evaluation prompts",
+            f"{checkpoint.name} answers the {purpose.replace('_', ' ')} prompts",
             progress,
             journal,
         )
@@ -113,6 +122,77 @@ def judge_ranked_replies(
             "score": [j.score for j in judged],
         }
     )[list(JUDGE_ACCURACY.columns)].astype({"score": float})
+
+
+def open_arbiter(settings: Settings, store: ProjectStore, open_engine: OpenEngine) -> Arbiter:
+    """Return the judge of every match: M1, because a ruler that stays the same makes iterations comparable.
+
+    Opened once the replies are written, so that one model at a time is in memory.
+    """
+    ruler, rubric = store.checkpoint(model_name(1)), settings.judge.rubric
+    engine = open_engine(ruler, settings.judge.batch_size)
+    return make_arbiter(engine, settings.evaluation, rubric, score_journal(store, ruler, rubric))
+
+
+def match(
+    mine: pd.DataFrame,
+    theirs: pd.DataFrame,
+    opponent: str,
+    arbiter: Arbiter,
+    settings: Settings,
+    progress: ProgressReporter,
+) -> tuple[pd.DataFrame, HeadToHead]:
+    """Let two models' replies meet; returns table `WIN_RATES` and the result.
+
+    Args:
+        mine: Table `REPLIES` of the model whose wins are counted.
+        theirs: That of the other, same prompts in the same order.
+        opponent: The other's name.
+        arbiter: Who decides.
+        settings: `evaluation` is read.
+        progress: Where progress is shown.
+    """
+    return play_match(
+        list(zip(mine["prompt_id"], mine["prompt"], strict=True)),
+        mine["reply"].tolist(),
+        theirs["reply"].tolist(),
+        opponent,
+        arbiter,
+        progress,
+        settings.evaluation.tie_margin,
+        settings.evaluation.bootstrap_samples,
+    )
+
+
+def win_rate(
+    model: Checkpoint,
+    opponent: Checkpoint,
+    prompts: pd.DataFrame,
+    settings: Settings,
+    store: ProjectStore,
+    open_engine: OpenEngine,
+    progress: ProgressReporter,
+    purpose: str,
+) -> float:
+    """Return a model's win rate over another on any prompts, ties counting half.
+
+    Args:
+        model: Whose wins are counted.
+        opponent: The other.
+        prompts: Table `EVALUATION_PROMPTS`.
+        settings: `evaluation`, `judge` and `seed` are read.
+        store: For the journals.
+        open_engine: Loads a checkpoint with a batch size.
+        progress: Where progress is shown.
+        purpose: Keeps the replies to these prompts apart from those to others.
+    """
+    mine, theirs = (
+        evaluation_replies(checkpoint, prompts, settings, store, open_engine, progress, purpose)
+        for checkpoint in (model, opponent)
+    )
+    arbiter = open_arbiter(settings, store, open_engine)
+    _, outcome = match(mine, theirs, opponent.name, arbiter, settings, progress)
+    return outcome.win_rate
 
 
 def score_journal(store: ProjectStore, checkpoint: Checkpoint, rubric: Rubric) -> Journal:

@@ -107,7 +107,12 @@ class TextEngine(Protocol):
         ...
 
     def render(self, text: str, reply_start: str = "") -> str:
-        """Return the string that the model continues in reply to one user message."""
+        """Return the string that the model continues in reply to one user message.
+
+        Args:
+            text: The user's message.
+            reply_start: What the reply begins with. Neither can hold a special token, whatever it says.
+        """
         ...
 
     @property

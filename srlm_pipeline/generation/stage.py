@@ -26,14 +26,15 @@ def generate_all(
         sampling: Shared by all.
         description: Shown with the progress.
         progress: Where progress is shown.
-        journal: Finished completions are read from it and added to it.
+        journal: Finished completions are read from it and added to it; what it holds under other keys is left alone.
 
     Returns:
         Completions in the order of the requests.
     """
     finished: dict[str, Completion] = {}
     if journal is not None:
-        finished = {key: Completion(key=key, **item) for key, item in journal.items.items()}
+        done = journal.items
+        finished = {r.key: Completion(key=r.key, **done[r.key]) for r in requests if r.key in done}
     rest = [request for request in requests if request.key not in finished]
     n_tokens = 0
     with progress.task(description, len(requests), "replies", len(requests) - len(rest)) as task:

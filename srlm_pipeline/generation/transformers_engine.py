@@ -25,6 +25,7 @@ from srlm_pipeline.generation.kv_cache import (
 )
 from srlm_pipeline.generation.prefill import PrefixStore, last_position_only, prefill, worthwhile_prefix
 from srlm_pipeline.generation.sampling import draw_tokens
+from srlm_pipeline.models.allocation import trim_freed_memory
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -113,6 +114,7 @@ class TransformersEngine:
                 result[rows] = log_probabilities.exp().double().cpu().numpy()
                 if on_finished:
                     on_finished(len(rows))
+        trim_freed_memory()
         return result
 
     def _read_common(self, sequences: Sequence[Sequence[int]]) -> DynamicCache | None:

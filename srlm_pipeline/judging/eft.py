@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pandas as pd
 
+from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.judging.judges import Judgement
 from srlm_pipeline.judging.parser import parse_score
-from srlm_pipeline.judging.rubric import SCORE_START
+from srlm_pipeline.judging.rubric import MAX_SCORE, SCORE_START
 from srlm_pipeline.tables import EFT
 
 
@@ -21,14 +24,16 @@ class EftData:
     Attributes:
         table: Table `EFT`.
         n_groups: Prompts looked at.
-        n_kept: Prompts with judgements in the table.
+        n_kept: Prompts in the table.
         dropped: Prompts left out, by reason.
+        n_thinned: Judgement texts left out because too many state the same score.
     """
 
     table: pd.DataFrame
     n_groups: int
     n_kept: int
     dropped: dict[str, int] = field(default_factory=dict)
+    n_thinned: int = 0
 
 
 def eft_from_dataset(ranked: pd.DataFrame) -> EftData:
@@ -43,6 +48,22 @@ def eft_from_dataset(ranked: pd.DataFrame) -> EftData:
             for r in ranked.itertuples()
         ]
     )
+    n_groups = int(ranked["group_id"].nunique())
+    return EftData(rows[list(EFT.columns)].reset_index(drop=True), n_groups, n_groups)
+
+
+def eft_from_ranks(ranked: pd.DataFrame) -> EftData:
+    """Give every reply the score that its place in the human order is worth, and no rationale (not in the paper).
+
+    A prompt's places share the range from 5 for the best to 1 for the worst evenly: what was written in good faith is
+    seldom beside the point, which 0 is for.
+
+    Args:
+        ranked: Training rows of table `RANKED_REPLIES`.
+    """
+    place = ranked.groupby("group_id")["rank"].rank(method="dense") - 1
+    last = place.groupby(ranked["group_id"]).transform("max").clip(lower=1)
+    rows = ranked.assign(score=MAX_SCORE - (MAX_SCORE - _WORST_RANKED) * place / last, judgement=None)
     n_groups = int(ranked["group_id"].nunique())
     return EftData(rows[list(EFT.columns)].reset_index(drop=True), n_groups, n_groups)
 
@@ -73,9 +94,51 @@ def eft_from_judgements(ranked: pd.DataFrame, judgements: Sequence[Judgement]) -
     return EftData(table[list(EFT.columns)], int(rows["group_id"].nunique()), len(kept), dropped)
 
 
+def thin(data: EftData, max_share: float, seed: int) -> EftData:
+    """Drop judgement texts that state the most frequent score, so that a model does not learn to say it always.
+
+    The paper (section 3.1.1) discards part of what receives the most common score, a 4, without saying how much. A
+    reply whose text is dropped keeps its score and rank.
+
+    Args:
+        data: Judging data.
+        max_share: Of one score among all judgement texts.
+        seed: Of the choice.
+    """
+    stated = data.table["judgement"].dropna().map(lambda text: round(parse_score(text) or 0.0))
+    if stated.nunique() < 2:
+        return data
+    score, count = Counter(stated).most_common(1)[0]
+    excess = count - int(max_share / (1 - max_share) * (len(stated) - count))
+    if excess <= 0:
+        return data
+    drawn = np.random.default_rng(seed).choice(stated.index[stated == score].to_numpy(), excess, replace=False)
+    table = data.table.copy()
+    table.loc[drawn, "judgement"] = None
+    return replace(data, table=table, n_thinned=excess)
+
+
+def require_enough(data: EftData, min_prompts: int) -> None:
+    """Refuse to train a judge on the few judgements that a model which cannot judge gets right by chance.
+
+    Raises:
+        EmptyDataError: With counts, and what to do.
+    """
+    if data.n_kept < min_prompts:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in data.dropped.items())
+        raise EmptyDataError(
+            f"of {data.n_groups} prompts with ranked replies the SFT baseline judged {data.n_kept} as people did "
+            f"({reasons}); eft.min_prompts asks for {min_prompts}. A model that cannot judge yet can learn it from the "
+            "human order directly: set eft.targets to ranks and eft.ranking to true, or lower eft.min_prompts"
+        )
+
+
 def judgement_text(rationale: str, score: float) -> str:
     """Return a judgement as the judge is to write it: the rationale, then the score on a line of its own."""
     return f"{rationale.strip()}\n{SCORE_START}{score:g}"
+
+
+_WORST_RANKED = 1.0
 
 
 def _agrees(group: pd.DataFrame) -> bool:

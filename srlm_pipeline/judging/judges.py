@@ -1,9 +1,12 @@
-"""LLM-as-a-Judge in two modes: sampled rationales as in the paper, and one forward pass over the scores."""
+"""LLM-as-a-Judge in three modes.
+
+Sampled rationales as in the paper, one forward pass over the scores, and a rationale followed by such a pass.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -13,7 +16,7 @@ from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.stage import generate_all
-from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
+from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, Rubric, judge_prompt
 from srlm_pipeline.progress import ProgressReporter
 
@@ -46,7 +49,8 @@ class Judgement:
         n_valid: Judgements with a score.
         n_invalid: Judgements without.
         spread: Standard deviation, over the samples or of the distribution; None without a score.
-        raw: What the judge wrote (JSON list), or its probabilities of 0..5 (JSON list).
+        raw: What the judge wrote (JSON list), its probabilities of 0..5 (JSON list), or both (JSON object of
+            ``rationale`` and ``probabilities``, the latter null after a rationale that was cut off).
     """
 
     key: str
@@ -105,8 +109,7 @@ class SampledJudge:
             for item in distinct
             for k in range(settings.samples)
         ]
-        sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens, stop_after=FINAL_LINE)
-        completions = generate_all(self._engine, requests, sampling, "judging", progress, journal)
+        completions = generate_all(self._engine, requests, _sampling(settings), "judging", progress, journal)
         judgements = []
         for place, item in enumerate(distinct):
             own = completions[place * settings.samples : (place + 1) * settings.samples]
@@ -145,26 +148,123 @@ class DistributionJudge:
         self, items: Sequence[JudgeItem], progress: ProgressReporter, journal: Journal | None = None
     ) -> list[Judgement]:
         """Judge every item once; see `Judge.judge`."""
-        finished: dict[str, dict[str, Any]] = dict(journal.items) if journal else {}
         distinct = _distinct(items)
-        # Alike lengths together, so that batches are little padded.
-        rest = sorted((i for i in distinct if i.key not in finished), key=lambda i: -len(i.prompt + i.response))
-        with progress.task("judging", len(distinct), "judgements", len(distinct) - len(rest)) as task:
-            for start in range(0, len(rest), _JOURNAL_CHUNK):
-                chunk = rest[start : start + _JOURNAL_CHUNK]
-                prefixes = [
-                    self._engine.render(judge_prompt(self._rubric, i.prompt, i.response, "direct"), SCORE_START)
-                    for i in chunk
-                ]
-                masses = self._engine.next_token_distribution(prefixes, SCORES, task.advance)
-                new = {
-                    item.key: _without_key(expected_score(item.key, row.tolist()))
-                    for item, row in zip(chunk, masses, strict=True)
-                }
-                if journal is not None:
-                    journal.append(new)
-                finished.update(new)
-        return _for_all(items, distinct, [Judgement(key=item.key, **finished[item.key]) for item in distinct])
+        judgements = _expected_scores(
+            self._engine,
+            distinct,
+            lambda i: self._engine.render(judge_prompt(self._rubric, i.prompt, i.response, "direct"), SCORE_START),
+            progress,
+            journal,
+        )
+        return _for_all(items, distinct, judgements)
+
+
+class HybridJudge:
+    """One sampled rationale per reply, then the expected score at the place where the judge would write its score.
+
+    The rationale is the judge's own up to that place; a score that it has written there gives way to the distribution.
+
+    Args:
+        engine: The judging model.
+        settings: Sampling and rubric; `samples` is not read.
+        run_seed: Each rationale's randomness derives from it and the item's key.
+        stage: Name that keeps stages' randomness apart.
+    """
+
+    def __init__(self, engine: TextEngine, settings: JudgeSettings, run_seed: int, stage: str) -> None:
+        self._engine, self._settings, self._run_seed, self._stage = engine, settings, run_seed, stage
+
+    @property
+    def name(self) -> str:
+        """Mode and model digest."""
+        return f"hybrid@{self._engine.digest}"
+
+    def judge(
+        self, items: Sequence[JudgeItem], progress: ProgressReporter, journal: Journal | None = None
+    ) -> list[Judgement]:
+        """Judge every item once; see `Judge.judge`. The journal holds rationales and scores under keys of their own."""
+        distinct = _distinct(items)
+        requests = [
+            GenerationRequest(
+                f"{item.key}#rationale", self._render(item), derive_seed(self._run_seed, self._stage, item.key, 0)
+            )
+            for item in distinct
+        ]
+        completions = generate_all(
+            self._engine, requests, _sampling(self._settings), "writing rationales", progress, journal
+        )
+        # A rationale that was cut off has no place of the score.
+        places = {
+            f"{item.key}#score": (item, _score_place(completion.text))
+            for item, completion in zip(distinct, completions, strict=True)
+            if completion.finish_reason == "stop"
+        }
+        weighed = _expected_scores(
+            self._engine,
+            [replace(item, key=key) for key, (item, _) in places.items()],
+            lambda item: self._render(item, places[item.key][1]),
+            progress,
+            journal,
+        )
+        scores = dict(zip(places, weighed, strict=True))
+        judgements = [
+            _with_rationale(item.key, completion.text, scores.get(f"{item.key}#score"))
+            for item, completion in zip(distinct, completions, strict=True)
+        ]
+        return _for_all(items, distinct, judgements)
+
+    def _render(self, item: JudgeItem, reply_start: str = "") -> str:
+        message = judge_prompt(self._settings.rubric, item.prompt, item.response, "rationale")
+        return self._engine.render(message, reply_start)
+
+
+def _expected_scores(
+    engine: TextEngine,
+    items: Sequence[JudgeItem],
+    render: Callable[[JudgeItem], str],
+    progress: ProgressReporter,
+    journal: Journal | None,
+) -> list[Judgement]:
+    """Return every item's expected score, by the distribution that follows its rendered prompt.
+
+    Args:
+        engine: The judging model.
+        items: All different.
+        render: Gives the prompt up to the place of the score; a chunk at a time, so that few are held.
+        progress: Where progress is shown.
+        journal: Finished scores are read from it and added to it.
+    """
+    finished: dict[str, dict[str, Any]] = dict(journal.items) if journal else {}
+    # Alike lengths together, so that batches are little padded.
+    rest = sorted((i for i in items if i.key not in finished), key=lambda i: -len(i.prompt + i.response))
+    with progress.task("judging", len(items), "judgements", len(items) - len(rest)) as task:
+        for start in range(0, len(rest), _JOURNAL_CHUNK):
+            chunk = rest[start : start + _JOURNAL_CHUNK]
+            masses = engine.next_token_distribution([render(item) for item in chunk], SCORES, task.advance)
+            new = {
+                item.key: _without_key(expected_score(item.key, row.tolist()))
+                for item, row in zip(chunk, masses, strict=True)
+            }
+            if journal is not None:
+                journal.append(new)
+            finished.update(new)
+    return [Judgement(key=item.key, **finished[item.key]) for item in items]
+
+
+def _sampling(settings: JudgeSettings) -> Sampling:
+    return Sampling(settings.temperature, settings.top_p, settings.max_new_tokens, stop_after=FINAL_LINE)
+
+
+def _with_rationale(key: str, rationale: str, weighed: Judgement | None) -> Judgement:
+    probabilities = json.loads(weighed.raw) if weighed else None
+    raw = json.dumps({"rationale": rationale, "probabilities": probabilities}, ensure_ascii=False)
+    return replace(weighed, key=key, raw=raw) if weighed else Judgement(key, None, 0, 1, None, raw)
+
+
+def _score_place(judgement: str) -> str:
+    """Return the beginning of a reply up to the place of its score, in the form that judging data teaches."""
+    rationale = rationale_before_score(judgement)
+    return f"{rationale}\n{SCORE_START}" if rationale else SCORE_START
 
 
 _JOURNAL_CHUNK = 128
@@ -212,6 +312,8 @@ def make_judge(engine: TextEngine, settings: JudgeSettings, run_seed: int, stage
     """Return the judge that the settings ask for."""
     if settings.mode == "sampled":
         return SampledJudge(engine, settings, run_seed, stage)
+    if settings.mode == "hybrid":
+        return HybridJudge(engine, settings, run_seed, stage)
     return DistributionJudge(engine, settings.rubric)
 
 

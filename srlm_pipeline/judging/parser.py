@@ -11,19 +11,27 @@ import re
 from srlm_pipeline.generation.engine import FinishReason
 from srlm_pipeline.judging.rubric import MAX_SCORE
 
-# A number that is not part of a longer one; "4/5" is a 4, "4/10" and "40%" are no
-# scores. Markdown and brackets may stand around the number; what the next line says is not part of it.
+# A number that is not part of a longer one, of a word or of a range; "4/5" is a 4, "4/10" and "40%" are no scores.
+# Markdown and brackets may stand around the number; what the next line says is not part of it. No two repetitions stand
+# side by side that could share blanks between them: a long run of blanks would take time with its square.
 _SCORE = re.compile(
-    r"\bscore\s*:\s*[*_`\[(<]*\s*"
-    r"(?P<value>[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![0-9]|[.,][0-9]|[ \t]*[-–][ \t]*[0-9])"
-    r"(?:[*_`\])>]*[ \t]*(?:(?P<percent>%)|\(?[ \t]*(?:/|out of)[ \t]*(?P<scale>[0-9]+)))?",
+    r"\bscore\s*:[*_`\[(<\s]*"
+    r"(?P<value>[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![\da-z]|[.,]\d|[ \t]*[-\u2010-\u2015\u2212~][ \t]*\d)"
+    r"(?:[*_`\])>]*(?:[ \t]+points?)?[ \t]*"
+    r"(?:(?P<percent>[%\uff05])|(?:\([ \t]*)?(?:[/\u2044\u2215\uff0f]|(?:out[ \t]+)?of\b)[ \t]*(?P<scale>[0-9]+)))?",
     re.IGNORECASE,
 )
 
 
 # A line that is nothing but a score: the judgement's last, after which there is nothing to wait for. The line's end
 # belongs to it, or "Score: 1" would end what was going to be "Score: 1/10".
-FINAL_LINE = r"(?im)^[*_`\s]*score\s*:[*_`\s]*[0-5](?:\.[0-9]+)?(?:[ \t]*/[ \t]*5)?[*_`. \t]*\n"
+FINAL_LINE = r"(?im)^[*_` \t]*score\s*:[*_`\s]*[0-5](?:\.[0-9]+)?(?:[ \t]*/[ \t]*5)?[*_`. \t]*\n"
+_SCORE_LINE = re.compile(r"^[*_`#> \t]*score\s*:", re.IGNORECASE | re.MULTILINE)
+_SCORE_AT_END = re.compile(
+    r"\bscore\s*:[*_`\[(<\s]*[0-9]+(?:\.[0-9]+)?(?:[ \t]*points?)?"
+    r"(?:[ \t]*(?:/|(?:out[ \t]+)?of\b)[ \t]*[0-9]+)?[\W_]*\Z",
+    re.IGNORECASE,
+)
 
 
 def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float | None:
@@ -43,3 +51,19 @@ def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float |
         if on_scale and value <= MAX_SCORE:
             result = value
     return result
+
+
+def rationale_before_score(judgement: str) -> str:
+    """Return what a judgement says before it states its score.
+
+    Args:
+        judgement: The judge's completion. Its score is the last line that begins with ``Score:``, or one that the text
+            ends with; without either all of it is rationale.
+    """
+    text = judgement.strip()
+    lines = [found.start() for found in _SCORE_LINE.finditer(text)]
+    ending = _SCORE_AT_END.search(text)
+    if ending:
+        # Markdown that was opened for the score goes with it.
+        return text[: ending.start()].rstrip("*_`#>([ \t\n")
+    return text[: lines[-1]].rstrip() if lines else text

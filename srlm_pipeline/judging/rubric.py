@@ -7,7 +7,8 @@ one-paragraph form of it for small models and short windows.
 from __future__ import annotations
 
 import re
-from functools import cache
+import unicodedata
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
@@ -25,7 +26,14 @@ _INSTRUCTIONS: dict[AnswerForm, str] = {
     "Score: <total points>",
     "direct": "Answer with exactly this line: Score: <total points>",
 }
-_TAG = re.compile(r"<(?=\s*/?\s*(?:question|response)\b)", re.IGNORECASE)
+# No two repetitions stand side by side that could share blanks: a long run of them would take time with its square.
+_TAG = re.compile(r"<(?=\s*(?:/\s*)?(?:question|response)\b)", re.IGNORECASE)
+_HARMLESS = "\u2039"
+_PLAIN = re.compile(r"[\s!-~]*")
+# What NFKC turns into "<".
+_OPENING = re.compile("[<\ufe64\uff1c]")
+_UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Me", "Mn"})
+_UNSEEN = frozenset("\u115f\u1160\u2800")
 
 
 def judge_prompt(rubric: Rubric, prompt: str, response: str, form: AnswerForm) -> str:
@@ -46,8 +54,17 @@ def comparison_prompt(prompt: str, first: str, second: str) -> str:
 
 
 def neutralise_tags(text: str) -> str:
-    """Make the template's own tags harmless inside data."""
-    return _TAG.sub("\u2039", text)
+    """Make the template's own tags harmless inside data.
+
+    So are tags that only look like them: in full-width letters, which some tokenizers turn into plain ones, or with
+    characters in between that cannot be seen.
+    """
+    text = _TAG.sub(_HARMLESS, text)
+    if _PLAIN.fullmatch(text) or not _OPENING.search(text):
+        return text
+    shown = [(c, place) for place, character in enumerate(text) for c in _shown(character)]
+    opening = {shown[found.start()][1] for found in _TAG.finditer("".join(c for c, _ in shown))}
+    return "".join(_HARMLESS if place in opening else character for place, character in enumerate(text))
 
 
 def _fill(template: str, **values: str) -> str:
@@ -56,6 +73,16 @@ def _fill(template: str, **values: str) -> str:
         r"\{(\w+)\}",
         lambda found: values[found[1]] if found[1] == "instruction" else neutralise_tags(values[found[1]].strip()),
         _template(template),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _shown(character: str) -> str:
+    """Return a character as a tokenizer that normalises text may read it; nothing if it cannot be seen."""
+    return "".join(
+        c
+        for c in unicodedata.normalize("NFKC", character)
+        if c.isspace() or (c not in _UNSEEN and unicodedata.category(c) not in _UNSEEN_CATEGORIES)
     )
 
 

@@ -1,4 +1,4 @@
-"""Memory for tensors that a training on a CPU allocates and frees again and again."""
+"""What the C library does with the memory of tensors that are freed again and again on a CPU."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def give_back_freed_memory() -> None:
     change(_MMAP_MAX, _USUAL_MMAP_MAX)
     change(_MMAP_THRESHOLD, _USUAL_MMAP_THRESHOLD)
     change(_TRIM_THRESHOLD, _USUAL_TRIM_THRESHOLD)
+    trim_freed_memory()
+
+
+def trim_freed_memory() -> None:
+    """Return the pages that nothing uses any more.
+
+    glibc by itself returns those at the heap's end alone: with tensors of many different sizes what is free lies in
+    between, and a process grows for as long as it works.
+    """
     _c_function("malloc_trim")(0)
 
 

@@ -268,7 +268,7 @@ def _assumed(settings: Settings, facts: DataFacts) -> tuple[str, ...]:
         f"{MUCH.pairs_kept:.0%})",
     ]
     own = settings.eft.enabled and settings.eft.targets == "self"
-    if own or settings.judge.mode == "sampled":
+    if own or settings.judge.mode != "distribution":
         lines.append(
             f"a written judgement has {MIDDLE.judgement_tokens} tokens before the limit cuts it "
             f"({LITTLE.judgement_tokens} to {MUCH.judgement_tokens})"

@@ -310,8 +310,8 @@ class _Material:
 
     def __init__(self, settings: Settings, measure: TextMeasure) -> None:
         self.measure = measure
-        ift = load_instructions(settings.data)
-        ranked = load_ranked_replies(settings.data)
+        ift = load_instructions(settings.data).table
+        ranked = load_ranked_replies(settings.data).table
         train = ranked[ranked["split"] == "train"]
         self.prompts: list[str] = ift["prompt"].tolist()
         shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples

@@ -342,9 +342,9 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     Raises:
         SrlmError: If a data file is missing or wrong.
     """
-    ift = load_instructions(settings.data)
-    ranked = load_ranked_replies(settings.data)
-    evaluation = load_evaluation_prompts(settings.data)
+    ift = load_instructions(settings.data).table
+    ranked = load_ranked_replies(settings.data).table
+    evaluation = load_evaluation_prompts(settings.data).table
     train, held_out = (ranked[ranked["split"] == split] for split in ("train", "held_out"))
     exchanges = [measure.exchange(row.prompt, row.response) for row in _spaced(ift).itertuples()]
     rubric = settings.judge.rubric
@@ -435,9 +435,9 @@ class _Counter:
 
     def eft_dataset(self) -> StageWork:
         eft, replies = self.settings.eft, self.facts.train_replies
-        if not eft.enabled or eft.targets == "dataset":
+        if not eft.enabled or eft.targets != "self":
             return StageWork("eft_dataset", "seed", replies.count if eft.enabled else 0, "replies", ())
-        judging = self._sampled(replies.count, replies.mean, replies.largest)
+        judging = self._rationales(replies.count, replies.mean, replies.largest, self.settings.judge.samples)
         return StageWork(
             "eft_dataset",
             "seed",
@@ -470,12 +470,12 @@ class _Counter:
     def seed_evaluation(self) -> StageWork:
         facts, evaluation = self.facts, self.settings.evaluation
         reply = self._reply(evaluation.max_new_tokens)
-        parts = [self._measured_judge() for _ in range(3)]
+        parts: list[Part] = [part for _ in range(3) for part in self._measured_judge()]
         parts += [self._evaluation_replies(reply) for _ in range(2)]
         parts.append(self._match(reply, new_replies=2))
         if evaluation.arbiter == "comparison":
             parts.append(self._comparing(facts.held_out_pairs, facts.responses.mean))
-        elif self.settings.judge.mode == "sampled":
+        elif self.settings.judge.mode != "distribution":
             # The arbiter's own scores of the held-out replies; a distribution judge has them in its journal.
             parts.append(self._judging(facts.held_out.count, facts.held_out.mean, facts.held_out.largest))
         return StageWork(
@@ -529,14 +529,14 @@ class _Counter:
         answering = self._answering()
         tokens = facts.judge_frame + facts.bare_prompt + self._reply(chosen.max_new_tokens)
         longest = round(facts.judge_frame + facts.messages.largest + chosen.max_new_tokens)
-        part = self._judge(answering.requests, tokens, longest)
-        written = answering.written + (part.written if isinstance(part, Writing) else 0)
+        parts = self._judge(answering.requests, tokens, longest)
+        written = answering.written + sum(part.written for part in parts if isinstance(part, Writing))
         return StageWork(
             "judged_scores",
             "iteration",
             answering.requests,
             "replies",
-            (part,),
+            parts,
             engines=1,
             text_bytes=2 * written * _TEXT_BYTES,
         )
@@ -557,7 +557,7 @@ class _Counter:
 
     def judge_accuracy(self) -> StageWork:
         return StageWork(
-            "judge_accuracy", "iteration", self.facts.held_out.count, "replies", (self._measured_judge(),), engines=1
+            "judge_accuracy", "iteration", self.facts.held_out.count, "replies", self._measured_judge(), engines=1
         )
 
     def win_rates(self) -> StageWork:
@@ -588,6 +588,8 @@ class _Counter:
     def _judging_data(self) -> tuple[Lengths, Groups]:
         """Judgement texts and groups that teach judging; of the model's own judgements some are kept."""
         eft, judgements, ranked = self.settings.eft, self.facts.judgements, self.facts.ranked
+        if eft.targets == "ranks":
+            return Lengths(0, ()), ranked
         if not eft.enabled or eft.targets == "dataset":
             return judgements, ranked
         kept = max(1, round(ranked.count * self.assumed.self_judged_kept))
@@ -690,22 +692,28 @@ class _Counter:
             prompts.largest,
         )
 
-    def _measured_judge(self) -> Part:
+    def _measured_judge(self) -> tuple[Part, ...]:
         held_out = self.facts.held_out
         return self._judge(held_out.count, held_out.mean, held_out.largest)
 
-    def _judge(self, items: int, mean: float, longest: int) -> Writing | Judging:
-        distribution = self.settings.judge.mode == "distribution"
-        return self._judging(items, mean, longest) if distribution else self._sampled(items, mean, longest)
+    def _judge(self, items: int, mean: float, longest: int) -> tuple[Part, ...]:
+        judge = self.settings.judge
+        if judge.mode == "distribution":
+            return (self._judging(items, mean, longest),)
+        if judge.mode == "sampled":
+            return (self._rationales(items, mean, longest, judge.samples),)
+        # Prompt and rationale are read once more, up to the place of the score.
+        reading = self._judging(items, mean + self._judgement(), longest + judge.max_new_tokens)
+        return self._rationales(items, mean, longest, 1), reading
 
     def _judging(self, items: int, mean: float, longest: int) -> Judging:
         rows = self.in_flight or self.settings.judge.batch_size
         return Judging(items, items * mean, max(1, min(rows, items)), longest)
 
-    def _sampled(self, items: int, mean: float, longest: int) -> Writing:
+    def _rationales(self, items: int, mean: float, longest: int, samples: int) -> Writing:
         judge = self.settings.judge
         return self._writing(
-            items * judge.samples,
+            items * samples,
             items * mean,
             self._judgement(),
             judge.batch_size,

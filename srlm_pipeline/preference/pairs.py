@@ -1,29 +1,38 @@
-"""Choosing preference pairs from judged candidates. This is the only place where a pair is chosen."""
+"""Choosing what the next model learns from. This is the only place where a pair is chosen.
+
+Candidates without a score and empty ones are left out throughout: a judgement that could not be read says nothing
+about the reply. Among equals the lower sample number is taken, so that the result is reproducible.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 
+from srlm_pipeline.config import PairSettings
 from srlm_pipeline.tables import PREFERENCE_PAIRS
 
 
 @dataclass(frozen=True)
 class PairSelection:
-    """Pairs and what became of the other prompts.
+    """Pairs, or positive examples, and what became of the other prompts.
 
     Attributes:
         pairs: Table `PREFERENCE_PAIRS`.
         n_prompts: Prompts that had candidates.
-        n_ties: Prompts whose best and worst scores differ by no more than the margin.
-        n_too_few_valid: Prompts with fewer than two distinct candidates that have a score.
+        n_ties: Prompts whose chosen and rejected scores differ by no more than the margin.
+        n_too_few_valid: Prompts with fewer distinct candidates that have a score than are needed: two for a pair,
+            one for a positive example.
+        n_too_low: Prompts none of whose candidates was good enough for a positive example.
     """
 
     pairs: pd.DataFrame
     n_prompts: int
     n_ties: int
     n_too_few_valid: int
+    n_too_low: int = 0
 
     @property
     def tie_rate(self) -> float:
@@ -32,44 +41,103 @@ class PairSelection:
         return self.n_ties / comparable if comparable else 0.0
 
 
-def select_best_worst(scored: pd.DataFrame, min_margin: float = 0.0) -> PairSelection:
-    """Pair each prompt's best candidate with its worst (paper section 2.3).
-
-    Candidates without a score and empty ones are left out: a judgement that could not be read says nothing
-    about the reply. Among equal scores the lower sample number is taken, so that the result is reproducible.
+def select(scored: pd.DataFrame, settings: PairSettings) -> PairSelection:
+    """Choose as the settings ask for.
 
     Args:
         scored: Table `JUDGED_SCORES`.
-        min_margin: Differences up to this much are ties and dropped; 0 drops equal scores only.
+        settings: Strategy, margin, length control, least score.
+    """
+    if settings.strategy == "positive_only":
+        return select_positives(scored, settings.min_score)
+    return select_best_worst(scored, settings.min_margin, settings.length_control)
+
+
+def select_best_worst(scored: pd.DataFrame, min_margin: float = 0.0, length_control: float = 0.0) -> PairSelection:
+    """Pair each prompt's best candidate with its worst (paper section 2.3).
+
+    With length control (Meta-Rewarding, Wu et al. 2024, section 2.2) candidates whose scores are close to the best
+    count as best too, and the shortest of them is chosen; likewise the longest of those close to the worst is rejected.
+
+    Args:
+        scored: Table `JUDGED_SCORES`.
+        min_margin: Differences between chosen and rejected up to this much are ties and dropped; 0 drops equal scores
+            only.
+        length_control: What is close, as a share of the distance between best and worst, in [0, 0.5).
     """
     rows: list[dict[str, object]] = []
     n_ties = n_too_few = 0
-    ordered = scored.sort_values(["prompt_id", "sample"], ignore_index=True)
-    for prompt_id, group in ordered.groupby("prompt_id", sort=True):
-        usable = group[group["score"].notna() & (group["completion"].str.strip() != "")]
-        usable = usable.drop_duplicates("completion")
+    for usable in _usable_by_prompt(scored):
         if len(usable) < 2:
             n_too_few += 1
             continue
-        best = usable.loc[usable["score"].idxmax()]
-        worst = usable.loc[usable["score"].idxmin()]
-        margin = float(best["score"] - worst["score"])
+        best, worst = usable["score"].max(), usable["score"].min()
+        reach = length_control * (best - worst)
+        # Without control the lengths of equals do not matter: the first of them is taken.
+        lengths = usable["completion"].str.len() if length_control else usable["score"] * 0
+        chosen = usable.loc[lengths[usable["score"] >= best - reach].idxmin()]
+        rejected = usable.loc[lengths[usable["score"] <= worst + reach].idxmax()]
+        margin = float(chosen["score"] - rejected["score"])
         if margin <= min_margin:
             n_ties += 1
             continue
         rows.append(
             {
-                "prompt_id": prompt_id,
-                "prompt": best["prompt"],
-                "chosen": best["completion"],
-                "rejected": worst["completion"],
-                "chosen_finish_reason": best["finish_reason"],
-                "rejected_finish_reason": worst["finish_reason"],
-                "chosen_score": best["score"],
-                "rejected_score": worst["score"],
+                **_chosen(chosen, "best_worst"),
+                "length_control": length_control,
+                "min_margin": min_margin,
+                "rejected_sample": rejected["sample"],
+                "rejected": rejected["completion"],
+                "rejected_finish_reason": rejected["finish_reason"],
+                "rejected_score": rejected["score"],
                 "margin": margin,
-                "judge": best["judge"],
             }
         )
-    pairs = pd.DataFrame(rows, columns=list(PREFERENCE_PAIRS.columns))
-    return PairSelection(pairs, int(scored["prompt_id"].nunique()), n_ties, n_too_few)
+    return PairSelection(_table(rows), int(scored["prompt_id"].nunique()), n_ties, n_too_few)
+
+
+def select_positives(scored: pd.DataFrame, min_score: float) -> PairSelection:
+    """Take every reply that is good enough, and nothing to prefer it to (paper section 2.4, positive examples only).
+
+    Replies that the token limit cut off are no examples of a perfect reply, whatever their score.
+
+    Args:
+        scored: Table `JUDGED_SCORES`.
+        min_score: The paper's is a perfect 5.
+    """
+    rows: list[dict[str, object]] = []
+    n_too_few = n_too_low = 0
+    for usable in _usable_by_prompt(scored):
+        good = usable[(usable["score"] >= min_score) & (usable["finish_reason"] == "stop")]
+        n_too_few += usable.empty
+        n_too_low += good.empty and not usable.empty
+        rows += [
+            {**_chosen(reply, "positive_only"), "length_control": 0.0, "min_margin": 0.0}
+            for _, reply in good.iterrows()
+        ]
+    return PairSelection(_table(rows), int(scored["prompt_id"].nunique()), 0, n_too_few, n_too_low)
+
+
+def _usable_by_prompt(scored: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield each prompt's distinct candidates that have a score and a text, by sample number."""
+    ordered = scored.sort_values(["prompt_id", "sample"], ignore_index=True)
+    for _, group in ordered.groupby("prompt_id", sort=True):
+        yield group[group["score"].notna() & (group["completion"].str.strip() != "")].drop_duplicates("completion")
+
+
+def _chosen(reply: pd.Series, strategy: str) -> dict[str, object]:
+    return {
+        "prompt_id": reply["prompt_id"],
+        "prompt": reply["prompt"],
+        "strategy": strategy,
+        "chosen_sample": reply["sample"],
+        "chosen": reply["completion"],
+        "chosen_finish_reason": reply["finish_reason"],
+        "chosen_score": reply["score"],
+        "judge": reply["judge"],
+    }
+
+
+def _table(rows: list[dict[str, object]]) -> pd.DataFrame:
+    table = pd.DataFrame(rows, columns=list(PREFERENCE_PAIRS.columns))
+    return table.astype({"rejected_sample": "Int64", "rejected_score": float, "margin": float})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -182,23 +183,35 @@ def finish(
     tokenizer: Any,
     work: Path,
 ) -> LoadedModel:
-    """Return the trained model on the CPU in float32, adapters merged, and remove the work folder.
-
-    Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away.
-    """
-    if settings.method == "full":
-        trained = LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
-    else:
-        from peft import PeftModel
-
-        adapter = work / "adapter"
-        trainer.model.save_pretrained(str(adapter))
-        on_cpu = model.model_copy(update={"device": "cpu"})
-        base = load_model(source, on_cpu, dtype="float32")
-        merged = PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload()
-        trained = LoadedModel(merged, tokenizer)
+    """Return the trained model as `trained_model` does, and remove the work folder."""
+    trained = trained_model(trainer, source, settings, model, tokenizer, work)
     shutil.rmtree(work, ignore_errors=True)
     return trained
+
+
+def trained_model(
+    trainer: Trainer,
+    source: str | Path,
+    settings: TrainingSettings,
+    model: ModelSettings,
+    tokenizer: Any,
+    work: Path,
+) -> LoadedModel:
+    """Return the model as it is trained so far, on the CPU in float32, adapters merged.
+
+    Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away. Full
+    fine-tuning's weights are the trainer's own where it has ended, and a copy of them while it goes on.
+    """
+    if settings.method == "full":
+        network = trainer.accelerator.unwrap_model(trainer.model)
+        return LoadedModel((copy.deepcopy(network) if trainer.is_in_train else network).to("cpu"), tokenizer)
+    from peft import PeftModel
+
+    adapter = work / "adapter"
+    trainer.model.save_pretrained(str(adapter))
+    on_cpu = model.model_copy(update={"device": "cpu"})
+    base = load_model(source, on_cpu, dtype="float32")
+    return LoadedModel(PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload(), tokenizer)
 
 
 def require_rows(rows: Sequence[object], what: str, remedy: str) -> None:

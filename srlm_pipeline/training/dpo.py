@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.config import DpoSettings, ModelSettings
 from srlm_pipeline.data.chat import tokenize_exchange
+from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from srlm_pipeline.models.loading import load_model
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
     TrainingRun,
@@ -17,8 +20,10 @@ from srlm_pipeline.training.common import (
     load_for_training,
     require_rows,
     run_trainer,
+    trained_model,
     trainer_arguments,
 )
+from srlm_pipeline.training.early_stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,6 +58,7 @@ def train_dpo(
     work: Path,
     description: str,
     progress: ProgressReporter,
+    early_stopping: EarlyStopping | None = None,
 ) -> TrainingRun:
     """Train the policy `source` on preference pairs with TRL's DPOTrainer, itself being the reference.
 
@@ -68,6 +74,10 @@ def train_dpo(
         work: Folder for resumable checkpoints; a later call with the same one continues.
         description: Shown with the progress.
         progress: Where progress is shown.
+        early_stopping: Looks at the policy's replies meanwhile.
+
+    Returns:
+        The trained model; where training was ended early, the model of the look before.
 
     Raises:
         EmptyDataError: If there are no pairs, or all prompts are too long.
@@ -94,8 +104,7 @@ def train_dpo(
                 **trainer_arguments(settings, loaded, work, seed),
                 max_length=settings.max_length,
                 beta=settings.beta,
-                loss_type=[settings.loss],
-                label_smoothing=settings.label_smoothing,
+                **_loss(settings),
                 precompute_ref_log_probs=True,
                 precompute_ref_batch_size=settings.micro_batch_size * 2,
             ),
@@ -103,8 +112,33 @@ def train_dpo(
             processing_class=tokenizer,
             peft_config=adapter_config(settings, loaded.model),
         )
+    if early_stopping is not None:
+
+        def export(folder: Path, step: int) -> Checkpoint:
+            now = trained_model(trainer, source, settings, model, tokenizer, work)
+            entering = early_stopping.entering
+            return save_checkpoint(now, folder, f"{entering.name}-step-{step}", entering.digest, {}, model.save_dtype)
+
+        trainer.add_callback(early_stopping.callback(work / "looks", export))
     history = run_trainer(trainer, work, description, progress)
+    if early_stopping is not None:
+        history += early_stopping.history
+        if early_stopping.stopped_at is not None:
+            on_cpu = model.model_copy(update={"device": "cpu"})
+            best = load_model(early_stopping.best.path, on_cpu, dtype="float32")
+            shutil.rmtree(work, ignore_errors=True)
+            return TrainingRun(best, history, len(rows))
     return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))
+
+
+def _loss(settings: DpoSettings) -> dict[str, Any]:
+    """Return TRL's arguments: DPO's loss, and where asked for the chosen reply's likelihood beside it (DPO + NLL)."""
+    weights: dict[str, float] = {settings.loss: 1.0, **({"sft": settings.nll_weight} if settings.nll_weight else {})}
+    return {
+        "loss_type": list(weights),
+        "loss_weights": list(weights.values()),
+        "label_smoothing": settings.label_smoothing,
+    }
 
 
 def encode_preference(

@@ -9,8 +9,8 @@ A against B in the same way. This objective is ours, not the paper's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,12 +68,27 @@ class EncodedItem:
         options: For each prefix the token ids of its options.
         ranks: Rank of each prefix within the group; empty for a comparison.
         targets: Desired distribution over the options for each prefix; None to leave it free.
+        lengths: Of the judged reply of each prefix, in characters; empty for a comparison.
     """
 
     sequences: list[list[int]]
     options: list[list[int]]
     ranks: list[int]
     targets: list[list[float] | None]
+    lengths: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class PairWeights:
+    """What a pair of replies weighs in the ranking loss.
+
+    Attributes:
+        better_longer: A pair whose better reply is the longer one.
+        better_shorter: Any other.
+    """
+
+    better_longer: float = 1.0
+    better_shorter: float = 1.0
 
 
 def train_ranking(
@@ -130,6 +145,7 @@ def train_ranking(
         ),
         train_dataset=items,
         pad_token_id=int(loaded.tokenizer.pad_token_id or 0),
+        weights=balanced_weights(examples) if settings.length_balance else PairWeights(),
     )
     history = run_trainer(trainer, work, description, progress)
     return TrainingRun(finish(trainer, source, settings, model, loaded.tokenizer, work), history, len(items))
@@ -138,14 +154,35 @@ def train_ranking(
 def encode_ranked(
     tokenizer: PreTrainedTokenizerBase, example: RankedExample, rubric: Rubric, max_length: int
 ) -> EncodedItem:
-    """Encode every reply of a prompt as the distribution judge would see it."""
-    prefixes = [
-        render_user_turn(tokenizer, judge_prompt(rubric, example.prompt, reply, "direct"), SCORE_START)
-        for reply in example.replies
-    ]
+    """Encode every reply of a prompt as the distribution judge would see it, its end cut off where it is too long."""
+
+    def render(reply: str) -> str:
+        return render_user_turn(tokenizer, judge_prompt(rubric, example.prompt, reply, "direct"), SCORE_START)
+
+    prefixes = [_fitting(tokenizer, render, reply, max_length) for reply in example.replies]
     sequences, options = _encode(tokenizer, prefixes, SCORES, max_length)
     targets = [score_target(score) if score is not None else None for score in example.scores]
-    return EncodedItem(sequences, options, list(example.ranks), targets)
+    return EncodedItem(sequences, options, list(example.ranks), targets, [len(reply) for reply in example.replies])
+
+
+def balanced_weights(examples: Sequence[RankedExample]) -> PairWeights:
+    """Return weights under which pairs won by the longer reply count as much in sum as those won by a shorter one.
+
+    People prefer the longer of two replies three times out of four, and a small model learns that before anything
+    else. The mean weight stays one; where either kind is missing there is nothing to balance.
+    """
+    longer = [
+        len(example.replies[better]) > len(example.replies[worse])
+        for example in examples
+        for better, worse in ordered_pairs(example.ranks)
+    ]
+    share = sum(longer) / len(longer) if longer else 0.0
+    return PairWeights(0.5 / share, 0.5 / (1 - share)) if 0 < share < 1 else PairWeights()
+
+
+def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the places (better, worse) of all pairs that people put in an order."""
+    return [(a, b) for a, better in enumerate(ranks) for b, worse in enumerate(ranks) if better < worse]
 
 
 def encode_comparisons(
@@ -156,12 +193,7 @@ def encode_comparisons(
     random: np.random.Generator,
 ) -> list[EncodedItem]:
     """Encode some ordered pairs of a prompt as the comparison arbiter would see them, each in both orders."""
-    pairs = [
-        (better, worse)
-        for better, rank in enumerate(example.ranks)
-        for worse, other in enumerate(example.ranks)
-        if rank < other
-    ]
+    pairs = ordered_pairs(example.ranks)
     items: list[EncodedItem] = []
     for place in random.permutation(len(pairs))[:n_pairs]:
         better, worse = (example.replies[i] for i in pairs[place])
@@ -182,11 +214,28 @@ def score_target(score: float) -> list[float]:
     return target
 
 
+def _fitting(tokenizer: PreTrainedTokenizerBase, render: Callable[[str], str], reply: str, max_length: int) -> str:
+    """Render a reply; of one that is too long so much of its beginning as fits, for rubric and question must stay."""
+
+    def n_tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+    rendered = render(reply)
+    excess = n_tokens(rendered) - max_length
+    while excess > 0 and reply:
+        tokens = tokenizer(reply, add_special_tokens=False).input_ids
+        # Cut between tokens, a text may be encoded otherwise than before: then once more.
+        reply = tokenizer.decode(tokens[: max(len(tokens) - excess, 0)]) if excess < len(tokens) else ""
+        rendered = render(reply)
+        excess = n_tokens(rendered) - max_length
+    return rendered
+
+
 def _encode(
     tokenizer: PreTrainedTokenizerBase, prefixes: list[str], options: tuple[str, ...], max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     from srlm_pipeline.generation.transformers_engine import option_tokens
 
     split = [option_tokens(tokenizer, prefix, options) for prefix in prefixes]
-    # The score is asked for at the end, so what is cut from a long one is its beginning.
+    # Where even the question is too long, what is cut is the beginning: the score is asked for at the end.
     return [ids[-max_length:] for ids, _ in split], [tokens for _, tokens in split]

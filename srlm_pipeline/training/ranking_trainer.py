@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
-from srlm_pipeline.training.ranking import EncodedItem
+from srlm_pipeline.training.ranking import EncodedItem, PairWeights
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.
 _SHARPNESS = 2.0
@@ -20,12 +20,13 @@ class RankingTrainer(Trainer):
 
     Args:
         pad_token_id: For left padding.
+        weights: Of pairs of replies.
         kwargs: Of `transformers.Trainer`.
     """
 
-    def __init__(self, *, pad_token_id: int, **kwargs: Any) -> None:
+    def __init__(self, *, pad_token_id: int, weights: PairWeights, **kwargs: Any) -> None:
         super().__init__(data_collator=lambda items: {"items": items}, **kwargs)
-        self._pad_token_id = pad_token_id
+        self._pad_token_id, self._weights = pad_token_id, weights
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
@@ -36,7 +37,7 @@ class RankingTrainer(Trainer):
         # One item after the other: its sequences share most of their tokens, those of different items few.
         share = not self.args.gradient_checkpointing
         losses = [
-            item_loss(last_token_logits(model, item.sequences, self._pad_token_id, share).float(), item)
+            item_loss(last_token_logits(model, item.sequences, self._pad_token_id, share).float(), item, self._weights)
             for item in items
         ]
         return torch.stack(losses).mean()
@@ -46,12 +47,13 @@ class RankingTrainer(Trainer):
         return 0
 
 
-def item_loss(logits: torch.Tensor, item: EncodedItem) -> torch.Tensor:
+def item_loss(logits: torch.Tensor, item: EncodedItem, weights: PairWeights) -> torch.Tensor:
     """Return ranking loss plus cross-entropy for one item.
 
     Args:
         logits: Shape (sequences, vocabulary), float32.
-        item: Options, ranks and targets of the same sequences.
+        item: Options, ranks, targets and lengths of the same sequences.
+        weights: Of pairs of replies.
     """
     options = torch.tensor(item.options, device=logits.device)
     # Over the whole vocabulary, so that probability is also drawn towards the options.
@@ -68,5 +70,8 @@ def item_loss(logits: torch.Tensor, item: EncodedItem) -> torch.Tensor:
         better = ranks[:, None] < ranks[None, :]
         if better.any():
             difference = expected[:, None] - expected[None, :]
-            loss = loss + nn.functional.softplus(-_SHARPNESS * difference[better]).mean()
+            lengths = torch.tensor(item.lengths, device=logits.device)
+            longer = lengths[:, None] > lengths[None, :]
+            weight = torch.where(longer, weights.better_longer, weights.better_shorter)[better]
+            loss = loss + (weight * nn.functional.softplus(-_SHARPNESS * difference[better])).mean()
     return loss

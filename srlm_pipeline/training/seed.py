@@ -43,6 +43,7 @@ def train_seed_model(
     settings: Settings,
     work: Path,
     progress: ProgressReporter,
+    name: str = "M1",
 ) -> SeedTraining:
     """Train M1 from the base model.
 
@@ -56,6 +57,7 @@ def train_seed_model(
         settings: All settings; `sft`, `eft`, `judge.rubric`, `model` and `seed` are read.
         work: Folder for resumable checkpoints.
         progress: Where progress is shown.
+        name: Of the model; a later one where replies of the model itself have joined the IFT data.
 
     Raises:
         EmptyDataError: If there is nothing to train on.
@@ -73,7 +75,7 @@ def train_seed_model(
             settings.model,
             settings.seed,
             work / "sft",
-            "training M1 on IFT + EFT",
+            f"training {name} on IFT + EFT",
             progress,
         )
 
@@ -88,7 +90,7 @@ def train_seed_model(
         settings.model,
         settings.seed,
         work / "ranking",
-        "training M1 to rank",
+        f"training {name} to rank",
         progress,
     )
     return SeedTraining(sft, ranking)

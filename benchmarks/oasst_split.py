@@ -1,0 +1,96 @@
+"""Open Assistant's ranked replies and instruction pairs, cut into parts that never meet.
+
+Prompts are put in the order of a hash, as the pipeline itself splits them, so that its held-out prompts are exactly
+the first part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Groups of ranked replies: held out for measuring judges, for EFT, for choosing settings; the rest trains the arbiter.
+HELD_OUT, EFT, DEVELOPMENT = 150, 200, 100
+IFT, EVALUATION, MT_BENCH = 512, 250, 80
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Files of the parts.
+
+    Attributes:
+        ift: Instruction pairs.
+        ranked: Groups for EFT and, as the share `held_out_fraction` of them, held-out ones.
+        evaluation: Prompts for head-to-head comparison.
+        development: Groups for choosing settings.
+        arbiter: Groups that only the arbiter learns from.
+        held_out_fraction: Of `ranked`.
+    """
+
+    ift: Path
+    ranked: Path
+    evaluation: Path
+    development: Path
+    arbiter: Path
+    held_out_fraction: float = HELD_OUT / (HELD_OUT + EFT)
+
+
+def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
+    """Cut the data and write the parts.
+
+    Args:
+        data: Folder with ``oasst/`` and ``mt-bench/``.
+        folder: Where the parts are written.
+        smoke: A tenth of everything.
+    """
+    share = 10 if smoke else 1
+    groups = _by_hash(_read(data / "oasst" / "eft_groups.jsonl"), lambda row: row["prompt"])
+    groups = groups[: len(groups) // share]
+    held_out, eft, development = (n // share for n in (HELD_OUT, EFT, DEVELOPMENT))
+    pairs = _by_hash(_read(data / "oasst" / "ift_pairs.jsonl"), lambda row: row["prompt"])
+    ift, evaluation, mt_bench = (n // share for n in (IFT, EVALUATION, MT_BENCH))
+    questions = _read(data / "mt-bench" / "question.jsonl")[:mt_bench]
+    unseen = pairs[ift : ift + evaluation - len(questions)]
+    prompts = [
+        *({"id": f"mt-bench-{q['question_id']}", "kind": "mt-bench", "prompt": q["turns"][0]} for q in questions),
+        *({"id": f"oasst-{n:04d}", "kind": "oasst", "prompt": row["prompt"]} for n, row in enumerate(unseen)),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    return Parts(
+        ift=_write(folder / "ift.jsonl", pairs[:ift]),
+        ranked=_write(folder / "ranked.jsonl", map(_group, groups[: held_out + eft])),
+        evaluation=_write(folder / "evaluation.jsonl", prompts),
+        development=_write(
+            folder / "development.jsonl", map(_group, groups[held_out + eft : held_out + eft + development])
+        ),
+        arbiter=_write(folder / "arbiter.jsonl", map(_group, groups[held_out + eft + development :])),
+    )
+
+
+def _group(row: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what the pipeline does not read, and replies without a text."""
+    replies = [{"text": reply["text"], "rank": reply["rank"]} for reply in row["replies"] if reply["text"].strip()]
+    return {"id": row["prompt_id"], "prompt": row["prompt"], "replies": replies}
+
+
+def _by_hash(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
+    def digest(row: dict[str, Any]) -> bytes:
+        return hashlib.sha256(" ".join(text(row).lower().split()).encode()).digest()
+
+    return sorted(rows, key=digest)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _write(path: Path, rows: Any) -> Path:
+    from srlm_pipeline.files import replacing_file
+
+    with replacing_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,396 @@
+"""Does the loop improve a real model? Whole runs on Open Assistant data, settled by an arbiter that they never meet.
+
+Every arm is a run of the command line in a Dagster home of its own, continued where it was interrupted. Then all its
+models answer the evaluation prompts and judge the held-out human rankings, and meet each other before two judges: the
+loop's own (M1), and an arbiter trained on human rankings that no arm has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.common import RESULTS, ROOT, SMOKE_RESULTS, commit, machine, model_folder, options, parse, versions
+from benchmarks.oasst_split import Parts, write_parts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from srlm_pipeline.config import Settings
+    from srlm_pipeline.evaluation.head_to_head import Arbiter, HeadToHead
+    from srlm_pipeline.judging.judges import Judge
+    from srlm_pipeline.judging.rubric import Rubric
+    from srlm_pipeline.models.checkpoint import Checkpoint
+
+CONFIG = Path(__file__).with_suffix(".yaml")
+SMOKE = {"iterations": 1}
+# What a trial changes so that it takes seconds; a tiny model's replies are noise anyway.
+SMOKE_SETTINGS = (
+    "prompt_generation={count: 3, max_new_tokens: 24, min_words: 1, temperature: 1.0, max_attempts_factor: 100}",
+    "candidates={per_prompt: 2, max_new_tokens: 8, temperature: 1.0}",
+    "evaluation.max_new_tokens=8",
+    "judge.max_new_tokens=8",
+    "sft.max_length=128",
+    "dpo={max_length: 128, epochs: 1}",
+    "pairs={min_margin: 0, length_control: 0}",
+)
+JUDGE_MODES: dict[str, dict[str, Any]] = {
+    "distribution": {"mode": "distribution"},
+    "hybrid": {"mode": "hybrid"},
+    "sampled, K = 3": {"mode": "sampled", "samples": 3},
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A run of the loop.
+
+    Attributes:
+        name: For people and folders.
+        seed: Of everything that is drawn.
+        iterations: How many.
+        changes: Settings that differ, as `srlm run --set` takes them.
+    """
+
+    name: str
+    seed: int
+    iterations: int
+    changes: tuple[str, ...] = ()
+
+
+def arms(seed: int, iterations: int) -> list[Arm]:
+    """Return the runs: the whole loop with two seeds, then one iteration of each ablation."""
+    return [
+        Arm("loop", seed, iterations),
+        Arm("loop-other-seed", seed + 1, iterations),
+        Arm("no-eft", seed, 1, ("eft.enabled=false",)),
+        Arm("positive-only", seed, 1, ("pairs.strategy=positive_only", "pairs.min_score=3.5")),
+        Arm("full-rubric", seed, 1, ("judge.rubric=additive",)),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options(__doc__, repetitions=1)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--iterations", type=int, default=2, help="of the whole loops; the last model is one more")
+    parser.add_argument("--only", nargs="+", help="names of the arms to run")
+    parser.add_argument(
+        "--work", type=Path, default=ROOT / "dagster_home" / "self-improvement", help="models, tables, journals"
+    )
+    args = parse(parser, arguments, SMOKE)
+    from srlm_pipeline.cli import quiet_libraries
+
+    quiet_libraries()
+    parts = write_parts(args.data, args.work / "data", args.smoke)
+    record = Record(args)
+    base = model_folder(args)
+    arbiter = train_arbiter(parts, base, args)
+    for arm in arms(args.seed, args.iterations):
+        if not args.only or arm.name in args.only:
+            overrides = run_arm(arm, parts, base, args)
+            measure_arm(arm, overrides, arbiter, record, args)
+    print(f"[self_improvement] written to {record.path}", flush=True)
+
+
+class Record:
+    """The results so far, on disk after every step, so that what is measured stays measured.
+
+    Args:
+        args: What `parse` returned.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = (SMOKE_RESULTS if args.smoke else RESULTS) / "learning" / "self_improvement.json"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        known = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        self.arms: dict[str, Any] = known.get("arms", {})
+        self.arbiter: dict[str, Any] = known.get("arbiter", {})
+
+    def save(self) -> None:
+        """Write everything, atomically."""
+        from srlm_pipeline.files import replacing_file
+
+        content = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "machine": machine(),
+            "versions": versions(),
+            "settings": CONFIG.read_text(encoding="utf-8"),
+            "arbiter": self.arbiter,
+            "arms": self.arms,
+        }
+        with replacing_file(self.path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def run_arm(arm: Arm, parts: Parts, base: Path, args: argparse.Namespace) -> list[str]:
+    """Run an arm as a user would, or what is missing of it.
+
+    Returns:
+        Its settings beside the configuration file, as `--set` takes them.
+    """
+    home = args.work / "homes" / arm.name
+    sets = [
+        *(SMOKE_SETTINGS if args.smoke else ()),
+        f"base_model={base.resolve()}",
+        f"model.device={args.device}",
+        f"seed={arm.seed}",
+        f"storage={home.resolve() / 'srlm'}",
+        f"data.ift={parts.ift.resolve()}",
+        f"data.ranked_replies={parts.ranked.resolve()}",
+        f"data.evaluation_prompts={parts.evaluation.resolve()}",
+        f"data.held_out_fraction={parts.held_out_fraction}",
+        *arm.changes,
+    ]
+    command = [sys.executable, "-m", "srlm_pipeline.cli", "run", "--config", str(CONFIG), "-n", str(arm.iterations)]
+    for item in sets:
+        command += ["--set", item]
+    print(f"[self_improvement] arm {arm.name}", flush=True)
+    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "DAGSTER_HOME": str(home)})
+    return sets
+
+
+def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpoint:
+    """Return the arbiter: trained, by the ranking objective, on human rankings that no arm has seen."""
+    from srlm_pipeline.commands.terminal import terminal_reporter
+    from srlm_pipeline.config import load_settings
+    from srlm_pipeline.judging.eft import eft_from_ranks
+    from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint, save_checkpoint
+    from srlm_pipeline.training.ranking import train_ranking
+    from srlm_pipeline.training.seed import ranked_examples
+
+    folder = args.work / "arbiter"
+    if is_checkpoint(folder):
+        return read_checkpoint(folder)
+    settings = load_settings(CONFIG, {"seed": args.seed, "model": {"device": args.device}})
+    trained = train_ranking(
+        base,
+        ranked_examples(eft_from_ranks(ranked_table(parts.arbiter)).table),
+        settings.eft,
+        settings.judge.rubric,
+        settings.model,
+        args.seed,
+        args.work / "arbiter-training",
+        "training the arbiter",
+        terminal_reporter(),
+    )
+    return save_checkpoint(trained.loaded, folder, "arbiter", None, {}, "float32")
+
+
+def ranked_table(path: Path) -> pd.DataFrame:
+    """Return all groups of a file as table `RANKED_REPLIES`; none is held out."""
+    import pandas as pd
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return pd.DataFrame(
+        {
+            "group_id": row["id"],
+            "split": "train",
+            "kind": "",
+            "prompt": row["prompt"],
+            "rank": reply["rank"],
+            "text": reply["text"],
+            "score": None,
+            "rationale": None,
+        }
+        for row in rows
+        for reply in row["replies"]
+    )
+
+
+def measure_arm(arm: Arm, overrides: list[str], arbiter: Checkpoint, record: Record, args: argparse.Namespace) -> None:
+    """Measure all models of a finished arm and add them to the record."""
+    from srlm_pipeline.config import load_settings, merge_overrides
+    from srlm_pipeline.store import open_store, partition_key
+    from srlm_pipeline.tables import EVALUATION_PROMPTS, JUDGED_SCORES, RANKED_REPLIES, read_table
+
+    settings = load_settings(CONFIG, merge_overrides(overrides))
+    store = open_store(settings)
+    names = ["sft_baseline", *(f"M{number}" for number in range(1, arm.iterations + 2))]
+    models = [store.checkpoint(name) for name in names]
+    ranked = read_table(RANKED_REPLIES, store.tables / "ranked_replies.parquet")
+    held_out = ranked[ranked["split"] == "held_out"]
+    measured = Measuring(settings, args)
+    if "judge" not in record.arbiter:
+        record.arbiter["judge"] = measured.accuracy(arbiter, held_out)
+        record.save()
+    prompts = read_table(EVALUATION_PROMPTS, store.tables / "evaluation_prompts.parquet")
+    result: dict[str, Any] = {"seed": arm.seed, "changes": list(arm.changes), "models": {}, "iterations": {}}
+    for checkpoint in [store.base_checkpoint(settings), *models]:
+        result["models"][checkpoint.name] = {"judge": measured.accuracy(checkpoint, held_out)}
+    replies = {checkpoint.name: measured.replies(checkpoint, prompts) for checkpoint in models}
+    for name, table in replies.items():
+        result["models"][name] |= measured.description(table)
+    for number in range(1, arm.iterations + 1):
+        scored = read_table(JUDGED_SCORES, store.tables / "judged_scores" / f"{partition_key(number)}.parquet")
+        result["iterations"][str(number)] = measured.pairs(scored)
+    # Each by the rubric that it was trained with.
+    judges = {
+        "arbiter": measured.score_arbiter(arbiter, load_settings(CONFIG).judge.rubric),
+        "self": measured.score_arbiter(store.checkpoint("M1"), settings.judge.rubric),
+    }
+    result["matches"] = [
+        {
+            "model": later,
+            "opponent": earlier,
+            **{label: measured.match(replies[later], replies[earlier], judge) for label, judge in judges.items()},
+        }
+        for earlier, later in itertools.combinations(names, 2)
+    ]
+    kept = record.arms.get(arm.name, {})
+    record.arms[arm.name] = {**result, **{key: kept[key] for key in ("judge_modes", "own_judgements") if key in kept}}
+    record.save()
+    if arm.name == "loop":
+        for mode, changes in JUDGE_MODES.items():
+            known = record.arms[arm.name].setdefault("judge_modes", {})
+            if mode not in known:
+                known[mode] = measured.judge_mode(store.checkpoint("M1"), held_out, changes)
+                record.save()
+        if "own_judgements" not in record.arms[arm.name]:
+            train = ranked[ranked["split"] == "train"]
+            record.arms[arm.name]["own_judgements"] = measured.own_judgements(store.checkpoint("sft_baseline"), train)
+            record.save()
+
+
+class Measuring:
+    """What is asked of models, with the settings of an arm.
+
+    Args:
+        settings: The arm's.
+        args: What `parse` returned.
+    """
+
+    def __init__(self, settings: Settings, args: argparse.Namespace) -> None:
+        from srlm_pipeline.commands.terminal import terminal_reporter
+        from srlm_pipeline.store import open_store
+
+        self._settings, self._args = settings, args
+        self._store = open_store(settings)
+        self._progress = terminal_reporter()
+
+    def _open(self, checkpoint: Checkpoint, batch_size: int) -> Any:
+        from srlm_pipeline.generation.opening import open_engine
+
+        return open_engine(checkpoint, self._settings, batch_size)
+
+    def accuracy(self, checkpoint: Checkpoint, held_out: pd.DataFrame) -> dict[str, float]:
+        """Return how well a model judges held-out replies."""
+        from srlm_pipeline.evaluation.judge_accuracy import measure_judge
+        from srlm_pipeline.evaluation.measuring import judge_ranked_replies
+
+        table = judge_ranked_replies(checkpoint, held_out, self._settings, self._store, self._open, self._progress)
+        return measure_judge(table).metrics()
+
+    def replies(self, checkpoint: Checkpoint, prompts: pd.DataFrame) -> pd.DataFrame:
+        """Return a model's replies to the evaluation prompts."""
+        from srlm_pipeline.evaluation.measuring import evaluation_replies
+
+        return evaluation_replies(checkpoint, prompts, self._settings, self._store, self._open, self._progress)
+
+    def description(self, replies: pd.DataFrame) -> dict[str, float]:
+        """Return lengths and repetition of replies."""
+        from srlm_pipeline.evaluation.text_measures import describe_replies
+
+        described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
+        return {**described, "cut_off_share": float((replies["finish_reason"] == "length").mean())}
+
+    def pairs(self, scored: pd.DataFrame) -> dict[str, float]:
+        """Return what became of an iteration's prompts."""
+        from srlm_pipeline.preference.pairs import select
+
+        chosen = select(scored, self._settings.pairs)
+        lengths = chosen.pairs[["chosen", "rejected"]].map(len, na_action="ignore").mean()
+        return {
+            "prompts": chosen.n_prompts,
+            "pairs": len(chosen.pairs),
+            "ties": chosen.n_ties,
+            "too_few": chosen.n_too_few_valid + chosen.n_too_low,
+            "score_mean": float(scored["score"].mean()),
+            "score_std": float(scored["score"].std()),
+            "length_mean": float(scored["completion"].str.len().mean()),
+            "chosen_length": float(lengths["chosen"]) if len(chosen.pairs) else 0.0,
+            "rejected_length": float(lengths["rejected"]) if chosen.pairs["rejected"].notna().any() else 0.0,
+        }
+
+    def score_arbiter(self, checkpoint: Checkpoint, rubric: Rubric) -> Arbiter:
+        """Return a model that settles matches by its expected scores."""
+        from srlm_pipeline.evaluation.head_to_head import ScoreArbiter
+        from srlm_pipeline.evaluation.measuring import score_journal
+
+        engine = self._open(checkpoint, self._settings.judge.batch_size)
+        return ScoreArbiter(engine, rubric, score_journal(self._store, checkpoint, rubric))
+
+    def match(self, mine: pd.DataFrame, theirs: pd.DataFrame, arbiter: Arbiter) -> dict[str, float]:
+        """Return the result of a match, with an exact interval of the share of wins among decided prompts."""
+        from srlm_pipeline.evaluation.measuring import match
+
+        _, outcome = match(mine, theirs, "opponent", arbiter, self._settings, self._progress)
+        return {**outcome.metrics(), **decided_interval(outcome)}
+
+    def judge_mode(
+        self, checkpoint: Checkpoint, held_out: pd.DataFrame, changes: Mapping[str, Any]
+    ) -> dict[str, float]:
+        """Return accuracy and cost of a way of judging; nothing is taken from a journal, because it is timed."""
+        import pandas as pd
+
+        from srlm_pipeline.evaluation.judge_accuracy import measure_judge
+        from srlm_pipeline.judging.judges import JudgeItem, make_judge
+
+        settings = self._settings.judge.model_copy(update=dict(changes))
+        judge: Judge = make_judge(self._open(checkpoint, settings.batch_size), settings, self._settings.seed, "modes")
+        items = [JudgeItem(str(place), row.prompt, row.text) for place, row in enumerate(held_out.itertuples())]
+        started = time.perf_counter()
+        judged = judge.judge(items, self._progress)
+        seconds = time.perf_counter() - started
+        table = pd.DataFrame(
+            {
+                "model": checkpoint.name,
+                "group_id": held_out["group_id"].tolist(),
+                "rank": held_out["rank"].tolist(),
+                "n_characters": held_out["text"].str.len().tolist(),
+                "score": [j.score for j in judged],
+            }
+        ).astype({"score": float})
+        valid, invalid = sum(j.n_valid for j in judged), sum(j.n_invalid for j in judged)
+        return {
+            **measure_judge(table).metrics(),
+            "seconds": seconds,
+            "judgements_per_second": len(items) / seconds,
+            "valid_share": valid / max(valid + invalid, 1),
+        }
+
+    def own_judgements(self, baseline: Checkpoint, train: pd.DataFrame) -> dict[str, float]:
+        """Return how many prompts the paper's EFT keeps: those that the SFT baseline judges as people did."""
+        from srlm_pipeline.judging.eft import eft_from_judgements
+        from srlm_pipeline.judging.judges import JudgeItem, SampledJudge
+
+        settings = self._settings.judge
+        judge = SampledJudge(self._open(baseline, 64), settings, self._settings.seed, "eft")
+        items = [JudgeItem(str(place), row.prompt, row.text) for place, row in enumerate(train.itertuples())]
+        built = eft_from_judgements(train, judge.judge(items, self._progress))
+        return {"prompts": built.n_groups, "kept": built.n_kept, **built.dropped}
+
+
+def decided_interval(outcome: HeadToHead) -> dict[str, float]:
+    """Return the exact 95 % interval (Clopper and Pearson) of the share of wins among decided prompts."""
+    from scipy.stats import binomtest
+
+    decided = outcome.wins + outcome.losses
+    if not decided:
+        return {}
+    interval = binomtest(outcome.wins, decided).proportion_ci()
+    return {"decided_low": float(interval.low), "decided_high": float(interval.high)}
+
+
+if __name__ == "__main__":
+    main()

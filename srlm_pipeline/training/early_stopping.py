@@ -1,0 +1,91 @@
+"""Ending DPO where the replies stop getting better (paper section 3.1.2).
+
+At every look the policy of that moment answers prompts that no stage trains on, and an arbiter holds the answers
+against those of the look before, the first against the model that training started from. When they lose, training
+ends and the model of the look before is taken: what is watched is what people will read, not the loss.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srlm_pipeline.config import EarlyStoppingSettings
+from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint
+
+# Returns the win rate, in 0..1, of the first model's replies over the second's.
+Compare = Callable[[Checkpoint, Checkpoint], float]
+# Saves the policy as it is now in a folder, as the model of a step.
+Export = Callable[[Path, int], Checkpoint]
+
+
+@dataclass
+class EarlyStopping:
+    """Looks at a training and ends it.
+
+    Attributes:
+        settings: How often, and when to end.
+        entering: The model that training starts from.
+        compare: Who wins.
+        stopped_at: Step of the look that was lost; None while there is none.
+        best: The model to take: the latest that won, or the one that training started from.
+        history: Win rate of each look, as entries of a trainer's log.
+    """
+
+    settings: EarlyStoppingSettings
+    entering: Checkpoint
+    compare: Compare
+    stopped_at: int | None = None
+    best: Checkpoint = field(init=False)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best = self.entering
+
+    def callback(self, folder: Path, export: Export) -> Any:
+        """Return the trainer's callback.
+
+        Args:
+            folder: For the models of the looks; a training that was interrupted finds its latest there.
+            export: Called at every look.
+        """
+        from transformers import TrainerCallback
+
+        stopping = self
+
+        class Look(TrainerCallback):
+            """Looks every so many optimiser steps."""
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                stopping._take_up(folder, state.global_step)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if stopping.settings.every and state.global_step % stopping.settings.every == 0:
+                    stopping._look(folder, state.global_step, export)
+                    control.should_training_stop = control.should_training_stop or stopping.stopped_at is not None
+
+        return Look()
+
+    def _take_up(self, folder: Path, step: int) -> None:
+        """Go on from the latest look that lies before the step at which training continues."""
+        for kept in sorted(folder.glob("step-*")):
+            if is_checkpoint(kept) and int(kept.name.removeprefix("step-")) <= step:
+                self.best = read_checkpoint(kept)
+
+    def _look(self, folder: Path, step: int, export: Export) -> None:
+        import torch
+
+        # Loading and writing must not change what training draws.
+        with torch.random.fork_rng():
+            now = export(folder / f"step-{step:06d}", step)
+            win_rate = self.compare(now, self.best)
+        self.history.append({"step": step, "early_stopping/win_rate": win_rate})
+        if win_rate < self.settings.min_win_rate:
+            self.stopped_at = step
+            return
+        if self.best is not self.entering:
+            shutil.rmtree(self.best.path, ignore_errors=True)
+        self.best = now

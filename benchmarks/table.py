@@ -43,6 +43,11 @@ def fill(text: str, results: Sequence[Mapping[str, Any]]) -> str:
     blocks = {str(result["name"]): render(result) for result in results}
     if results:
         blocks |= {OVERVIEW: render_overview(results), MACHINE: render_machine(results)}
+    return fill_blocks(text, blocks)
+
+
+def fill_blocks(text: str, blocks: Mapping[str, str]) -> str:
+    """Return a document with its blocks filled by name; those that are not given say so."""
     return _BLOCK.sub(lambda found: f"{found[1]}\n{blocks.get(found['name'], MISSING)}\n\n{found[3]}", text)
 
 

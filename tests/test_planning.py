@@ -22,7 +22,7 @@ from test_report import tables
 
 from srlm_pipeline.assets.seed import ift_dataset
 from srlm_pipeline.commands import planning as command
-from srlm_pipeline.config import Settings, load_settings
+from srlm_pipeline.config import EarlyStoppingSettings, Settings, load_settings
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.evaluation.measuring import judge_ranked_replies
@@ -287,6 +287,33 @@ def test_without_judging_data_there_is_nothing_to_rank() -> None:
     stages = work(changed(eft={"enabled": False}), replace(FACTS, judgements=Lengths(0, ())))
     assert [p.kind for p in stages["seed_model"].parts if isinstance(p, Training)] == ["sft"]
     assert stages["eft_dataset"].items == 0
+
+
+def test_ranks_need_no_judgement_texts() -> None:
+    stages = work(changed(eft={"targets": "ranks"}))
+    assert stages["eft_dataset"].parts == ()
+    sft, ranking = (p for p in stages["seed_model"].parts if isinstance(p, Training))
+    assert sft.examples == FACTS.instructions.count
+    assert ranking.examples == work()["seed_model"].parts[1].examples
+
+
+def test_positive_examples_join_the_seed_training() -> None:
+    stages = work(changed(pairs={"strategy": "positive_only"}), positive=0.5)
+    seed, again = stages["seed_model"], stages["iteration_model"]
+    count = QUICKSTART.prompt_generation.count * QUICKSTART.candidates.per_prompt
+    assert again.items == seed.items + count * 0.5
+    assert [p.kind for p in again.parts] == [p.kind for p in seed.parts]
+    assert (seed.phase, again.phase) == ("seed", "iteration")
+
+
+def test_early_stopping_adds_replies_and_their_judgement_at_every_look() -> None:
+    dpo = {"epochs": 2, "batch_size": 8}
+    looking = changed(dpo={**dpo, "early_stopping": EarlyStoppingSettings(every=2)})
+    stages = [work(settings, pairs_kept=1.0)["iteration_model"] for settings in (changed(dpo=dpo), looking)]
+    training, *looks = stages[1].parts
+    assert isinstance(training, Training)
+    assert training.tokens == stages[0].parts[0].tokens
+    assert [type(part).__name__ for part in looks] == ["Writing", "Judging"] * 3, "six steps, a look at every second"
 
 
 def test_dpo_computes_both_replies_with_their_prompt_and_the_reference_once() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.generation.kv_cache import pass_through, prepare_attention
-from srlm_pipeline.generation.prefill import PrefixStore, last_token_logits, prefill, worthwhile_prefix
+from srlm_pipeline.generation.prefill import PrefixStore, alike, last_token_logits, prefill, worthwhile_prefix
 from srlm_pipeline.models.loading import load_model
 
 PREFIX = list(range(10, 60))
@@ -24,6 +24,16 @@ def test_common_prefix_is_common_as_long_as_possible_and_leaves_a_token(ends: li
     longer = {tuple(s[: len(shared) + 1]) for s in sequences}
     if shared:
         assert len(longer) > 1 or any(len(s) == len(shared) + 1 for s in sequences)
+
+
+@given(st.lists(st.integers(1, 50), max_size=12))
+def test_every_text_is_in_one_batch_beside_texts_of_alike_length(lengths: list[int]) -> None:
+    batches = alike(lengths)
+    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
+    for batch in batches:
+        own = [lengths[place] for place in batch]
+        assert min(own) >= 0.75 * max(own)
+        assert own == sorted(own, reverse=True)
 
 
 def test_a_prefix_is_read_once_and_only_what_is_new_of_the_next(tiny_model: Path) -> None:

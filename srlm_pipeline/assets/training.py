@@ -14,6 +14,7 @@ from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_res
 from srlm_pipeline.assets.seed import eft_dataset, ift_dataset, ranked_replies, training_facts
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.config import Settings
+from srlm_pipeline.errors import TableError
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import iteration_number, model_name, partition_key
 from srlm_pipeline.tables import (
@@ -68,6 +69,11 @@ def iteration_model(
     watch = Stopwatch()
     entering = store.entering_model(iteration)
     positive_only = settings.pairs.strategy == "positive_only"
+    if (preference_pairs["strategy"] != settings.pairs.strategy).any():
+        made_by, wanted = preference_pairs["strategy"].iloc[0], settings.pairs.strategy
+        raise TableError(
+            "preference_pairs", [f"was made with pairs.strategy {made_by}, not {wanted}; materialize it again first"]
+        )
     with project.tracked(context, ["pairs", "sft", "eft"] if positive_only else ["pairs", "dpo"]) as run:
         made = (_fine_tuned if positive_only else _preference_tuned)(context, project, preference_pairs, name, entering)
         trained = made.run

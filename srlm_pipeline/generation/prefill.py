@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # A shorter common beginning is not worth a forward pass of its own.
 _WORTHWHILE = 16
+# Texts at least this long, as a share of the longest beside them, are read together.
+_ALIKE = 0.75
 
 
 class PrefixStore:
@@ -115,17 +117,42 @@ def last_token_logits(
     Returns:
         Shape (len(sequences), vocabulary), in the model's type.
     """
+    import torch
     from transformers import DynamicCache
 
     from srlm_pipeline.generation.kv_cache import start_with
 
     shared = worthwhile_prefix(sequences) if share_prefix else []
-    if not shared:
-        return prefill(model, sequences, pad_token_id, None).logits
-    # Layers with a sliding window know best how to go on from a beginning.
-    cache = DynamicCache(config=model.config)
-    start_with(cache, PrefixStore(model).read(shared), len(sequences))
-    return prefill(model, sequences, pad_token_id, cache).logits
+    beginning = PrefixStore(model).read(shared) if shared else None
+    batches = alike([len(sequence) - len(shared) for sequence in sequences])
+    logits = []
+    for batch in batches:
+        cache = None
+        if beginning is not None:
+            # Layers with a sliding window know best how to go on from a beginning.
+            cache = DynamicCache(config=model.config)
+            start_with(cache, beginning, len(batch))
+        logits.append(prefill(model, [sequences[place] for place in batch], pad_token_id, cache).logits)
+    order = torch.tensor([place for batch in batches for place in batch], device=model.device)
+    return torch.cat(logits)[order.argsort()]
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """Put texts of alike lengths together: what is padding in a batch costs as much as what is text.
+
+    Args:
+        lengths: Of texts.
+
+    Returns:
+        Places of the texts of each batch, longest first.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[place] >= _ALIKE * lengths[batches[-1][0]]:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
 
 
 def worthwhile_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:

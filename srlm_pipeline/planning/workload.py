@@ -205,6 +205,7 @@ class Assumptions:
         acceptance: Share of invented prompts that are accepted.
         pairs_kept: Share of prompts whose best and worst reply differ enough.
         self_judged_kept: Share of judging prompts whose order the SFT baseline gets right (`eft.targets: self`).
+        positive: Share of candidates that are positive examples (`pairs.strategy: positive_only`).
     """
 
     reply_share: float = 0.85
@@ -212,6 +213,7 @@ class Assumptions:
     acceptance: float = 0.5
     pairs_kept: float = 0.95
     self_judged_kept: float = 0.25
+    positive: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -449,15 +451,18 @@ class _Counter:
         )
 
     def seed_model(self) -> StageWork:
+        return self._seed_training("seed_model", "seed", self.facts.instructions)
+
+    def _seed_training(self, stage: str, phase: Phase, instructions: Lengths) -> StageWork:
         eft = self.settings.eft
         judgements, ranked = self._judging_data()
-        training = [self._sft(self.facts.instructions.joined(judgements))]
+        training = [self._sft(instructions.joined(judgements))]
         ranks = eft.enabled and eft.ranking
         if ranks:
             training.append(self._ranking(ranked))
         return StageWork(
-            "seed_model",
-            "seed",
+            stage,
+            phase,
             sum(part.examples for part in training),
             "examples",
             tuple(training),
@@ -542,18 +547,34 @@ class _Counter:
         )
 
     def iteration_model(self) -> StageWork:
-        pairs = max(1, round(self.settings.prompt_generation.count * self.assumed.pairs_kept))
+        settings = self.settings
+        if settings.pairs.strategy == "positive_only":
+            replies = settings.prompt_generation.count * settings.candidates.per_prompt * self.assumed.positive
+            added = Lengths(max(1, round(replies)), self.facts.instructions.sample)
+            return self._seed_training("iteration_model", "iteration", self.facts.instructions.joined(added))
+        pairs = max(1, round(settings.prompt_generation.count * self.assumed.pairs_kept))
         part = self._dpo(pairs)
+        looks = self._looks(part.steps)
         return StageWork(
             "iteration_model",
             "iteration",
             pairs,
             "pairs",
-            (part,),
+            (part, *looks),
+            engines=len(looks),
             models=1,
             saves=1,
             temporary_models=_resumable(part),
         )
+
+    def _looks(self, steps: int) -> list[Part]:
+        """What early stopping asks for: replies to held-out prompts, and their comparison with those of before."""
+        chosen = self.settings.dpo.early_stopping
+        looks = steps // chosen.every if chosen.every else 0
+        groups = self.facts.held_out.count / max(self.facts.ranked.sequences, 1)
+        n = min(chosen.prompts, max(1, round(groups)))
+        reply = self._reply(self.settings.evaluation.max_new_tokens)
+        return [part for _ in range(looks) for part in (self._evaluation_replies(reply, n), self._match(reply, 2, n))]
 
     def judge_accuracy(self) -> StageWork:
         return StageWork(
@@ -680,11 +701,12 @@ class _Counter:
             messages.largest,
         )
 
-    def _evaluation_replies(self, reply: float) -> Part:
+    def _evaluation_replies(self, reply: float, n_prompts: int | None = None) -> Part:
         chosen, prompts = self.settings.evaluation, self.facts.evaluation
+        n = prompts.count if n_prompts is None else n_prompts
         return self._writing(
-            prompts.count,
-            prompts.count * prompts.mean,
+            n,
+            n * prompts.mean,
             reply,
             chosen.batch_size,
             chosen.max_new_tokens,
@@ -722,9 +744,10 @@ class _Counter:
             longest,
         )
 
-    def _match(self, reply: float, new_replies: int) -> Part:
+    def _match(self, reply: float, new_replies: int, n_prompts: int | None = None) -> Part:
         """Scores are kept in a journal, so each reply is judged once; comparisons are made anew, in both orders."""
-        facts, n = self.facts, self.facts.evaluation.count
+        facts = self.facts
+        n = facts.evaluation.count if n_prompts is None else n_prompts
         if self.settings.evaluation.arbiter == "comparison":
             return self._comparing(n, reply)
         longest = round(facts.judge_frame + facts.evaluation.largest + self.settings.evaluation.max_new_tokens)

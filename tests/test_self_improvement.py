@@ -1,0 +1,126 @@
+"""The experiment: its parts never meet, the pipeline's held-out prompts are its own, its page shows what was found."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import beta
+
+from benchmarks.oasst_split import Parts, write_parts
+from benchmarks.results_page import DOCUMENT, blocks
+from benchmarks.self_improvement import CONFIG, arms, decided_interval
+from benchmarks.table import MISSING, fill_blocks
+from srlm_pipeline.config import DataSettings, load_settings, merge_overrides
+from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
+from srlm_pipeline.evaluation.head_to_head import HeadToHead
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    data = tmp_path_factory.mktemp("data")
+    (data / "oasst").mkdir()
+    (data / "mt-bench").mkdir()
+    groups = [
+        {
+            "prompt_id": f"g{n}",
+            "prompt": f"ranked {n}",
+            "replies": [{"text": t, "rank": r} for r, t in enumerate("abc ")],
+        }
+        for n in range(633)
+    ]
+    pairs = [{"prompt": f"instruction {n}", "response": "yes"} for n in range(1683)]
+    questions = [{"question_id": n, "turns": [f"question {n}", "and then?"]} for n in range(80)]
+    for name, rows in (
+        ("oasst/eft_groups", groups),
+        ("oasst/ift_pairs", pairs),
+        ("mt-bench/question", questions),
+    ):
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return write_parts(data, tmp_path_factory.mktemp("parts"))
+
+
+def prompts_of(path: Path) -> set[str]:
+    return {json.loads(line)["prompt"] for line in path.read_text().splitlines()}
+
+
+def test_the_parts_have_their_sizes_and_no_prompt_is_in_two(parts: Parts) -> None:
+    found = [prompts_of(p) for p in (parts.ift, parts.ranked, parts.evaluation, parts.development, parts.arbiter)]
+    assert [len(prompts) for prompts in found] == [512, 350, 250, 100, 183]
+    assert len(set.union(*found)) == sum(map(len, found))
+
+
+def test_the_pipeline_holds_out_as_many_prompts_as_planned_and_reads_all_parts(parts: Parts) -> None:
+    data = DataSettings(
+        ift={"source": str(parts.ift)},
+        ranked_replies={"source": str(parts.ranked)},
+        evaluation_prompts={"source": str(parts.evaluation)},
+        held_out_fraction=parts.held_out_fraction,
+    )
+    ranked = load_ranked_replies(data).table
+    first_lines = [json.loads(line)["prompt"] for line in parts.ranked.read_text().splitlines()][:150]
+    assert set(ranked[ranked["split"] == "held_out"]["prompt"]) == set(first_lines)
+    assert set(ranked["text"]) == {"a", "b", "c"}, "blank replies are left out"
+    assert len(load_instructions(data).table) == 512
+    assert load_evaluation_prompts(data).table["kind"].value_counts().to_dict() == {"oasst": 170, "mt-bench": 80}
+
+
+def test_every_arm_has_valid_settings() -> None:
+    names = [arm.name for arm in arms(20, 2)]
+    assert len(set(names)) == len(names)
+    for arm in arms(20, 2):
+        settings = load_settings(CONFIG, merge_overrides(list(arm.changes)))
+        assert arm.iterations <= settings.schedule.planned_iterations
+
+
+def test_the_interval_of_decided_prompts_is_exact() -> None:
+    outcome = HeadToHead(12, 5, 3, 0.725, 0, 0, 0.8, 0.0, 0.0, 0.0)
+    found = decided_interval(outcome)
+    assert found["decided_low"] == pytest.approx(beta.ppf(0.025, 12, 4))
+    assert found["decided_high"] == pytest.approx(beta.ppf(0.975, 13, 3))
+    assert decided_interval(HeadToHead(0, 5, 0, 0.5, 0.5, 0.5, None, 1.0, 0.0, 0.0)) == {}
+
+
+def arm(seed: int, *names: str) -> dict[str, Any]:
+    judge = {
+        "pairwise_accuracy": 0.7, "pairwise_low": 0.6, "pairwise_high": 0.8, "length_baseline": 0.75,
+        "length_balanced_accuracy": 0.625, "accuracy_better_is_longer": 0.75, "accuracy_better_is_shorter": 0.5,
+        "exact_match": 0.25, "spearman": 0.3, "kendall": 0.25, "parse_rate": 1.0, "n_groups": 150.0, "n_pairs": 700.0,
+    }  # fmt: skip
+    replies = {"length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2}
+    match = {
+        "wins": 20.0, "ties": 3.0, "losses": 10.0, "p_value": 0.1,
+        "decided_win_rate": 2 / 3, "decided_low": 0.5, "decided_high": 0.8,
+    }  # fmt: skip
+    undecided = {"wins": 0.0, "ties": 33.0, "losses": 0.0, "p_value": 1.0}
+    return {
+        "seed": seed,
+        "models": {"base": {"judge": judge}, **{name: {"judge": judge, **replies} for name in names}},
+        "iterations": {
+            "1": {
+                "prompts": 128, "pairs": 100, "ties": 20, "too_few": 8, "score_mean": 3.0, "score_std": 0.5,
+                "chosen_length": 480.0, "rejected_length": 510.0,
+            }
+        },
+        "matches": [
+            {"model": later, "opponent": earlier, "arbiter": match, "self": undecided}
+            for place, later in enumerate(names)
+            for earlier in names[:place]
+        ],
+    }  # fmt: skip
+
+
+def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
+    loop = arm(20, "sft_baseline", "M1", "M2", "M3")
+    record: dict[str, Any] = {
+        "date": "2026-01-02T03:04:05", "commit": "abc", "versions": {"torch": "2"}, "settings": "seed: 1",
+        "machine": {"cores": 2, "cpu": "some", "memory_gib": 24}, "arbiter": {"judge": loop["models"]["base"]["judge"]},
+        "arms": {"loop": loop, "no-eft": arm(20, "sft_baseline", "M1", "M2")},
+    }  # fmt: skip
+    found = blocks(record)
+    assert "| M3 against SFT baseline | 20 / 3 / 10 | 66.7% (50.0% to 80.0%) | 0.100 |" in found["matches"]
+    assert found["matches"].count("against") == 6
+    assert "70.0% (60.0% to 80.0%) | 62.5%" in found["judges"]
+    assert found["ablations"].count("\n| ") == 3
+    page = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), found)
+    assert page.count(MISSING) == 2, "ways of judging, and the model's own judgements"

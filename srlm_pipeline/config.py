@@ -205,6 +205,11 @@ class EftSettings(TrainingSettings):
     ranking: bool = Field(
         False, description="afterwards, also train the expected score to follow the human order (not in the paper)"
     )
+    score_weight: float = Field(
+        1.0,
+        ge=0,
+        description="in the ranking stage, weight of the cross-entropy to the scores; 0: the order alone is learned",
+    )
     length_balance: bool = Field(
         False,
         description="in the ranking stage, pairs whose better reply is the shorter one weigh as much in sum as the "

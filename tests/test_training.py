@@ -21,11 +21,11 @@ from srlm_pipeline.training.common import linear_layers
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
 from srlm_pipeline.training.ranking import (
     EncodedItem,
-    PairWeights,
+    RankingWeights,
     RankedExample,
-    balanced_weights,
     encode_comparisons,
     encode_ranked,
+    ranking_weights,
     score_target,
     train_ranking,
 )
@@ -254,7 +254,7 @@ def test_the_ranking_loss_falls_with_the_right_order_and_rises_with_the_wrong_on
     def loss(better: float, worse: float) -> float:
         logits = torch.full((2, 6), -20.0)
         logits[0, int(better)], logits[1, int(worse)] = 0.0, 0.0
-        return float(item_loss(logits, item, PairWeights()))
+        return float(item_loss(logits, item, RankingWeights()))
 
     assert loss(5, 0) < loss(3, 2) < loss(2, 2) < loss(2, 3) < loss(0, 5)
 
@@ -267,7 +267,7 @@ def test_balanced_weights_give_both_kinds_of_pairs_the_same_sum(groups: list[lis
         RankedExample("q", tuple("x" * n for n, _ in group), tuple(rank for _, rank in group), (None,) * len(group))
         for group in groups
     ]
-    weights = balanced_weights(examples)
+    weights = ranking_weights(examples, EftSettings(length_balance=True, score_weight=0.5))
     longer = shorter = 0
     for group in groups:
         for length, rank in group:
@@ -278,17 +278,29 @@ def test_balanced_weights_give_both_kinds_of_pairs_the_same_sum(groups: list[lis
         assert weights.better_longer * longer == pytest.approx(weights.better_shorter * shorter)
         assert weights.better_longer * longer + weights.better_shorter * shorter == pytest.approx(longer + shorter)
     else:
-        assert weights == PairWeights()
+        assert weights == RankingWeights(score=0.5)
+    assert ranking_weights(examples, EftSettings()) == RankingWeights()
 
 
 def test_a_pair_counts_by_which_of_its_replies_is_longer() -> None:
     logits = torch.zeros(2, 6)
     plain = float(
-        item_loss(logits, EncodedItem([[1]] * 2, [list(range(6))] * 2, [0, 1], [None] * 2, [9, 1]), PairWeights())
+        item_loss(logits, EncodedItem([[1]] * 2, [list(range(6))] * 2, [0, 1], [None] * 2, [9, 1]), RankingWeights())
     )
     for lengths, weight in (([9, 1], 3.0), ([1, 9], 0.5), ([9, 9], 0.5)):
         item = EncodedItem([[1]] * 2, [list(range(6))] * 2, [0, 1], [None] * 2, lengths)
-        assert float(item_loss(logits, item, PairWeights(3.0, 0.5))) == pytest.approx(weight * plain)
+        assert float(item_loss(logits, item, RankingWeights(3.0, 0.5))) == pytest.approx(weight * plain)
+
+
+def test_scores_of_ranked_replies_weigh_as_the_settings_say_and_comparisons_always_count() -> None:
+    logits = torch.zeros(2, 6)
+    target = [[1.0, 0, 0, 0, 0, 0]] * 2
+    ranked = EncodedItem([[1]] * 2, [list(range(6))] * 2, [0, 1], target, [9, 1])
+    whole, half, none = (float(item_loss(logits, ranked, RankingWeights(score=w))) for w in (1.0, 0.5, 0.0))
+    assert whole - half == pytest.approx(half - none)
+    assert half > none
+    compared = EncodedItem([[1]] * 2, [[0, 1]] * 2, [], [[1.0, 0.0], [0.0, 1.0]])
+    assert float(item_loss(logits, compared, RankingWeights(score=0.0))) > 0
 
 
 @pytest.mark.parametrize("score", [0.0, 0.4, 1.0, 2.5, 4.999, 5.0])
@@ -338,7 +350,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_items(base: LoadedModel, tmp_p
         model=base.model,
         args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
         pad_token_id=0,
-        weights=PairWeights(),
+        weights=RankingWeights(),
     )
     items = [encode_ranked(base.tokenizer, example, "short", 1024) for example in RANKED[:2]]
     losses = [trainer.compute_loss(base.model, {"items": [item]}).item() for item in items]

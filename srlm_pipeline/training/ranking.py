@@ -79,16 +79,18 @@ class EncodedItem:
 
 
 @dataclass(frozen=True)
-class PairWeights:
-    """What a pair of replies weighs in the ranking loss.
+class RankingWeights:
+    """What the parts of the ranking stage's loss weigh.
 
     Attributes:
         better_longer: A pair whose better reply is the longer one.
-        better_shorter: Any other.
+        better_shorter: Any other pair.
+        score: The cross-entropy to the scores of ranked replies.
     """
 
     better_longer: float = 1.0
     better_shorter: float = 1.0
+    score: float = 1.0
 
 
 def train_ranking(
@@ -145,7 +147,7 @@ def train_ranking(
         ),
         train_dataset=items,
         pad_token_id=int(loaded.tokenizer.pad_token_id or 0),
-        weights=balanced_weights(examples) if settings.length_balance else PairWeights(),
+        weights=ranking_weights(examples, settings),
     )
     history = run_trainer(trainer, work, description, progress)
     return TrainingRun(finish(trainer, source, settings, model, loaded.tokenizer, work), history, len(items))
@@ -165,11 +167,16 @@ def encode_ranked(
     return EncodedItem(sequences, options, list(example.ranks), targets, [len(reply) for reply in example.replies])
 
 
-def balanced_weights(examples: Sequence[RankedExample]) -> PairWeights:
-    """Return weights under which pairs won by the longer reply count as much in sum as those won by a shorter one.
+def ranking_weights(examples: Sequence[RankedExample], settings: EftSettings) -> RankingWeights:
+    """Return the weights that the settings ask for.
 
     People prefer the longer of two replies three times out of four, and a small model learns that before anything
-    else. The mean weight stays one; where either kind is missing there is nothing to balance.
+    else. Balanced, pairs won by the longer reply count as much in sum as those won by a shorter one, and the mean
+    weight stays one; where either kind is missing there is nothing to balance.
+
+    Args:
+        examples: All that will be trained on.
+        settings: `length_balance` and `score_weight` are read.
     """
     longer = [
         len(example.replies[better]) > len(example.replies[worse])
@@ -177,7 +184,9 @@ def balanced_weights(examples: Sequence[RankedExample]) -> PairWeights:
         for better, worse in ordered_pairs(example.ranks)
     ]
     share = sum(longer) / len(longer) if longer else 0.0
-    return PairWeights(0.5 / share, 0.5 / (1 - share)) if 0 < share < 1 else PairWeights()
+    if settings.length_balance and 0 < share < 1:
+        return RankingWeights(0.5 / share, 0.5 / (1 - share), settings.score_weight)
+    return RankingWeights(score=settings.score_weight)
 
 
 def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:

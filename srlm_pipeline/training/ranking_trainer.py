@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
-from srlm_pipeline.training.ranking import EncodedItem, PairWeights
+from srlm_pipeline.training.ranking import EncodedItem, RankingWeights
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.
 _SHARPNESS = 2.0
@@ -20,11 +20,11 @@ class RankingTrainer(Trainer):
 
     Args:
         pad_token_id: For left padding.
-        weights: Of pairs of replies.
+        weights: Of the parts of the loss.
         kwargs: Of `transformers.Trainer`.
     """
 
-    def __init__(self, *, pad_token_id: int, weights: PairWeights, **kwargs: Any) -> None:
+    def __init__(self, *, pad_token_id: int, weights: RankingWeights, **kwargs: Any) -> None:
         super().__init__(data_collator=lambda items: {"items": items}, **kwargs)
         self._pad_token_id, self._weights = pad_token_id, weights
         self.model_accepts_loss_kwargs = False
@@ -47,13 +47,13 @@ class RankingTrainer(Trainer):
         return 0
 
 
-def item_loss(logits: torch.Tensor, item: EncodedItem, weights: PairWeights) -> torch.Tensor:
+def item_loss(logits: torch.Tensor, item: EncodedItem, weights: RankingWeights) -> torch.Tensor:
     """Return ranking loss plus cross-entropy for one item.
 
     Args:
         logits: Shape (sequences, vocabulary), float32.
         item: Options, ranks, targets and lengths of the same sequences.
-        weights: Of pairs of replies.
+        weights: Of the parts of the loss.
     """
     options = torch.tensor(item.options, device=logits.device)
     # Over the whole vocabulary, so that probability is also drawn towards the options.
@@ -62,7 +62,9 @@ def item_loss(logits: torch.Tensor, item: EncodedItem, weights: PairWeights) -> 
     with_target = [place for place, target in enumerate(item.targets) if target is not None]
     if with_target:
         targets = torch.tensor([item.targets[place] for place in with_target], device=logits.device)
-        loss = loss - (targets * log_probabilities[with_target]).sum(-1).mean()
+        # Of a comparison the target is all there is to learn.
+        weight = weights.score if item.ranks else 1.0
+        loss = loss - weight * (targets * log_probabilities[with_target]).sum(-1).mean()
     if item.ranks:
         values = torch.arange(options.shape[-1], device=logits.device, dtype=logits.dtype)
         expected = log_probabilities.softmax(-1) @ values
@@ -72,6 +74,6 @@ def item_loss(logits: torch.Tensor, item: EncodedItem, weights: PairWeights) -> 
             difference = expected[:, None] - expected[None, :]
             lengths = torch.tensor(item.lengths, device=logits.device)
             longer = lengths[:, None] > lengths[None, :]
-            weight = torch.where(longer, weights.better_longer, weights.better_shorter)[better]
-            loss = loss + (weight * nn.functional.softplus(-_SHARPNESS * difference[better])).mean()
+            of_pairs = torch.where(longer, weights.better_longer, weights.better_shorter)[better]
+            loss = loss + (of_pairs * nn.functional.softplus(-_SHARPNESS * difference[better])).mean()
     return loss

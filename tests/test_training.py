@@ -21,8 +21,8 @@ from srlm_pipeline.training.common import linear_layers
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
 from srlm_pipeline.training.ranking import (
     EncodedItem,
-    RankingWeights,
     RankedExample,
+    RankingWeights,
     encode_comparisons,
     encode_ranked,
     ranking_weights,

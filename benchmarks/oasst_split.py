@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,11 @@ def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
         smoke: A tenth of everything.
     """
     share = 10 if smoke else 1
-    groups = _by_hash(_read(data / "oasst" / "eft_groups.jsonl"), lambda row: row["prompt"])
+    groups = [_group(row) for row in _read(data / "oasst" / "eft_groups.jsonl")]
+    groups = _by_hash([group for group in groups if len(group["replies"]) > 1])
     groups = groups[: len(groups) // share]
     held_out, eft, development = (n // share for n in (HELD_OUT, EFT, DEVELOPMENT))
-    pairs = _by_hash(_read(data / "oasst" / "ift_pairs.jsonl"), lambda row: row["prompt"])
+    pairs = _by_hash(_read(data / "oasst" / "ift_pairs.jsonl"))
     ift, evaluation, mt_bench = (n // share for n in (IFT, EVALUATION, MT_BENCH))
     questions = _read(data / "mt-bench" / "question.jsonl")[:mt_bench]
     unseen = pairs[ift : ift + evaluation - len(questions)]
@@ -62,26 +63,28 @@ def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
     folder.mkdir(parents=True, exist_ok=True)
     return Parts(
         ift=_write(folder / "ift.jsonl", pairs[:ift]),
-        ranked=_write(folder / "ranked.jsonl", map(_group, groups[: held_out + eft])),
+        ranked=_write(folder / "ranked.jsonl", groups[: held_out + eft]),
         evaluation=_write(folder / "evaluation.jsonl", prompts),
-        development=_write(
-            folder / "development.jsonl", map(_group, groups[held_out + eft : held_out + eft + development])
-        ),
-        arbiter=_write(folder / "arbiter.jsonl", map(_group, groups[held_out + eft + development :])),
+        development=_write(folder / "development.jsonl", groups[held_out + eft : held_out + eft + development]),
+        arbiter=_write(folder / "arbiter.jsonl", groups[held_out + eft + development :]),
     )
 
 
 def _group(row: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what the pipeline does not read, and replies without a text."""
-    replies = [{"text": reply["text"], "rank": reply["rank"]} for reply in row["replies"] if reply["text"].strip()]
+    """Keep what the pipeline reads; of replies with the same text the best, and none without a text."""
+    texts: dict[str, int] = {}
+    for reply in sorted(row["replies"], key=lambda reply: reply["rank"]):
+        texts.setdefault(reply["text"].strip(), reply["rank"])
+    replies = [{"text": text, "rank": rank} for text, rank in texts.items() if text]
     return {"id": row["prompt_id"], "prompt": row["prompt"], "replies": replies}
 
 
-def _by_hash(rows: Sequence[dict[str, Any]], text: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
-    def digest(row: dict[str, Any]) -> bytes:
-        return hashlib.sha256(" ".join(text(row).lower().split()).encode()).digest()
-
-    return sorted(rows, key=digest)
+def _by_hash(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows in the order of a hash of their prompts, the first of those with the same prompt."""
+    found: dict[bytes, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(hashlib.sha256(" ".join(row["prompt"].lower().split()).encode()).digest(), row)
+    return [found[digest] for digest in sorted(found)]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

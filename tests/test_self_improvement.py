@@ -29,7 +29,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
         }
         for n in range(633)
     ]
-    pairs = [{"prompt": f"instruction {n}", "response": "yes"} for n in range(1683)]
+    # What the real data has as well: replies with the same text, and prompts that differ in letter case alone.
+    groups += [
+        {"prompt_id": "twins", "prompt": "twins", "replies": [{"text": "a", "rank": 0}, {"text": " a", "rank": 1}]},
+        {"prompt_id": "again", "prompt": "Ranked  1", "replies": groups[1]["replies"]},
+    ]
+    pairs = [{"prompt": f"instruction {n % 1683}", "response": "yes"} for n in range(1700)]
     questions = [{"question_id": n, "turns": [f"question {n}", "and then?"]} for n in range(80)]
     for name, rows in (
         ("oasst/eft_groups", groups),

@@ -14,6 +14,7 @@ from srlm_pipeline.models.loading import load_model
 
 PREFIX = list(range(10, 60))
 ENDS = [[61], [62, 63, 64], [65] * 40]
+UNLIKE = [[61], [65] * 900, [62] * 300, [63, 64]]
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=15, max_size=20), min_size=1, max_size=4), st.integers(0, 20))
@@ -26,14 +27,17 @@ def test_common_prefix_is_common_as_long_as_possible_and_leaves_a_token(ends: li
         assert len(longer) > 1 or any(len(s) == len(shared) + 1 for s in sequences)
 
 
-@given(st.lists(st.integers(1, 50), max_size=12))
-def test_every_text_is_in_one_batch_beside_texts_of_alike_length(lengths: list[int]) -> None:
+@given(st.lists(st.integers(1, 900), max_size=12))
+def test_every_text_is_in_one_batch_and_a_further_batch_saves_what_it_costs(lengths: list[int]) -> None:
     batches = alike(lengths)
     assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
-    for batch in batches:
-        own = [lengths[place] for place in batch]
-        assert min(own) >= 0.75 * max(own)
-        assert own == sorted(own, reverse=True)
+    padded = sum(max(lengths[place] for place in batch) * len(batch) for batch in batches)
+    assert padded + 512 * (len(batches) - 1) <= max(lengths, default=0) * len(lengths)
+
+
+def test_texts_of_nearly_the_same_length_stay_together_and_a_much_longer_one_stands_alone() -> None:
+    assert alike([100, 120, 90]) == [[1, 0, 2]]
+    assert alike([100, 900, 120, 90]) == [[1], [2, 0, 3]]
 
 
 def test_a_prefix_is_read_once_and_only_what_is_new_of_the_next(tiny_model: Path) -> None:
@@ -51,7 +55,7 @@ def test_a_prefix_is_read_once_and_only_what_is_new_of_the_next(tiny_model: Path
     assert read == [50, 2, 1, 2]
 
 
-@pytest.mark.parametrize("ends", [ENDS, ENDS[:1], [[61], [62]]])
+@pytest.mark.parametrize("ends", [ENDS, ENDS[:1], [[61], [62]], UNLIKE])
 def test_logits_are_those_of_each_sequence_alone(tiny_model: Path, ends: list[list[int]]) -> None:
     model = load_model(tiny_model, ModelSettings(device="cpu", dtype="float32")).model
     sequences = [PREFIX + end for end in ends]

@@ -13,7 +13,7 @@ from srlm_pipeline.config import DpoSettings, EftSettings, LoraSettings, ModelSe
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.prefill import last_token_logits
 from srlm_pipeline.generation.transformers_engine import option_tokens
-from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, SCORE_START, SCORES
+from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, COMPARISON_START, SCORE_START, SCORES
 from srlm_pipeline.models.checkpoint import save_checkpoint
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.progress import NullProgress
@@ -334,6 +334,23 @@ def test_a_long_ranked_reply_loses_its_end_and_rubric_question_and_score_stay(ba
     assert cut.endswith(SCORE_START)
     assert cut.count("word") > 20
     assert item.lengths == [2000, 5], "of the replies as people saw them"
+
+
+@given(
+    st.lists(st.text(max_size=150), min_size=2, max_size=2, unique=True),
+    st.integers(600, 900),
+)
+@settings(deadline=None, max_examples=60)
+def test_whatever_is_compared_fits_and_keeps_its_question(base: LoadedModel, replies: list[str], room: int) -> None:
+    import numpy as np
+
+    example = RankedExample("the question", (replies[0] * 3, replies[1]), (0, 1), (None, None))
+    for item in encode_comparisons(base.tokenizer, example, 1, room, np.random.default_rng(1)):
+        for sequence in item.sequences:
+            text = base.tokenizer.decode(sequence)
+            assert len(sequence) <= room
+            assert "the question" in text
+            assert text.endswith(COMPARISON_START)
 
 
 def test_where_the_question_alone_is_too_long_the_score_is_still_asked_for(base: LoadedModel) -> None:

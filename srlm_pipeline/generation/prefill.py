@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # A shorter common beginning is not worth a forward pass of its own.
 _WORTHWHILE = 16
-# Texts at least this long, as a share of the longest beside them, are read together.
-_ALIKE = 0.75
+# So many tokens of padding cost as much as a further pass through all layers, forwards and backwards.
+_WORTH_A_PASS = 512
 
 
 class PrefixStore:
@@ -138,7 +138,7 @@ def last_token_logits(
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Put texts of alike lengths together: what is padding in a batch costs as much as what is text.
+    """Put texts of alike lengths together, where that saves more padding than it costs in passes.
 
     Args:
         lengths: Of texts.
@@ -146,12 +146,14 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
     Returns:
         Places of the texts of each batch, longest first.
     """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     batches: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[place] >= _ALIKE * lengths[batches[-1][0]]:
-            batches[-1].append(place)
-        else:
+    for number, place in enumerate(order):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if not batches or (longest - lengths[place]) * (len(order) - number) >= _WORTH_A_PASS:
             batches.append([place])
+        else:
+            batches[-1].append(place)
     return batches
 
 

@@ -114,7 +114,6 @@ class TransformersEngine:
                 result[rows] = log_probabilities.exp().double().cpu().numpy()
                 if on_finished:
                     on_finished(len(rows))
-        trim_freed_memory()
         return result
 
     def _read_common(self, sequences: Sequence[Sequence[int]]) -> DynamicCache | None:
@@ -131,6 +130,8 @@ class TransformersEngine:
         order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i]))
         for start in range(0, len(order), self._batch_size):
             yield order[start : start + self._batch_size]
+            # The next batch has tensors of other sizes.
+            trim_freed_memory()
 
     def _encode(self, prompt: str, max_new_tokens: int) -> list[int]:
         ids = list(self._tokenizer(prompt, add_special_tokens=False).input_ids)

@@ -161,7 +161,7 @@ def encode_ranked(
     def render(reply: str) -> str:
         return render_user_turn(tokenizer, judge_prompt(rubric, example.prompt, reply, "direct"), SCORE_START)
 
-    prefixes = [_fitting(tokenizer, render, reply, max_length) for reply in example.replies]
+    prefixes = [_fitting(tokenizer, render, [reply], max_length) for reply in example.replies]
     sequences, options = _encode(tokenizer, prefixes, SCORES, max_length)
     targets = [score_target(score) if score is not None else None for score in example.scores]
     return EncodedItem(sequences, options, list(example.ranks), targets, [len(reply) for reply in example.replies])
@@ -203,13 +203,15 @@ def encode_comparisons(
 ) -> list[EncodedItem]:
     """Encode some ordered pairs of a prompt as the comparison arbiter would see them, each in both orders."""
     pairs = ordered_pairs(example.ranks)
+
+    def render(first: str, second: str) -> str:
+        return render_user_turn(tokenizer, comparison_prompt(example.prompt, first, second), COMPARISON_START)
+
     items: list[EncodedItem] = []
     for place in random.permutation(len(pairs))[:n_pairs]:
         better, worse = (example.replies[i] for i in pairs[place])
-        prefixes = [
-            render_user_turn(tokenizer, comparison_prompt(example.prompt, first, second), COMPARISON_START)
-            for first, second in ((better, worse), (worse, better))
-        ]
+        orders = ((better, worse), (worse, better))
+        prefixes = [_fitting(tokenizer, render, order, max_length) for order in orders]
         sequences, options = _encode(tokenizer, prefixes, COMPARISON_OPTIONS, max_length)
         items.append(EncodedItem(sequences, options, [], [[1.0, 0.0], [0.0, 1.0]]))
     return items
@@ -223,21 +225,23 @@ def score_target(score: float) -> list[float]:
     return target
 
 
-def _fitting(tokenizer: PreTrainedTokenizerBase, render: Callable[[str], str], reply: str, max_length: int) -> str:
-    """Render a reply; of one that is too long so much of its beginning as fits, for rubric and question must stay."""
+def _fitting(
+    tokenizer: PreTrainedTokenizerBase, render: Callable[..., str], replies: Sequence[str], max_length: int
+) -> str:
+    """Render replies; of what is too long so much of each beginning as fits, for rubric and question must stay."""
 
-    def n_tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False).input_ids)
+    def tokens(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
 
-    rendered = render(reply)
-    excess = n_tokens(rendered) - max_length
-    while excess > 0 and reply:
-        tokens = tokenizer(reply, add_special_tokens=False).input_ids
-        # Cut between tokens, a text may be encoded otherwise than before: then once more.
-        reply = tokenizer.decode(tokens[: max(len(tokens) - excess, 0)]) if excess < len(tokens) else ""
-        rendered = render(reply)
-        excess = n_tokens(rendered) - max_length
-    return rendered
+    texts = list(replies)
+    while (excess := len(tokens(render(*texts))) - max_length) > 0 and any(texts):
+        encoded = [tokens(text) for text in texts]
+        longest = max(range(len(texts)), key=lambda place: len(encoded[place]))
+        # Half of it where there are several, so that the longest does not end up the shortest.
+        kept = encoded[longest][: -max(1, excess // min(len(texts), 2))] if excess < len(encoded[longest]) else []
+        # A character that was cut in two would come back as several tokens, and nothing would get shorter.
+        texts[longest] = str(tokenizer.decode(kept)).rstrip("\ufffd")
+    return render(*texts)
 
 
 def _encode(

@@ -94,7 +94,7 @@ def run_iteration(
     from srlm_pipeline.preference.pairs import select_best_worst
     from srlm_pipeline.progress import NullProgress
     from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
-    from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+    from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
     seconds: dict[str, float] = {}
 
@@ -130,16 +130,7 @@ def run_iteration(
     with part("pairs"):
         pairs = select_best_worst(scored, settings.pairs.min_margin).pairs
     with part("DPO"):
-        examples = [
-            PreferenceExample(
-                row.prompt,
-                row.chosen,
-                row.rejected,
-                row.chosen_finish_reason == "stop",
-                row.rejected_finish_reason == "stop",
-            )
-            for row in pairs.itertuples()
-        ]
+        examples = preference_examples(pairs)
         trained = train_dpo(
             policy.path, examples, settings.dpo, settings.model, settings.seed + 1, work / "dpo", "DPO", NullProgress()
         )

@@ -132,22 +132,13 @@ def _preference_tuned(
     entering: "Checkpoint",
 ) -> _Made:
     """Train M_t on its pairs with DPO (paper section 2.4)."""
-    from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+    from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
     settings, store = project.settings, project.store
     stopping = _early_stopping(context, project, name, entering) if settings.dpo.early_stopping.every else None
     trained = train_dpo(
         entering.path,
-        [
-            PreferenceExample(
-                row.prompt,
-                row.chosen,
-                row.rejected,
-                row.chosen_finish_reason == "stop",
-                row.rejected_finish_reason == "stop",
-            )
-            for row in pairs.itertuples()
-        ],
+        preference_examples(pairs),
         settings.dpo,
         settings.model,
         settings.seed + iteration_number(context.partition_key),

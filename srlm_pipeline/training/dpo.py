@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from srlm_pipeline.config import DpoSettings, ModelSettings
 from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
@@ -47,6 +49,20 @@ class PreferenceExample:
     rejected: str
     chosen_ended: bool = True
     rejected_ended: bool = True
+
+
+def preference_examples(pairs: pd.DataFrame) -> list[PreferenceExample]:
+    """Return the pairs of table `PREFERENCE_PAIRS`."""
+    return [
+        PreferenceExample(
+            row.prompt,
+            row.chosen,
+            row.rejected,
+            row.chosen_finish_reason == "stop",
+            row.rejected_finish_reason == "stop",
+        )
+        for row in pairs.itertuples()
+    ]
 
 
 def train_dpo(

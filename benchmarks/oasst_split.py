@@ -6,7 +6,6 @@ the first part.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,9 +80,11 @@ def _group(row: dict[str, Any]) -> dict[str, Any]:
 
 def _by_hash(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows in the order of a hash of their prompts, the first of those with the same prompt."""
+    from srlm_pipeline.data.loaders import prompt_hash
+
     found: dict[bytes, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(hashlib.sha256(" ".join(row["prompt"].lower().split()).encode()).digest(), row)
+        found.setdefault(prompt_hash(row["prompt"]), row)
     return [found[digest] for digest in sorted(found)]
 
 

@@ -99,7 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not args.only or arm.name in args.only:
             overrides = run_arm(arm, parts, base, args)
             measure_arm(arm, overrides, arbiter, record, args)
-    print(f"[self_improvement] written to {record.path}", flush=True)
 
 
 class Record:
@@ -111,7 +110,6 @@ class Record:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.path = (SMOKE_RESULTS if args.smoke else RESULTS) / "learning" / "self_improvement.json"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
         self.arms: dict[str, Any] = known.get("arms", {})
         self.arbiter: dict[str, Any] = known.get("arbiter", {})
@@ -131,6 +129,7 @@ class Record:
         }
         with replacing_file(self.path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"[self_improvement] written to {self.path}", flush=True)
 
 
 def run_arm(arm: Arm, parts: Parts, base: Path, args: argparse.Namespace) -> list[str]:
@@ -341,9 +340,8 @@ class Measuring:
         self, checkpoint: Checkpoint, held_out: pd.DataFrame, changes: Mapping[str, Any]
     ) -> dict[str, float]:
         """Return accuracy and cost of a way of judging; nothing is taken from a journal, because it is timed."""
-        import pandas as pd
-
         from srlm_pipeline.evaluation.judge_accuracy import measure_judge
+        from srlm_pipeline.evaluation.measuring import accuracy_table
         from srlm_pipeline.judging.judges import JudgeItem, make_judge
 
         settings = self._settings.judge.model_copy(update=dict(changes))
@@ -352,15 +350,7 @@ class Measuring:
         started = time.perf_counter()
         judged = judge.judge(items, self._progress)
         seconds = time.perf_counter() - started
-        table = pd.DataFrame(
-            {
-                "model": checkpoint.name,
-                "group_id": held_out["group_id"].tolist(),
-                "rank": held_out["rank"].tolist(),
-                "n_characters": held_out["text"].str.len().tolist(),
-                "score": [j.score for j in judged],
-            }
-        ).astype({"score": float})
+        table = accuracy_table(checkpoint.name, held_out, judged)
         valid, invalid = sum(j.n_valid for j in judged), sum(j.n_invalid for j in judged)
         return {
             **measure_judge(table).metrics(),

@@ -112,8 +112,13 @@ def held_out_prompts(prompts: list[str], fraction: float) -> set[str]:
     Returns:
         Normalised texts of the held-out prompts.
     """
-    different = sorted({_normal(p) for p in prompts}, key=lambda p: hashlib.sha256(p.encode()).digest())
+    different = sorted({_normal(p) for p in prompts}, key=prompt_hash)
     return set(different[: round(len(different) * fraction)])
+
+
+def prompt_hash(prompt: str) -> bytes:
+    """Return what prompts are ordered by where they are split; letter case and blanks do not matter."""
+    return hashlib.sha256(_normal(prompt).encode()).digest()
 
 
 def for_judging(prompt: str, share: float) -> bool:

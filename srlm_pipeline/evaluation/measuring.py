@@ -6,7 +6,7 @@ Replies are greedy and journaled per model, so a model's replies are written onc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from srlm_pipeline.evaluation.head_to_head import (
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import generate_all
-from srlm_pipeline.judging.judges import JudgeItem, make_judge
+from srlm_pipeline.judging.judges import JudgeItem, Judgement, make_judge
 from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import ProgressReporter
@@ -69,7 +69,7 @@ def evaluation_replies(
             engine,
             requests,
             Sampling(max_new_tokens=chosen.max_new_tokens),
-            f"{checkpoint.name} answers the {purpose.replace('_', ' ')} prompts",
+            f"{checkpoint.name} answers the {purpose.split('/')[0].replace('_', ' ')} prompts",
             progress,
             journal,
         )
@@ -112,14 +112,24 @@ def judge_ranked_replies(
         if settings.judge.mode == "distribution"
         else Journal(store.journal_folder(stage), fingerprint(judge.name, settings.fingerprint("judge", "seed")))
     )
-    judged = judge.judge(items, progress, journal)
+    return accuracy_table(checkpoint.name, ranked, judge.judge(items, progress, journal))
+
+
+def accuracy_table(model: str, ranked: pd.DataFrame, judgements: Sequence[Judgement]) -> pd.DataFrame:
+    """Put judgements beside human ranks, as table `JUDGE_ACCURACY`.
+
+    Args:
+        model: The judge's name.
+        ranked: Rows of table `RANKED_REPLIES`.
+        judgements: One per row, same order.
+    """
     return pd.DataFrame(
         {
-            "model": checkpoint.name,
+            "model": model,
             "group_id": ranked["group_id"].tolist(),
             "rank": ranked["rank"].tolist(),
             "n_characters": ranked["text"].str.len().tolist(),
-            "score": [j.score for j in judged],
+            "score": [j.score for j in judgements],
         }
     )[list(JUDGE_ACCURACY.columns)].astype({"score": float})
 

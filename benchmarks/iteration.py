@@ -168,14 +168,15 @@ class PlainLoop:
         """Ask for new prompts one by one, each compared with all known ones."""
         import random
 
-        from srlm_pipeline.prompting.few_shot import few_shot_message
+        from srlm_pipeline.prompting.few_shot import few_shot_exchange
         from srlm_pipeline.prompting.filters import clean_prompt
 
         draw = random.Random(seed)  # noqa: S311 - nothing secret
         accepted = []
         for attempt in range(attempts):
             examples = draw.sample(self._known, 8)
-            message = self._render(few_shot_message(examples)) + f"Task {len(examples) + 1}:"
+            request, reply_start = few_shot_exchange(examples)
+            message = self._render(request) + reply_start
             ((reply,),) = self.generator.generate([message], 1, max_new_tokens, 1, seed + attempt, temperature)
             text = clean_prompt(reply.text)
             if plain_nearest(text, self._known) < 0.7:

@@ -94,7 +94,9 @@ def matches(arms: Mapping[str, Any]) -> str:
         [
             _seed(arm) if first else "",
             f"{_model(match['model'])} against {_model(match['opponent'])}",
-            *(cell for judge in ("arbiter", "self") for cell in _match_cells(match[judge])),
+            *_match_cells(match["arbiter"]),
+            _at_equal_length(match["arbiter"]),
+            *_match_cells(match["self"]),
         ]
         for arm in arms.values()
         for first, match in _firsts(arm["matches"])
@@ -105,6 +107,7 @@ def matches(arms: Mapping[str, Any]) -> str:
         "arbiter: win / tie / loss",
         "of the decided, won (95 %)",
         "p",
+        "win rate at equal length (95 %)",
         "self-judge (M1): win / tie / loss",
         "of the decided, won (95 %)",
         "p",
@@ -113,7 +116,7 @@ def matches(arms: Mapping[str, Any]) -> str:
 
 
 def lengths(arms: Mapping[str, Any]) -> str:
-    """Length and repetition of each model's replies to the evaluation prompts."""
+    """Length and repetition of each model's replies to the evaluation prompts, and what it does as it is told."""
     rows = [
         [
             _seed(arm) if first else "",
@@ -123,6 +126,7 @@ def lengths(arms: Mapping[str, Any]) -> str:
             f"{model['length_mean'] / arm['models']['sft_baseline']['length_mean']:.2f}",
             f"{model['repeated_4grams']:.3f}",
             f"{model['cut_off_share']:.1%}",
+            _followed(model["checkable"]),
         ]
         for arm in arms.values()
         for first, (name, model) in _firsts([(n, m) for n, m in arm["models"].items() if "length_mean" in m])
@@ -135,6 +139,7 @@ def lengths(arms: Mapping[str, Any]) -> str:
         "times the SFT baseline's",
         "repeated 4-grams",
         "cut off by the limit",
+        "checkable instructions followed (95 %)",
     ]
     return markdown_table(columns, rows)
 
@@ -197,6 +202,7 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
                 f"{judged['length_balanced_accuracy']:.1%}",
                 f"{first['pairs']:.0f}",
                 *_match_cells(match["arbiter"]),
+                _at_equal_length(match["arbiter"]),
                 f"{growth:.2f}",
             ]
         )
@@ -208,6 +214,7 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
         "M2 against SFT baseline, arbiter: win / tie / loss",
         "of the decided, won (95 %)",
         "p",
+        "win rate at equal length (95 %)",
         "length",
     ]
     return markdown_table(columns, rows)
@@ -230,6 +237,16 @@ def _match_cells(match: Mapping[str, float]) -> list[str]:
         return [counts, "", ""]
     share = f"{match['decided_win_rate']:.1%} ({match['decided_low']:.1%} to {match['decided_high']:.1%})"
     return [counts, share, f"{match['p_value']:.3f}"]
+
+
+def _at_equal_length(match: Mapping[str, float]) -> str:
+    low, high = match["length_controlled_low"], match["length_controlled_high"]
+    return f"{match['length_controlled']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _followed(found: Mapping[str, float]) -> str:
+    low, high = found["instruction_strict_low"], found["instruction_strict_high"]
+    return f"{found['instruction_strict']:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _seed(arm: Mapping[str, Any]) -> str:

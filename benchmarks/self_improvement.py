@@ -78,7 +78,7 @@ def arms(seed: int, iterations: int) -> list[Arm]:
         Arm("loop", seed, iterations),
         Arm("loop-other-seed", seed + 1, iterations),
         Arm("no-eft", seed, 1, ("eft.enabled=false",), "loop"),
-        Arm("positive-only", seed, 1, ("pairs.strategy=positive_only", "pairs.min_score=3.5"), "loop"),
+        Arm("positive-only", seed, 1, ("pairs.strategy=positive_only", "pairs.min_score=3.8"), "loop"),
         Arm("full-rubric", seed, 1, ("judge.rubric=additive",), "loop"),
     ]
 
@@ -247,8 +247,11 @@ def measure_arm(arm: Arm, overrides: list[str], arbiter: Checkpoint, record: Rec
     for checkpoint in [store.base_checkpoint(settings), *models]:
         result["models"][checkpoint.name] = {"judge": measured.accuracy(checkpoint, held_out)}
     replies = {checkpoint.name: measured.replies(checkpoint, prompts) for checkpoint in models}
-    for name, table in replies.items():
-        result["models"][name] |= measured.description(table)
+    for checkpoint in models:
+        result["models"][checkpoint.name] |= {
+            **measured.description(replies[checkpoint.name]),
+            "checkable": measured.checkable(checkpoint),
+        }
     for number in range(1, arm.iterations + 1):
         scored = read_table(JUDGED_SCORES, store.table_path("judged_scores", number))
         result["iterations"][str(number)] = measured.pairs(scored)
@@ -321,6 +324,16 @@ class Measuring:
 
         described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
         return {**described, "cut_off_share": float((replies["finish_reason"] == "length").mean())}
+
+    def checkable(self, checkpoint: Checkpoint) -> dict[str, float]:
+        """Return how many instructions a model follows that a program checks: a figure without any judge."""
+        from srlm_pipeline.evaluation.verifiable.asking import verifiable_replies
+        from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
+        from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+
+        prompts = load_verifiable(self._settings.evaluation.verifiable)
+        table = verifiable_replies(checkpoint, prompts, self._settings, self._store, self._open, self._progress)
+        return measure_verifiable(table).metrics()
 
     def pairs(self, scored: pd.DataFrame) -> dict[str, float]:
         """Return what became of an iteration's prompts."""

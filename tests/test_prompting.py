@@ -15,7 +15,7 @@ from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.engine import Completion, GenerationRequest
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.progress import NullProgress
-from srlm_pipeline.prompting.few_shot import PromptGeneration, SeedPrompt, few_shot_message, generate_prompts
+from srlm_pipeline.prompting.few_shot import PromptGeneration, SeedPrompt, few_shot_exchange, generate_prompts
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS, check_table
 
@@ -79,7 +79,7 @@ def generate(
 
 
 def examples_in(request: GenerationRequest) -> list[str]:
-    return re.findall(r"^Task \d+: (.+)$", request.prompt, re.MULTILINE)
+    return re.findall(r"(?:^|ASSISTANT )Task \d+: (.+)$", request.prompt, re.MULTILINE)
 
 
 @given(WORDS, st.lists(WORDS, max_size=4))
@@ -287,9 +287,9 @@ def test_giving_up_says_why_and_which_settings_help() -> None:
 
 
 def test_examples_are_shown_as_numbered_single_lines() -> None:
-    message = few_shot_message(["Sort:\n- pear\n- apple", "Task 9: trap"])
-    assert "Task 1: Sort: - pear - apple\nTask 2: Task 9: trap\n" in message
-    assert "Write task 3:" in message
+    message, reply_start = few_shot_exchange(["Sort:\n- pear\n- apple", "Task 9: trap"])
+    assert reply_start == "Task 1: Sort: - pear - apple\nTask 2: Task 9: trap\nTask 3:"
+    assert "pear" not in message
 
 
 def test_examples_are_seeds_first_and_a_mix_as_soon_as_prompts_were_accepted() -> None:
@@ -301,7 +301,7 @@ def test_examples_are_seeds_first_and_a_mix_as_soon_as_prompts_were_accepted() -
         assert examples_in(request) == [texts[i] for i in ids]
         assert len(set(ids)) == 5
         assert sum(i.startswith("iter_001") for i in ids) == (0 if n < 32 else 2)
-        assert request.prompt.endswith("ASSISTANT Task 6:")
+        assert request.prompt.endswith("\nTask 6:")
     assert len(engine.requests) == 64, "whole rounds are asked for"
     assert made.prompts["parent_ids"].nunique() == 40
 

@@ -82,10 +82,14 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
         "length_balanced_accuracy": 0.625, "accuracy_better_is_longer": 0.75, "accuracy_better_is_shorter": 0.5,
         "exact_match": 0.25, "spearman": 0.3, "kendall": 0.25, "parse_rate": 1.0, "n_groups": 150.0, "n_pairs": 700.0,
     }  # fmt: skip
-    replies = {"length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2}
+    replies = {
+        "length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2,
+        "checkable": {"instruction_strict": 0.4, "instruction_strict_low": 0.3, "instruction_strict_high": 0.5},
+    }  # fmt: skip
     match = {
         "wins": 20.0, "ties": 3.0, "losses": 10.0, "p_value": 0.1,
         "decided_win_rate": 2 / 3, "decided_low": 0.5, "decided_high": 0.8,
+        "length_controlled": 0.6, "length_controlled_low": 0.4, "length_controlled_high": 0.7,
     }  # fmt: skip
     undecided = {"wins": 0.0, "ties": 33.0, "losses": 0.0, "p_value": 1.0}
     return {
@@ -113,9 +117,12 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
         "arms": {"loop": loop, "no-eft": arm(20, "sft_baseline", "M1", "M2")},
     }  # fmt: skip
     found = blocks(record)
-    assert "| M3 against SFT baseline | 20 / 3 / 10 | 66.7% (50.0% to 80.0%) | 0.100 |" in found["matches"]
+    assert (
+        "| M3 against SFT baseline | 20 / 3 / 10 | 66.7% (50.0% to 80.0%) | 0.100 | 60.0% (40.0% to 70.0%) |"
+    ) in found["matches"]
     assert found["matches"].count("against") == 6
     assert "70.0% (60.0% to 80.0%) | 62.5%" in found["judges"]
+    assert "| 20.0% | 40.0% (30.0% to 50.0%) |" in found["lengths"]
     assert found["ablations"].count("\n| ") == 3
     page = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), found)
     assert page.count(MISSING) == 2, "ways of judging, and the model's own judgements"

@@ -71,7 +71,7 @@ def generated_prompts(
     """New prompts, invented few-shot from the seeds and from earlier inventions, filtered for novelty."""
     from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
     from srlm_pipeline.generation.journal import Journal, fingerprint
-    from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+    from srlm_pipeline.prompting.few_shot import SeedPrompt, few_shot_exchange, generate_prompts
 
     iteration = iteration_number(context.partition_key)
     settings, store = project.iteration_settings(iteration), project.store
@@ -99,6 +99,7 @@ def generated_prompts(
                 fingerprint(
                     generator.digest,
                     settings.fingerprint("prompt_generation", "seed"),
+                    few_shot_exchange(()),
                     (p.prompt for p in (*seeds, *known)),
                     forbidden,
                 ),

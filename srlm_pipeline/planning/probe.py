@@ -44,7 +44,7 @@ from srlm_pipeline.planning.workload import (
     group_tokens,
 )
 from srlm_pipeline.progress import Task
-from srlm_pipeline.prompting.few_shot import few_shot_message
+from srlm_pipeline.prompting.few_shot import few_shot_exchange
 from srlm_pipeline.training.common import TrainingRun
 from srlm_pipeline.training.ranking import RankedExample
 from srlm_pipeline.training.seed import judgement_examples, ranked_examples
@@ -314,9 +314,10 @@ class _Material:
         ranked = load_ranked_replies(settings.data).table
         train = ranked[ranked["split"] == "train"]
         self.prompts: list[str] = ift["prompt"].tolist()
+        self.messages = [(prompt, "") for prompt in self.prompts]
         shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples
         self.few_shot = [
-            few_shot_message(self.prompts[i : i + shown]) for i in range(0, max(1, len(ift) - shown), shown)
+            few_shot_exchange(self.prompts[i : i + shown]) for i in range(0, max(1, len(ift) - shown), shown)
         ]
         self.replies = list(zip(ranked["prompt"], ranked["text"], strict=True))
         self.sft = [SftExample(row.prompt, row.response) for row in ift.itertuples()]
@@ -334,33 +335,33 @@ def _measure_writing(
     seconds: list[float] = []
     held = 0.0
 
-    def write(texts: Sequence[str], n_tokens: int) -> float:
+    def write(begun: Sequence[tuple[str, str]], n_tokens: int) -> float:
         nonlocal held
         requests = [
-            GenerationRequest(str(place), engine.render(text), derive_seed(settings.seed, "probe", place))
-            for place, text in enumerate(texts)
+            GenerationRequest(str(place), engine.render(*exchange), derive_seed(settings.seed, "probe", place))
+            for place, exchange in enumerate(begun)
         ]
-        prompts = [material.measure.prompt(text) for text in texts]
+        prompts = [material.measure.prompt(*exchange) for exchange in begun]
         sampling = Sampling(chosen.temperature, chosen.top_p, n_tokens)
         written, taken = _timed(lambda: engine.generate(requests, sampling))
         lengths = [completion.n_tokens for completion in written]
         # The first token comes from reading.
         observed.append((_read_once(prompts), max(lengths) - 1, sum(lengths) - len(lengths)))
         seconds.append(taken)
-        held = max(held, len(texts) * (max(map(len, prompts)) + n_tokens))
+        held = max(held, len(begun) * (max(map(len, prompts)) + n_tokens))
         return taken
 
-    write(material.prompts[:2], 2)
+    write(material.messages[:2], 2)
     observed.clear()
     seconds.clear()
     write(_repeated(material.few_shot, min(settings.prompt_generation.batch_size, _MESSAGES)), 1)
     rows = in_flight or chosen.batch_size
     for size, budget in ((rows, _WRITING_SECONDS), (max(1, rows // 8), _WRITING_SECONDS / 2)):
-        texts = _repeated(material.prompts, size)
-        reading = write(texts, 1)
+        messages = _repeated(material.messages, size)
+        reading = write(messages, 1)
         few = min(8, chosen.max_new_tokens)
-        step = max(write(texts, few) - reading, 1e-6) / max(few - 1, 1)
-        write(texts, int(min(max(budget / step, few), chosen.max_new_tokens)))
+        step = max(write(messages, few) - reading, 1e-6) / max(few - 1, 1)
+        write(messages, int(min(max(budget / step, few), chosen.max_new_tokens)))
     read, step, token = _solve(observed, seconds)
     return _WritingRates(read, step, token, held)
 

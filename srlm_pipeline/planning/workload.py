@@ -20,7 +20,7 @@ from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instruction
 from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
-from srlm_pipeline.prompting.few_shot import few_shot_message
+from srlm_pipeline.prompting.few_shot import few_shot_exchange
 from srlm_pipeline.training.seed import judgement_examples, ranked_examples
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class DataFacts:
         messages: IFT prompts as a model is asked them; invented prompts are taken to be as long.
         evaluation: Evaluation prompts as a model is asked them.
         checkable: The same of prompts with checkable instructions.
-        few_shot: Messages that ask for a new prompt.
+        few_shot: Exchanges after which a model writes a new prompt.
         bare_prompt: Tokens of an IFT prompt alone.
         judge_frame: Tokens around question and reply that are not the same beginning every time.
         comparison_frame: The same around question and two replies.
@@ -387,7 +387,7 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
         messages=_unshared([measure.prompt(p) for p in _evenly(prompts)], len(ift)),
         evaluation=_unshared([measure.prompt(p) for p in _evenly(evaluation["prompt"].tolist())], len(evaluation)),
         checkable=_unshared([measure.prompt(p.prompt) for p in _evenly(checkable)], len(checkable)),
-        few_shot=_unshared([measure.prompt(few_shot_message(shown)) for shown in few_shot], len(few_shot)),
+        few_shot=_unshared([measure.prompt(*few_shot_exchange(shown)) for shown in few_shot], len(few_shot)),
         bare_prompt=bare,
         judge_frame=len(frame) - common_beginning(judging),
         comparison_frame=len(comparison_frame) - common_beginning(comparing),

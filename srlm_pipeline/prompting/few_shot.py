@@ -24,6 +24,10 @@ from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS
 
 # Attempts between which no new example joins; a constant, so that results do not depend on the batch size.
 _ROUND = 32
+_REQUEST = (
+    "Write a numbered list of tasks that different people gave to an assistant: questions, requests, puzzles, things "
+    "to write. Every task is on another subject than the others and complete in itself, without its answer."
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def generate_prompts(
             requests = [
                 GenerationRequest(
                     f"{n:06d}",
-                    engine.render(few_shot_message([e.prompt for e in examples]), f"Task {len(examples) + 1}:"),
+                    engine.render(*few_shot_exchange([e.prompt for e in examples])),
                     derive_seed(run_seed, stage, n, "sample"),
                 )
                 for n, examples in chosen.items()
@@ -147,14 +151,14 @@ def generate_prompts(
     return made
 
 
-def few_shot_message(examples: Sequence[str]) -> str:
-    """Return the user message that shows examples and asks for one more."""
-    shown = "\n".join(f"Task {number}: {' '.join(e.split())}" for number, e in enumerate(examples, start=1))
-    return (
-        f"Here are {len(examples)} tasks that people gave to an assistant:\n\n{shown}\n\n"
-        f"Write task {len(examples) + 1}: a new one, complete in itself, on another subject and of another kind. "
-        "Write only the task, not its answer."
-    )
+def few_shot_exchange(examples: Sequence[str]) -> tuple[str, str]:
+    """Return a user message that asks for tasks, and a reply to it that has given the examples and begins the next.
+
+    Where the examples stand in the message and a wish for one more follows them, a small model takes up words of the
+    wish ("A new one, complete in itself"); a list that it believes to have begun itself, it continues.
+    """
+    shown = "".join(f"Task {number}: {' '.join(e.split())}\n" for number, e in enumerate(examples, start=1))
+    return _REQUEST, f"{shown}Task {len(examples) + 1}:"
 
 
 def _choose_examples(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlm_pipeline.assets.reports import task_figures
+from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.reporting.charts import dot_chart, histogram, line_chart
 from srlm_pipeline.reporting.facts import (
     Answer,
@@ -38,6 +39,7 @@ from srlm_pipeline.reporting.facts import (
     TaskFigures,
     VerifiableFigures,
 )
+from srlm_pipeline.reporting.gather import ancestry
 from srlm_pipeline.reporting.render import (
     choose_exchanges,
     iteration_html,
@@ -716,3 +718,18 @@ def test_scores_of_the_harness_are_found_in_what_was_recorded() -> None:
     assert (maths.task, maths.metric, maths.score.value) == ("gsm8k", "exact_match/strict", 0.2)
     assert maths.score.low == pytest.approx(0.102)
     assert other.score.low != other.score.low, "without an error there is no interval"
+
+
+def checkpoint(name: str, digest: str, parent: str) -> Checkpoint:
+    return Checkpoint(Path(name), name, digest, parent)
+
+
+def test_the_lineage_leads_back_from_the_newest_model_past_those_that_it_does_not_come_from() -> None:
+    models = [checkpoint("sft_baseline", "s", "base"), checkpoint("M1", "a", "s"), checkpoint("M2", "b", "a")]
+    retried = checkpoint("M3", "c", "a")
+    assert [m.name for m in ancestry([*models, retried])] == ["sft_baseline", "M1", "M3"]
+
+
+def test_a_training_that_changed_nothing_does_not_lead_in_circles() -> None:
+    models = [checkpoint("M1", "a", "s"), checkpoint("M2", "a", "a"), checkpoint("M3", "a", "a")]
+    assert [m.name for m in ancestry(models)] == ["M1", "M2", "M3"]

@@ -472,14 +472,26 @@ def _pairs(settings: Settings, store: ProjectStore, iteration: int) -> PairFigur
 def _lineage(settings: Settings, store: ProjectStore, iteration: int, decision: Decision) -> tuple[LineageStep, ...]:
     """Follow the model back to the base model by the digests of what each was trained from."""
     names = [SFT_BASELINE, *(model_name(number) for number in range(1, iteration + 2))]
-    models = {model.digest: model for model in map(store.checkpoint, names)}
     base = store.base_checkpoint(settings)
-    steps: list[LineageStep] = []
-    model: Checkpoint | None = store.checkpoint(model_name(iteration + 1))
-    while model is not None:
-        steps.append(LineageStep(model.name, model.digest, _origin(model), _note(model, decision)))
-        model = models.get(model.parent or "")
-    return (LineageStep(base.name, base.digest, f"base model {settings.base_model}"), *reversed(steps))
+    steps = (
+        LineageStep(model.name, model.digest, _origin(model), _note(model, decision))
+        for model in ancestry([store.checkpoint(name) for name in names])
+    )
+    return (LineageStep(base.name, base.digest, f"base model {settings.base_model}"), *steps)
+
+
+def ancestry(models: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return the last of some models and those that it was trained from, oldest first.
+
+    Args:
+        models: In the order of their making. Only an older model can be a parent: a training that changed nothing
+            leaves its model the digest of its parent.
+    """
+    line = [models[-1]]
+    for model in reversed(models[:-1]):
+        if model.digest == line[0].parent:
+            line.insert(0, model)
+    return line
 
 
 def _origin(model: Checkpoint) -> str:

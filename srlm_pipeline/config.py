@@ -158,6 +158,9 @@ class LoraSettings(Section):
 class TrainingSettings(Section):
     """What every training stage has in common."""
 
+    # When a training can be resumed has no influence on what it learns.
+    apart = frozenset({"save_every"})
+
     method: Literal["lora", "full"] = "lora"
     lora: LoraSettings = LoraSettings()
     learning_rate: float = Field(gt=0)

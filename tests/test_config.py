@@ -340,6 +340,11 @@ def test_fingerprint_of_a_server_is_what_it_says_and_not_how_it_is_reached() -> 
     assert decided_by() != decided_by(base_url="http://b/v1")
 
 
+def test_fingerprint_of_a_training_does_not_change_with_the_number_of_checkpoints() -> None:
+    often = load_settings("quickstart", {"sft": {"save_every": 1}, "baselines": {"rlhf": {"save_every": 1}}})
+    assert often.fingerprint("sft", "baselines") == load_settings("quickstart").fingerprint("sft", "baselines")
+
+
 def test_fingerprint_ignores_the_order_of_keys() -> None:
     settings = load_settings("quickstart")
     assert settings.fingerprint("judge", "seed") == settings.fingerprint("seed", "judge")

@@ -248,8 +248,8 @@ def baseline_comparison(
             {
                 "model": name,
                 "opponent": opponent,
-                "length_ratio": length_ratio(replies[name], replies[opponent]),
                 **match(replies[name], replies[opponent], opponent, arbiter, settings, progress)[1].metrics(),
+                "length_ratio": length_ratio(replies[name], replies[opponent]),
             }
             for place, name in enumerate(baselines)
             for opponent in (*others, *baselines[:place])

@@ -95,7 +95,7 @@ def matches(arms: Mapping[str, Any]) -> str:
             _seed(arm) if first else "",
             f"{_model(match['model'])} against {_model(match['opponent'])}",
             *_match_cells(match["arbiter"]),
-            _at_equal_length(match["arbiter"]),
+            _with_interval(match["arbiter"], "length_controlled"),
             *_match_cells(match["self"]),
         ]
         for arm in arms.values()
@@ -126,7 +126,7 @@ def lengths(arms: Mapping[str, Any]) -> str:
             f"{model['length_mean'] / arm['models']['sft_baseline']['length_mean']:.2f}",
             f"{model['repeated_4grams']:.3f}",
             f"{model['cut_off_share']:.1%}",
-            _followed(model["checkable"]),
+            _with_interval(model["checkable"], "instruction_strict"),
         ]
         for arm in arms.values()
         for first, (name, model) in _firsts([(n, m) for n, m in arm["models"].items() if "length_mean" in m])
@@ -202,7 +202,7 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
                 f"{judged['length_balanced_accuracy']:.1%}",
                 f"{first['pairs']:.0f}",
                 *_match_cells(match["arbiter"]),
-                _at_equal_length(match["arbiter"]),
+                _with_interval(match["arbiter"], "length_controlled"),
                 f"{growth:.2f}",
             ]
         )
@@ -226,7 +226,7 @@ def _judge_cells(judge: Mapping[str, float]) -> list[str]:
         value = judge.get(name)
         text = "" if value is None else f"{value:.3f}" if name in _CORRELATIONS else f"{value:.1%}"
         if name == "pairwise_accuracy" and value is not None:
-            text += f" ({judge['pairwise_low']:.1%} to {judge['pairwise_high']:.1%})"
+            text = _interval(value, judge["pairwise_low"], judge["pairwise_high"])
         cells.append(text)
     return cells
 
@@ -235,18 +235,16 @@ def _match_cells(match: Mapping[str, float]) -> list[str]:
     counts = f"{match['wins']:.0f} / {match['ties']:.0f} / {match['losses']:.0f}"
     if "decided_win_rate" not in match:
         return [counts, "", ""]
-    share = f"{match['decided_win_rate']:.1%} ({match['decided_low']:.1%} to {match['decided_high']:.1%})"
+    share = _interval(match["decided_win_rate"], match["decided_low"], match["decided_high"])
     return [counts, share, f"{match['p_value']:.3f}"]
 
 
-def _at_equal_length(match: Mapping[str, float]) -> str:
-    low, high = match["length_controlled_low"], match["length_controlled_high"]
-    return f"{match['length_controlled']:.1%} ({low:.1%} to {high:.1%})"
+def _with_interval(found: Mapping[str, float], name: str) -> str:
+    return _interval(found[name], found[f"{name}_low"], found[f"{name}_high"])
 
 
-def _followed(found: Mapping[str, float]) -> str:
-    low, high = found["instruction_strict_low"], found["instruction_strict_high"]
-    return f"{found['instruction_strict']:.1%} ({low:.1%} to {high:.1%})"
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _seed(arm: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from srlm_pipeline.cli import quiet_libraries
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 quiet_libraries()
+# A test on a busy machine is slow, not wrong.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # Two workers of two threads each on two cores would mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -152,7 +152,7 @@ SIZES = st.lists(st.integers(-8, 8).map(lambda n: n / 4), min_size=4, max_size=4
 
 
 @given(SIZES, SIZES, st.integers(-100, 100), st.sampled_from([0.25, 1.0, 64.0]), st.sampled_from(["mean", "majority"]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_neither_a_juror_s_liking_for_a_place_nor_its_units_matter(
     one: list[float], other: list[float], for_first: int, unit: float, decision: str
 ) -> None:

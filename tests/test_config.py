@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -354,7 +354,6 @@ def test_fingerprint_ignores_the_order_of_keys() -> None:
 @given(
     st.recursive(st.integers() | st.booleans() | st.text(max_size=5), lambda v: st.lists(v, max_size=3), max_leaves=4)
 )
-@settings(deadline=None)
 def test_any_value_anywhere_either_loads_or_is_a_settings_error(value: Any) -> None:
     for overrides in ({"seed": value}, {"dpo": value}, {"sft": {"lora": value}}, {"owners": value}):
         try:

@@ -145,7 +145,7 @@ def test_replies_and_prompts_must_be_equally_many() -> None:
 
 
 @given(st.lists(st.tuples(QUARTERS, QUARTERS), min_size=1, max_size=8), QUARTERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_opponents_result_is_the_mirror_image(preferences: list[tuple[float, float]], bias: float) -> None:
     # What the arbiter says when the first named reply of a prompt stands first, and when it stands second.
     told = {("m", n): a for n, (a, _) in enumerate(preferences)} | {("o", n): b for n, (_, b) in enumerate(preferences)}
@@ -186,7 +186,7 @@ def test_match_without_a_decision_has_no_decided_win_rate() -> None:
 
 
 @given(st.lists(VERDICTS, min_size=1, max_size=10), st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_prompts_count_only_if_both_orders_say_so(pairs: list[tuple[str, str]], random) -> None:
     table = table_of(*pairs)
     result = summarise(table, equally_long(table))

@@ -59,7 +59,7 @@ def test_new_journal_is_empty(tmp_path: Path) -> None:
 
 
 @given(st.lists(ITEMS, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_appended_items_are_read_back(batches: list[dict[str, dict[str, object]]]) -> None:
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder), "f")
@@ -79,7 +79,7 @@ def test_items_are_on_disk_when_append_returns(tmp_path: Path) -> None:
 
 @given(ITEMS, st.floats(0, 1))
 @example({"a": {"text": "\n", "n": 1}, "b": {"text": "é", "n": 2}}, 0.99)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_killed_at_any_byte_the_whole_lines_survive_and_the_torn_one_is_dropped(
     items: dict[str, dict[str, object]], share: float
 ) -> None:
@@ -161,7 +161,7 @@ def test_interrupted_run_does_only_the_rest_and_ends_with_the_same_result(
 
 
 @given(st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_run_killed_while_writing_ends_with_the_same_result(share: float) -> None:
     requests = [GenerationRequest(f"item-{n}", f"prompt é {n}", n) for n in range(7)]
     with TemporaryDirectory() as folder:
@@ -200,7 +200,6 @@ def test_resumed_progress_says_what_was_finished_before(tmp_path: Path, requests
 
 
 @given(st.lists(st.text(max_size=3), max_size=4), st.lists(st.text(max_size=3), max_size=4))
-@settings(deadline=None)
 def test_fingerprints_of_different_lists_differ(one: list[str], other: list[str]) -> None:
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
     assert (fingerprint(one, "x") == fingerprint(other, "x")) == (one == other)

@@ -108,7 +108,7 @@ def test_what_could_not_be_compared_is_none_and_no_metric(rows: list[Any]) -> No
 
 
 @given(judged_tables())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_opposite_scores_give_the_opposite_agreement(table: pd.DataFrame) -> None:
     one, other = measure_judge(table), measure_judge(table.assign(score=5 - table["score"]))
     assert (one.n_pairs, one.length_baseline, one.parse_rate) == (
@@ -123,7 +123,7 @@ def test_opposite_scores_give_the_opposite_agreement(table: pd.DataFrame) -> Non
 
 
 @given(judged_tables(), st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_order_of_rows_is_irrelevant(table: pd.DataFrame, random: Any) -> None:
     order = list(range(len(table)))
     random.shuffle(order)
@@ -131,7 +131,7 @@ def test_order_of_rows_is_irrelevant(table: pd.DataFrame, random: Any) -> None:
 
 
 @given(st.permutations(range(5)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_without_ties_kendall_is_accuracy_stretched_to_minus_one(scores: list[int]) -> None:
     result = measure_judge(judged(*(("g", rank, 1, float(score)) for rank, score in enumerate(scores))))
     assert result.kendall == pytest.approx(2 * result.pairwise_accuracy - 1)
@@ -145,7 +145,6 @@ def test_agreement_by_prompt_keeps_every_human_ordered_pair() -> None:
 
 
 @given(judged_tables())
-@settings(deadline=None)
 def test_agreement_by_prompt_is_the_pairwise_accuracy_where_all_scores_are_valid(table: pd.DataFrame) -> None:
     scored = table.assign(score=table["score"].fillna(0.0))
     pairs = [right for of_group in agreement_by_prompt(scored).values() for right in of_group]

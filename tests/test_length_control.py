@@ -137,7 +137,7 @@ def test_ties_leave_less_to_chance_than_wins_and_losses() -> None:
 
 
 @given(PROMPTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_swapping_the_sides_mirrors_everything(prompts: list[tuple[float, int, int]]) -> None:
     points, mine, theirs = zip(*prompts, strict=True)
     one = length_controlled_win_rate(points, mine, theirs)

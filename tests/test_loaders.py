@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import DataSettings
@@ -105,7 +105,6 @@ def test_bytes_that_are_no_utf8_name_file_and_line(tmp_path: Path, place: int) -
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_first_broken_line_is_the_one_that_is_named(tmp_path_factory: Any, broken: list[bool]) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_text("".join(('{"prompt": 1}' if b else GOOD) + "\n" for b in broken), encoding="utf-8")
@@ -118,7 +117,6 @@ def test_first_broken_line_is_the_one_that_is_named(tmp_path_factory: Any, broke
 
 
 @given(st.lists(st.sampled_from(["good", "no object", "no JSON", "no UTF-8", "no prompt"]), min_size=1, max_size=12))
-@settings(deadline=None)
 def test_broken_rows_are_left_out_and_counted_by_reason_where_the_settings_say_so(
     tmp_path_factory: Any, kinds: list[str]
 ) -> None:
@@ -305,7 +303,6 @@ PROMPTS = st.lists(st.text(max_size=8), max_size=20)
 
 
 @given(PROMPTS, st.floats(0.01, 0.99), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_held_out_prompts_do_not_depend_on_order_or_repetition(
     prompts: list[str], fraction: float, random: Any
 ) -> None:
@@ -315,7 +312,6 @@ def test_held_out_prompts_do_not_depend_on_order_or_repetition(
 
 
 @given(PROMPTS, st.floats(0.01, 0.99))
-@settings(deadline=None)
 def test_held_out_share_is_what_was_asked_for(prompts: list[str], fraction: float) -> None:
     different = {" ".join(p.lower().split()) for p in prompts}
     held_out = held_out_prompts(prompts, fraction)
@@ -324,7 +320,6 @@ def test_held_out_share_is_what_was_asked_for(prompts: list[str], fraction: floa
 
 
 @given(PROMPTS, st.floats(0.01, 0.99), st.floats(0.01, 0.99))
-@settings(deadline=None)
 def test_larger_share_only_adds_prompts(prompts: list[str], one: float, other: float) -> None:
     assert held_out_prompts(prompts, min(one, other)) <= held_out_prompts(prompts, max(one, other))
 
@@ -338,7 +333,6 @@ def shared_by(prompts: list[str]) -> list[dict[str, Any]]:
     st.lists(st.sampled_from("ABCDEFGHIJKLMNO"), max_size=20),
     st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 )
-@settings(deadline=None)
 def test_no_prompt_is_in_both_tables_and_none_is_lost(
     tmp_path_factory: Any, trained: list[str], judged: list[str], share: float
 ) -> None:

@@ -222,7 +222,7 @@ WORSE: dict[str, tuple[st.SearchStrategy[Any], Any, int]] = {
 
 @pytest.mark.parametrize("name", THRESHOLDS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_getting_worse_never_turns_failed_into_passed(name: str, data: st.DataObject) -> None:
     strategy, figures, bad = WORSE[name]
     better, worse = sorted([data.draw(strategy), data.draw(strategy)], key=lambda x: bad * x)
@@ -232,7 +232,7 @@ def test_getting_worse_never_turns_failed_into_passed(name: str, data: st.DataOb
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stricter_threshold_never_turns_failed_into_passed(one: float, other: float) -> None:
     lenient, strict = sorted([one, other])
     verdicts = [seen("parse_rate", MonitorSettings(min_parse_rate=t)).passed for t in (lenient, strict)]

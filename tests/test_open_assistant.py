@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import DataSettings
@@ -293,7 +293,6 @@ def outcome(rows: list[Message], is_nested: bool, allowed: MessageFilter) -> tup
 
 
 @given(conversations(), st.randoms(use_true_random=False), st.booleans(), st.sampled_from([("en",), (), ("de", "en")]))
-@settings(deadline=None)
 def test_trees_and_their_messages_in_any_order_give_the_same_groups(
     trees: list[Message], random: Any, unreviewed: bool, languages: tuple[str, ...]
 ) -> None:
@@ -304,7 +303,6 @@ def test_trees_and_their_messages_in_any_order_give_the_same_groups(
 
 
 @given(conversations())
-@settings(deadline=None)
 def test_only_what_passes_every_filter_is_used_and_everything_else_is_counted(trees: list[Message]) -> None:
     def usable(node: Message, role: str) -> bool:
         own = node["role"] == role and node["lang"] in ("en", None) and not node["deleted"]

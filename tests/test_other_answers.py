@@ -127,7 +127,7 @@ ANSWERS = st.lists(
 
 
 @given(ANSWERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_answer_is_used_or_counted(tmp_path_factory: pytest.TempPathFactory, answers: list[Any]) -> None:
     path = tmp_path_factory.mktemp("answers") / "answers.json"
     models = list(dict.fromkeys(a["generator"] for a in answers))

@@ -125,7 +125,7 @@ def test_judged_table_is_not_changed() -> None:
 
 
 @given(judged_tables(), st.sampled_from([0.0, 0.5, 2.0]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chosen_scores_more_than_rejected_and_both_have_their_own_score(table: pd.DataFrame, margin: float) -> None:
     selection = select_best_worst(table, margin)
     pairs = check_table(selection.pairs, PREFERENCE_PAIRS)
@@ -139,7 +139,7 @@ def test_chosen_scores_more_than_rejected_and_both_have_their_own_score(table: p
 
 
 @given(judged_tables(), st.sampled_from([0.0, 0.5]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_prompt_is_a_pair_a_tie_or_has_too_few_scores(table: pd.DataFrame, margin: float) -> None:
     selection = select_best_worst(table, margin)
     ids = list(table["prompt_id"].unique())
@@ -152,7 +152,7 @@ def test_every_prompt_is_a_pair_a_tie_or_has_too_few_scores(table: pd.DataFrame,
 
 
 @given(judged_tables(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_order_of_rows_is_irrelevant(table: pd.DataFrame, random: Any) -> None:
     order = list(range(len(table)))
     random.shuffle(order)
@@ -186,7 +186,7 @@ def test_length_control_takes_the_shortest_of_the_best_and_the_longest_of_the_wo
 
 
 @given(judged_tables(), st.floats(0, 0.49))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_length_control_never_lengthens_the_chosen_or_shortens_the_rejected(table: pd.DataFrame, rho: float) -> None:
     plain, controlled = (select_best_worst(table, 0.0, r).pairs.set_index("prompt_id") for r in (0.0, rho))
     assert list(plain.index) == list(controlled.index), "with a margin of nought no pair is lost"
@@ -219,7 +219,7 @@ def test_positive_examples_are_all_good_replies_that_came_to_their_end() -> None
 
 
 @given(judged_tables(), st.floats(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_prompt_gives_positive_examples_or_none_is_good_enough(table: pd.DataFrame, least: float) -> None:
     selection = select_positives(table, least)
     pairs = check_table(selection.pairs, PREFERENCE_PAIRS)

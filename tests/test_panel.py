@@ -116,7 +116,7 @@ SAID = st.lists(st.tuples(st.none() | st.floats(0, 5), st.floats(0.01, 100)), mi
 
 
 @given(SAID)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_score_lies_among_the_members_and_its_parts_add_up(said: list[tuple[float | None, float]]) -> None:
     judges = [ToldJudge({"a": score}, spread=0.5) for score, _ in said]
     (a,) = judged(panel(*judges, weights=[weight for _, weight in said]), ITEMS[:1])

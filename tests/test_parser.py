@@ -3,7 +3,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
@@ -165,7 +165,6 @@ def test_absurdly_long_scale_is_no_score() -> None:
 @example("Score: \ud800 4")
 @example("Score: " + "9" * 5000)
 @example("Score: 0." + "0" * 5000)
-@settings(deadline=None)
 def test_any_text_gives_none_or_a_score_in_range(judgement: str) -> None:
     result = parse_score(judgement)
     assert result is None or (isinstance(result, float) and 0 <= result <= 5)
@@ -173,27 +172,23 @@ def test_any_text_gives_none_or_a_score_in_range(judgement: str) -> None:
 
 @given(st.text() | HOSTILE)
 @example("Score: 5")
-@settings(deadline=None)
 def test_truncated_judgement_is_none(judgement: str) -> None:
     assert parse_score(judgement, "length") is None
 
 
 @given(st.integers(6, 999) | st.integers(51, 9999).map(lambda n: n / 10), NEUTRAL)
-@settings(deadline=None)
 def test_number_above_five_is_none(value: float, after: str) -> None:
     if value > 5:
         assert parse_score(f"Fine. Score: {value}{after}") is None
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), NEUTRAL)
-@settings(deadline=None)
 def test_last_score_wins(scores: list[int], between: str) -> None:
     judgement = between.join(f"Score: {score}" for score in scores)
     assert parse_score(judgement + between) == scores[-1]
 
 
 @given(st.lists(st.integers(0, 999), min_size=1, max_size=6), NEUTRAL)
-@settings(deadline=None)
 def test_last_score_in_range_wins_over_later_ones_out_of_range(numbers: list[int], between: str) -> None:
     in_range = [number for number in numbers if number <= 5]
     judgement = between.join(f"Score: {number}" for number in numbers)
@@ -201,13 +196,11 @@ def test_last_score_in_range_wins_over_later_ones_out_of_range(numbers: list[int
 
 
 @given(st.integers(0, 5), HOSTILE)
-@settings(deadline=None)
 def test_what_comes_before_does_not_matter(score: int, before: str) -> None:
     assert parse_score(f"{before}\nScore: {score}") == score
 
 
 @given(st.integers(0, 500).map(lambda n: n / 100))
-@settings(deadline=None)
 def test_fractions_are_read_exactly(score: float) -> None:
     assert parse_score(f"Score: {score}") == score
 

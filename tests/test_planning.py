@@ -151,7 +151,7 @@ def test_sorting_within_a_step_spares_padding() -> None:
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 4))
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=50)
 def test_padded_length_lies_between_mean_and_largest(sample: list[int], together: int, batches: int) -> None:
     lengths = Lengths(len(sample), tuple(sample))
     padded = lengths.padded(together, together * batches)
@@ -641,7 +641,7 @@ MORE = {
 
 @pytest.mark.parametrize("field", MORE)
 @given(data=st.data())
-@hypothesis_settings(max_examples=25, deadline=None)
+@hypothesis_settings(max_examples=25)
 def test_more_work_never_takes_less(field: str, data: st.DataObject) -> None:
     section, values = MORE[field]
     less, more = sorted((data.draw(values), data.draw(values)))

@@ -83,7 +83,7 @@ def examples_in(request: GenerationRequest) -> list[str]:
 
 
 @given(WORDS, st.lists(WORDS, max_size=4))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_closeness_is_the_highest_rouge_l_with_a_known_text(text: list[str], known: list[list[str]]) -> None:
     index = NoveltyIndex(" ".join(k) for k in known)
     expected = max((rouge_l(text, k) for k in known), default=0.0)

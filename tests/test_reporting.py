@@ -307,7 +307,7 @@ def test_what_anyone_wrote_stays_text(render: Any, facts: Any, hostile: str) -> 
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_any_reply_can_be_read_in_the_report(text: str) -> None:
     reply = Replies("M2", (Exchange(text, (Answer("M3", text),), "win", 1.0),))
     page = Page(iteration_html(replace(MINIMAL, replies=reply)))
@@ -541,7 +541,7 @@ def test_overview_shows_every_figure_and_draws_what_iterations_made() -> None:
     st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 5)), max_size=30),
     st.integers(1, 6),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_chosen_exchanges_are_the_extreme_ones_and_shown_once(figures: list[tuple[float, float]], each: int) -> None:
     exchanges = [
         Exchange(str(n), (Answer("M3", "x"),), "tie", advantage, dispute)
@@ -559,7 +559,7 @@ def test_chosen_exchanges_are_the_extreme_ones_and_shown_once(figures: list[tupl
 
 
 @given(st.text(max_size=200) | st.text("ab \n", min_size=300, max_size=5000))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_folding_loses_nothing_but_what_it_counts(text: str) -> None:
     part = fold(text)
     visible = part.head + part.rest
@@ -606,7 +606,7 @@ def test_dots_stand_in_the_order_of_their_figures_within_the_chart() -> None:
 
 
 @given(st.lists(st.lists(st.floats(0, 1e5), min_size=1, max_size=40), min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_value_is_in_exactly_one_bar(values: list[list[float]]) -> None:
     chart = histogram("t", [Distribution(str(n), tuple(v)) for n, v in enumerate(values)])
     assert chart is not None

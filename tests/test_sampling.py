@@ -47,7 +47,7 @@ def random_logits(seed: int, rows: int, vocabulary: int, spread: float) -> np.nd
     temperature=st.sampled_from([0.3, 0.7, 1.0, 1.5]),
     top_p=st.sampled_from([0.05, 0.5, 0.9, 0.99, 1.0]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_draws_equal_a_naive_full_sort(
     seed: int, vocabulary: int, spread: float, temperature: float, top_p: float
 ) -> None:

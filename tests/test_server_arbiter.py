@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_server import ChatServer, Trouble, chatting
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import Settings, load_settings
@@ -407,7 +407,6 @@ def test_a_verdict_is_the_last_line_and_nothing_else(answer: str, expected: str 
 
 @given(st.text(max_size=60), st.sampled_from(["A", "B", "tie"]))
 @example("Verdict: A", "B")
-@settings(deadline=None)
 def test_whatever_stands_before_the_last_line_has_no_say(before: str, winner: str) -> None:
     assert parse_verdict(f"{before}\nVerdict: {winner}") == winner
     assert parse_verdict(f"{before}\nVerdict: {winner}\nand more {before}x") is None

@@ -32,7 +32,7 @@ def test_p_values_worked_by_hand(wins: int, losses: int, p_value: float) -> None
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_p_value_is_twice_the_smaller_binomial_tail(wins: int, losses: int) -> None:
     total = wins + losses
     tail = sum(math.comb(total, k) for k in range(min(wins, losses) + 1)) / 2**total
@@ -81,7 +81,7 @@ def test_seed_decides_the_draws() -> None:
 
 
 @given(GROUPS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_interval_lies_between_the_extreme_group_means(groups: list[np.ndarray]) -> None:
     low, high = bootstrap_interval(groups, resamples=200)
     means = [float(g.mean()) for g in groups]
@@ -91,7 +91,7 @@ def test_interval_lies_between_the_extreme_group_means(groups: list[np.ndarray])
 
 
 @given(GROUPS, st.floats(0.5, 4), st.floats(-5, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_interval_moves_with_scale_and_shift(groups: list[np.ndarray], scale: float, shift: float) -> None:
     low, high = bootstrap_interval(groups, resamples=200)
     moved = bootstrap_interval([scale * g + shift for g in groups], resamples=200)
@@ -126,7 +126,7 @@ def test_win_rate_interval_holds_the_truth_as_often_as_it_says(n: int) -> None:
 
 
 @given(COUNTS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_win_rate_interval_and_sign_test_say_the_same(counts: tuple[int, int, int]) -> None:
     wins, ties, losses = counts
     low, high = win_rate_interval(wins, ties, losses)
@@ -134,14 +134,14 @@ def test_win_rate_interval_and_sign_test_say_the_same(counts: tuple[int, int, in
 
 
 @given(COUNTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_win_rate_interval_is_mirrored_when_the_sides_are_swapped(counts: tuple[int, int, int]) -> None:
     low, high = win_rate_interval(*counts)
     assert win_rate_interval(*counts[::-1]) == pytest.approx((1 - high, 1 - low))
 
 
 @given(COUNTS.filter(any))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_win_rate_interval_lies_around_the_win_rate_and_narrows_with_prompts(counts: tuple[int, int, int]) -> None:
     wins, ties, _ = counts
     low, high = win_rate_interval(*counts)
@@ -269,7 +269,7 @@ VOTES = (
 
 
 @given(VOTES, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_effective_votes_lie_between_one_and_the_number_of_jurors(votes: np.ndarray, data: st.DataObject) -> None:
     n = votes.shape[1]
     weights = data.draw(st.lists(st.floats(0.1, 10), min_size=n, max_size=n))

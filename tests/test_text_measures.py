@@ -40,7 +40,7 @@ def test_length_of_the_ngrams_can_be_chosen() -> None:
 
 
 @given(WORDS, st.integers(1, 5))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_share_counts_the_places_whose_ngram_occurred_before(words: list[str], n: int) -> None:
     lower = [w.lower() for w in words]
     places = range(len(lower) - n + 1)
@@ -90,7 +90,7 @@ REPLIES = st.lists(st.tuples(WORDS.map(" ".join), WORDS.map(" ".join)), min_size
 
 
 @given(REPLIES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_relative_variety_is_turned_over_with_the_models(replies: list[tuple[str, str]]) -> None:
     mine, theirs = [a for a, _ in replies], [b for _, b in replies]
     there, back = relative_distinct(mine, theirs), relative_distinct(theirs, mine)

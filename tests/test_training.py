@@ -340,7 +340,7 @@ def test_a_long_ranked_reply_loses_its_end_and_rubric_question_and_score_stay(ba
     st.lists(st.text(max_size=150), min_size=2, max_size=2, unique=True),
     st.integers(600, 900),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_whatever_is_compared_fits_and_keeps_its_question(base: LoadedModel, replies: list[str], room: int) -> None:
     import numpy as np
 
@@ -375,7 +375,6 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_items(base: LoadedModel, tmp_p
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 16), st.integers(0, 3))
-@settings(deadline=None)
 def test_every_step_sees_its_examples_sorted_and_every_epoch_all(
     lengths: list[int], batch_size: int, epoch: int
 ) -> None:

@@ -179,7 +179,7 @@ def test_the_cases_show_every_kind_followed_and_not_followed() -> None:
 
 
 @given(st.text(), st.sampled_from(sorted(EXAMPLES)))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_text_can_be_checked_and_loose_is_never_stricter(text: str, name: str) -> None:
     check = check_reply(asking(name), text)
     assert check.loose >= check.strict
@@ -187,7 +187,6 @@ def test_any_text_can_be_checked_and_loose_is_never_stricter(text: str, name: st
 
 
 @given(st.text(), st.integers(1, 5))
-@settings(deadline=None)
 @pytest.mark.parametrize(
     ("name", "count", "relation", "arguments"),
     [
@@ -547,7 +546,7 @@ def counted(followed: list[int], asked: int) -> pd.DataFrame:
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_interval_of_prompts_is_wilsons_and_all_intervals_hold_their_share(followed: list[int]) -> None:
     accuracy = measure_verifiable(counted(followed, 3), resamples=200)
     share, n, z = np.mean([f == 3 for f in followed]), len(followed), stats.norm.ppf(0.975)

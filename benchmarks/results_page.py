@@ -47,6 +47,7 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
     if loops:
         found |= {
             "judges": judges(loops, record["arbiter"]),
+            "outside": outside(loops, record["arbiter"]),
             "matches": matches(loops),
             "lengths": lengths(loops),
             "pairs": pairs(loops),
@@ -86,6 +87,26 @@ def judges(loops: Mapping[str, Any], arbiter: Mapping[str, Any]) -> str:
         f"right in {baseline} of the pairs; length-balanced, in half of them."
     )
     return f"{markdown_table(['', 'model', *_JUDGE_COLUMNS.values()], rows)}\n\n{note}"
+
+
+def outside(loops: Mapping[str, Any], arbiter: Mapping[str, Any]) -> str:
+    """Every model as a judge of rankings that are not from Open Assistant."""
+    rows = [
+        [_seed(arm) if first else "", _model(name), *_outside_cells(model["outside"])]
+        for arm in loops.values()
+        for first, (name, model) in _firsts(arm["models"].items())
+    ]
+    rows.append(["", "arbiter", *_outside_cells(arbiter["outside"])])
+    names = arbiter["outside"]
+    columns = [
+        f"{name}: {column}" for name in names for column in ("pairwise", "better is longer", "better is shorter")
+    ]
+    note = "; ".join(
+        f"{name}: {found['n_groups']:.0f} prompts, {found['n_pairs']:.0f} pairs, the longer reply is the better one in "
+        f"{found['length_baseline']:.1%}"
+        for name, found in names.items()
+    )
+    return f"{markdown_table(['', 'model', *columns], rows)}\n\n{note}."
 
 
 def matches(arms: Mapping[str, Any]) -> str:
@@ -229,6 +250,18 @@ def _judge_cells(judge: Mapping[str, float]) -> list[str]:
             text = _interval(value, judge["pairwise_low"], judge["pairwise_high"])
         cells.append(text)
     return cells
+
+
+def _outside_cells(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [
+        cell
+        for judge in found.values()
+        for cell in (
+            _interval(judge["pairwise_accuracy"], judge["pairwise_low"], judge["pairwise_high"]),
+            f"{judge['accuracy_better_is_longer']:.1%}",
+            f"{judge['accuracy_better_is_shorter']:.1%}",
+        )
+    ]
 
 
 def _match_cells(match: Mapping[str, float]) -> list[str]:

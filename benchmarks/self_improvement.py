@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import RESULTS, ROOT, SMOKE_RESULTS, commit, machine, model_folder, options, parse, versions
 from benchmarks.oasst_split import Parts, write_parts
+from benchmarks.outside import outside_rankings, read_ranked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,6 +183,7 @@ def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpo
     """Return the arbiter: trained, by the ranking objective, on human rankings that no arm has seen."""
     from srlm_pipeline.commands.terminal import terminal_reporter
     from srlm_pipeline.config import load_settings
+    from srlm_pipeline.judging.contrasts import with_contrasts
     from srlm_pipeline.judging.eft import eft_from_ranks
     from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint, save_checkpoint
     from srlm_pipeline.training.ranking import train_ranking
@@ -191,9 +193,11 @@ def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpo
     if is_checkpoint(folder):
         return read_checkpoint(folder)
     settings = load_settings(CONFIG, {"seed": args.seed, "model": {"device": args.device}})
+    human = eft_from_ranks(read_ranked(parts.arbiter))
+    judging_data = with_contrasts(human, settings.eft.strangers, settings.eft.spoiled, args.seed)
     trained = train_ranking(
         base,
-        ranked_examples(eft_from_ranks(ranked_table(parts.arbiter)).table),
+        ranked_examples(judging_data.table),
         settings.eft,
         settings.judge.rubric,
         settings.model,
@@ -203,27 +207,6 @@ def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpo
         terminal_reporter(),
     )
     return save_checkpoint(trained.loaded, folder, "arbiter", None, {}, "float32")
-
-
-def ranked_table(path: Path) -> pd.DataFrame:
-    """Return all groups of a file as table `RANKED_REPLIES`; none is held out."""
-    import pandas as pd
-
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return pd.DataFrame(
-        {
-            "group_id": row["id"],
-            "split": "train",
-            "kind": "",
-            "prompt": row["prompt"],
-            "rank": reply["rank"],
-            "text": reply["text"],
-            "score": None,
-            "rationale": None,
-        }
-        for row in rows
-        for reply in row["replies"]
-    )
 
 
 def measure_arm(arm: Arm, overrides: list[str], arbiter: Checkpoint, record: Record, args: argparse.Namespace) -> None:
@@ -242,10 +225,17 @@ def measure_arm(arm: Arm, overrides: list[str], arbiter: Checkpoint, record: Rec
     if "judge" not in record.arbiter:
         record.arbiter["judge"] = measured.accuracy(arbiter, held_out)
         record.save()
+    outside = outside_rankings(args.data, 10 if args.smoke else 1)
+    if "outside" not in record.arbiter:
+        record.arbiter["outside"] = {name: measured.accuracy(arbiter, table) for name, table in outside.items()}
+        record.save()
     prompts = read_table(EVALUATION_PROMPTS, store.table_path("evaluation_prompts"))
     result: dict[str, Any] = {"seed": arm.seed, "changes": list(arm.changes), "models": {}, "iterations": {}}
     for checkpoint in [store.base_checkpoint(settings), *models]:
-        result["models"][checkpoint.name] = {"judge": measured.accuracy(checkpoint, held_out)}
+        result["models"][checkpoint.name] = {
+            "judge": measured.accuracy(checkpoint, held_out),
+            "outside": {name: measured.accuracy(checkpoint, table) for name, table in outside.items()},
+        }
     replies = {checkpoint.name: measured.replies(checkpoint, prompts) for checkpoint in models}
     for checkpoint in models:
         result["models"][checkpoint.name] |= {

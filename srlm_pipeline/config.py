@@ -224,6 +224,18 @@ class EftSettings(TrainingSettings):
         description="in the ranking stage, pairs whose better reply is the shorter one weigh as much in sum as the "
         "others, so that length alone is no way to rank",
     )
+    strangers: int = Field(
+        0,
+        ge=0,
+        description="in the ranking stage, so many replies to other prompts join each prompt's, ranked below its own "
+        "(not in the paper): a judge that does not read the prompt is wrong about them",
+    )
+    spoiled: int = Field(
+        0,
+        ge=0,
+        description="in the ranking stage, so many copies of each prompt's last-ranked reply join it, padded, "
+        "repetitive or cut off, ranked below it (not in the paper): a judge that goes by length is wrong about most",
+    )
     comparisons_per_prompt: int = Field(
         0, ge=0, description="pairs per prompt on which the ranking stage also trains A/B comparison, both orders"
     )
@@ -233,6 +245,8 @@ class EftSettings(TrainingSettings):
     def _teaches_something(self) -> EftSettings:
         if self.enabled and self.targets == "ranks" and not self.ranking:
             raise ValueError("eft.targets ranks gives no judgement texts: it needs eft.ranking: true")
+        if self.enabled and (self.strangers or self.spoiled) and not self.ranking:
+            raise ValueError("eft.strangers and eft.spoiled are for the ranking stage: they need eft.ranking: true")
         return self
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.oasst_split import Parts, write_parts
+from benchmarks.outside import outside_rankings
 from benchmarks.results_page import DOCUMENT, blocks
 from benchmarks.self_improvement import CONFIG, arms
 from benchmarks.table import MISSING, fill_blocks
@@ -76,12 +77,37 @@ def test_every_arm_has_valid_settings() -> None:
         assert arm.iterations <= settings.schedule.planned_iterations
 
 
+def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_long(tmp_path: Path) -> None:
+    (tmp_path / "self-instruct").mkdir()
+    tasks = [
+        {"id": f"t{n}", "instruction": f"task {n}", "instances": [{"input": "", "output": f"{n:02d}" + "a" * n}]}
+        for n in range(40)
+    ]
+    tasks[39]["instances"][0]["input"] = "input"
+    path = tmp_path / "self-instruct" / "seed_tasks.jsonl"
+    path.write_text("".join(json.dumps(task) + "\n" for task in reversed(tasks)))
+    found = outside_rankings(tmp_path)["own answer or another task's"]
+    assert set(found["prompt"]) == {f"task {n}" for n in range(18, 39)} | {"task 39\n\ninput"}
+    for _, group in found.groupby("group_id"):
+        own, stranger = group.sort_values("rank")["text"]
+        assert own[:2] in group["prompt"].iloc[0]
+        assert abs(len(own) - len(stranger)) == 1
+
+
+def test_a_tenth_of_the_rankings_is_enough_for_a_trial(tmp_path: Path) -> None:
+    (tmp_path / "self-instruct").mkdir()
+    (tmp_path / "self-instruct" / "seed_tasks.jsonl").write_text("")
+    whole, part = (outside_rankings(tmp_path, share)["four graded replies"] for share in (1, 10))
+    assert whole["group_id"].nunique() == 10 * part["group_id"].nunique()
+
+
 def arm(seed: int, *names: str) -> dict[str, Any]:
     judge = {
         "pairwise_accuracy": 0.7, "pairwise_low": 0.6, "pairwise_high": 0.8, "length_baseline": 0.75,
         "length_balanced_accuracy": 0.625, "accuracy_better_is_longer": 0.75, "accuracy_better_is_shorter": 0.5,
         "exact_match": 0.25, "spearman": 0.3, "kendall": 0.25, "parse_rate": 1.0, "n_groups": 150.0, "n_pairs": 700.0,
     }  # fmt: skip
+    outside = {"strangers": {**judge, "n_groups": 90.0}}
     replies = {
         "length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2,
         "checkable": {"instruction_strict": 0.4, "instruction_strict_low": 0.3, "instruction_strict_high": 0.5},
@@ -94,7 +120,10 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
     undecided = {"wins": 0.0, "ties": 33.0, "losses": 0.0, "p_value": 1.0}
     return {
         "seed": seed,
-        "models": {"base": {"judge": judge}, **{name: {"judge": judge, **replies} for name in names}},
+        "models": {
+            "base": {"judge": judge, "outside": outside},
+            **{name: {"judge": judge, "outside": outside, **replies} for name in names},
+        },
         "iterations": {
             "1": {
                 "prompts": 128, "pairs": 100, "ties": 20, "too_few": 8, "score_mean": 3.0, "score_std": 0.5,
@@ -113,7 +142,7 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     loop = arm(20, "sft_baseline", "M1", "M2", "M3")
     record: dict[str, Any] = {
         "date": "2026-01-02T03:04:05", "commit": "abc", "versions": {"torch": "2"}, "settings": "seed: 1",
-        "machine": {"cores": 2, "cpu": "some", "memory_gib": 24}, "arbiter": {"judge": loop["models"]["base"]["judge"]},
+        "machine": {"cores": 2, "cpu": "some", "memory_gib": 24}, "arbiter": loop["models"]["base"],
         "arms": {"loop": loop, "no-eft": arm(20, "sft_baseline", "M1", "M2")},
     }  # fmt: skip
     found = blocks(record)
@@ -122,6 +151,8 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     ) in found["matches"]
     assert found["matches"].count("against") == 6
     assert "70.0% (60.0% to 80.0%) | 62.5%" in found["judges"]
+    assert "| M3 | 70.0% (60.0% to 80.0%) | 75.0% | 50.0% |" in found["outside"]
+    assert "strangers: 90 prompts, 700 pairs, the longer reply is the better one in 75.0%." in found["outside"]
     assert "| 20.0% | 40.0% (30.0% to 50.0%) |" in found["lengths"]
     assert found["ablations"].count("\n| ") == 3
     page = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), found)

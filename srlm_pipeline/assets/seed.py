@@ -147,6 +147,7 @@ def eft_dataset(
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Evaluation fine-tuning data: judgements of the training replies whose order agrees with the human ranking."""
     from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.judging.contrasts import with_contrasts
     from srlm_pipeline.judging.eft import (
         eft_from_dataset,
         eft_from_judgements,
@@ -177,11 +178,15 @@ def eft_dataset(
         require_enough(built, settings.eft.min_prompts)
     if settings.eft.max_score_share is not None:
         built = thin(built, settings.eft.max_score_share, settings.seed)
+    if settings.eft.strangers or settings.eft.spoiled:
+        built = with_contrasts(built, settings.eft.strangers, settings.eft.spoiled, settings.seed)
     metadata = {
         "prompts": built.n_groups,
         "prompts_kept": built.n_kept,
         "dropped": built.dropped,
         "thinned": built.n_thinned,
+        "strangers": built.n_strangers,
+        "spoiled": built.n_spoiled,
         "score_histogram": histogram(built.table["score"], "scores of judging data"),
         "seconds": watch.seconds,
     }

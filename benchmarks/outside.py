@@ -1,0 +1,91 @@
+"""Rankings that have nothing to do with Open Assistant: has the judge learned its surface, or to judge?"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Shorter answers ("Yes", a label) are right for other tasks as well.
+MIN_CHARACTERS = 20
+
+
+def outside_rankings(data: Path, share: int = 1) -> dict[str, pd.DataFrame]:
+    """Return the rankings by what they ask of a judge, as tables `RANKED_REPLIES`.
+
+    Args:
+        data: Folder with ``self-instruct/``.
+        share: One in how many groups is kept.
+    """
+    return {
+        "four graded replies": ranked_table(graded_replies()[::share]),
+        "own answer or another task's": ranked_table(answers_and_strangers(data)[::share]),
+    }
+
+
+def graded_replies() -> list[dict[str, Any]]:
+    """Return the package's own groups: 14 kinds of tasks, four replies each, written to be told apart by quality."""
+    return _rows(resources.files("srlm_pipeline.data.seed").joinpath("ranked_replies.jsonl"))
+
+
+def answers_and_strangers(data: Path) -> list[dict[str, Any]]:
+    """Return Self-Instruct's seed tasks, each with its own answer and a stranger: the answer to another task.
+
+    The stranger is the next longer answer and the next shorter one in turn, so that length says nothing.
+    """
+    tasks = _rows(data / "self-instruct" / "seed_tasks.jsonl")
+    tasks = [task for task in tasks if len(_answer(task)) >= MIN_CHARACTERS]
+    tasks.sort(key=lambda task: (len(_answer(task)), task["id"]))
+    groups = []
+    for place, task in enumerate(tasks):
+        stranger = tasks[place + (1 if place % 2 == 0 and place + 1 < len(tasks) else -1)]
+        groups.append(
+            {
+                "id": task["id"],
+                "prompt": "\n\n".join(part for part in (task["instruction"], task["instances"][0]["input"]) if part),
+                "replies": [{"rank": 0, "text": _answer(task)}, {"rank": 1, "text": _answer(stranger)}],
+            }
+        )
+    return groups
+
+
+def read_ranked(path: Path) -> pd.DataFrame:
+    """Return all groups of a file as table `RANKED_REPLIES`."""
+    return ranked_table(_rows(path))
+
+
+def ranked_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return groups of ranked replies as table `RANKED_REPLIES`; none is held out.
+
+    Args:
+        groups: With ``id``, ``prompt`` and ``replies`` (``rank``, ``text``).
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "group_id": group["id"],
+            "split": "train",
+            "kind": "",
+            "prompt": group["prompt"],
+            "rank": reply["rank"],
+            "text": reply["text"],
+            "score": None,
+            "rationale": None,
+        }
+        for group in groups
+        for reply in group["replies"]
+    )
+
+
+def _rows(path: Traversable) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _answer(task: dict[str, Any]) -> str:
+    return str(task["instances"][0]["output"]).strip()

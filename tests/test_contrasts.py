@@ -97,6 +97,11 @@ def test_strangers_have_no_score_where_the_others_have_none() -> None:
     assert built.table["score"].isna().all()
 
 
+def test_a_single_prompt_is_enough_where_no_contrasts_are_asked_for() -> None:
+    own = judging_data(["a", "b", "c"])
+    assert with_contrasts(own, 0, 0, seed=1) is own
+
+
 def test_there_are_no_contrasts_to_a_single_prompt() -> None:
     with pytest.raises(EmptyDataError, match="from other prompts, and the judging data has 1 of them"):
         with_contrasts(judging_data(["a", "b", "c"]), 1, 0, seed=1)

@@ -442,6 +442,14 @@ def test_facts_are_those_of_the_data(tiny_measure: TokenizerMeasure) -> None:
     assert facts.ranked.shared.mean < facts.ranked.whole.mean
 
 
+def test_replies_made_up_for_the_judge_are_counted(tiny_measure: TokenizerMeasure) -> None:
+    own = measure_data(QUICKSTART, tiny_measure)
+    more = measure_data(load_settings("quickstart", {"eft": {"strangers": 1, "spoiled": 1}}), tiny_measure)
+    assert (own.ranked.sequences, more.ranked.sequences) == (4, 6)
+    assert more.ranked.whole.mean > 1.4 * own.ranked.whole.mean
+    assert more.judgements == own.judgements
+
+
 def test_ranking_tokens_are_those_that_training_encodes(tiny_measure: TokenizerMeasure, tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -178,8 +178,7 @@ def eft_dataset(
         require_enough(built, settings.eft.min_prompts)
     if settings.eft.max_score_share is not None:
         built = thin(built, settings.eft.max_score_share, settings.seed)
-    if settings.eft.strangers or settings.eft.spoiled:
-        built = with_contrasts(built, settings.eft.strangers, settings.eft.spoiled, settings.seed)
+    built = with_contrasts(built, settings.eft.strangers, settings.eft.spoiled, settings.seed)
     metadata = {
         "prompts": built.n_groups,
         "prompts_kept": built.n_kept,

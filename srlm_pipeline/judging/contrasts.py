@@ -38,12 +38,14 @@ def with_contrasts(data: EftData, strangers: int, spoiled: int, seed: int) -> Ef
     Args:
         data: Judging data.
         strangers: So many for each prompt.
-        spoiled: So many for each prompt.
+        spoiled: So many for each prompt; with neither the data stays as it is.
         seed: Of all that is drawn.
 
     Raises:
         EmptyDataError: If there is no other prompt to take replies from.
     """
+    if not strangers and not spoiled:
+        return data
     own = data.table
     if own["group_id"].nunique() < 2:
         raise EmptyDataError(

@@ -18,6 +18,7 @@ from srlm_pipeline.config import ArbiterSettings, Settings, TrainingSettings
 from srlm_pipeline.data.chat import render_user_turn, tokenize_exchange
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
+from srlm_pipeline.judging.contrasts import with_contrasts
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
 from srlm_pipeline.prompting.few_shot import few_shot_exchange
@@ -357,12 +358,13 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     train, held_out = (ranked[ranked["split"] == split] for split in ("train", "held_out"))
     exchanges = [measure.exchange(row.prompt, row.response) for row in _spaced(ift).itertuples()]
     rubric = settings.judge.rubric
-    eft = eft_from_dataset(train).table
-    own = settings.eft.targets == "self"
+    chosen = settings.eft
+    eft = with_contrasts(eft_from_dataset(train), chosen.strangers, chosen.spoiled, settings.seed).table
+    own = chosen.targets == "self"
     taught = (
         []
-        if own or not settings.eft.enabled
-        else judgement_examples(eft, rubric, settings.eft.rationales_per_prompt, settings.seed)
+        if own or not chosen.enabled
+        else judgement_examples(eft, rubric, chosen.rationales_per_prompt, settings.seed)
     )
     shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples
     prompts = ift["prompt"].tolist()

@@ -47,11 +47,12 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
     if loops:
         found |= {
             "judges": judges(loops, record["arbiter"]),
-            "outside": outside(loops, record["arbiter"]),
             "matches": matches(loops),
             "lengths": lengths(loops),
             "pairs": pairs(loops),
         }
+    if loops and "outside" in record["arbiter"]:
+        found["outside"] = outside(loops, record["arbiter"])
     modes = arms.get("loop", {}).get("judge_modes")
     if modes:
         found["judge-modes"] = judge_modes(modes)

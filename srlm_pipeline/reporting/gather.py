@@ -111,8 +111,8 @@ def gather_iteration(
     """
     name, opponents = model_name(iteration + 1), opponents_of(store, iteration)
     decision = _decision(store, iteration)
-    matches = _matches(store, iteration, replies, around.position_bias)
     table = read_table(WIN_RATES, store.table_path("win_rates", iteration))
+    matches = _matches(table, name, replies, around.position_bias)
     verifiable = read_table(VERIFIABLE, store.table_path("verifiable_scores", iteration))
     monitors = read_table(MONITORS, store.table_path("collapse_monitors", iteration))
     compared = list(dict.fromkeys([SFT_BASELINE, model_name(1), *(o.name for o in opponents), name]))
@@ -161,7 +161,7 @@ def gather_iteration(
             Distribution(model, tuple(replies[model]["reply"].str.len().astype(float)))
             for model in dict.fromkeys([name, *(o.name for o in opponents)])
         ),
-        replies=_replies(store, iteration, replies, decision.champion, name),
+        replies=_replies(table, replies, decision.champion, name),
         prompts=_prompts(store, iteration),
         pairs=_pairs(settings, store, iteration),
         lineage=_lineage(settings, store, iteration, decision),
@@ -233,7 +233,8 @@ def _summary(
     seconds: float | None,
 ) -> ModelSummary:
     name, decision = model_name(iteration + 1), _decision(store, iteration)
-    matches = _matches(store, iteration, replies, around.position_bias)
+    met = read_table(WIN_RATES, store.table_path("win_rates", iteration))
+    matches = _matches(met, name, replies, around.position_bias)
     monitors = read_table(MONITORS, store.table_path("collapse_monitors", iteration))
     judge = _judge_figures(store, name)
     table = read_table(VERIFIABLE, store.table_path("verifiable_scores", iteration))
@@ -276,13 +277,9 @@ def _sentence(decision: Decision) -> str:
 
 
 def _matches(
-    store: ProjectStore,
-    iteration: int,
-    replies: Mapping[str, pd.DataFrame],
-    position_bias: Mapping[str, float],
+    table: pd.DataFrame, name: str, replies: Mapping[str, pd.DataFrame], position_bias: Mapping[str, float]
 ) -> dict[str, HeadToHead]:
-    table = read_table(WIN_RATES, store.table_path("win_rates", iteration))
-    mine = replies[model_name(iteration + 1)]
+    mine = replies[name]
     return {
         str(opponent): match_result(rows, mine, replies[str(opponent)], position_bias.get(str(opponent), float("nan")))
         for opponent, rows in table.groupby("opponent", sort=False)
@@ -389,10 +386,7 @@ def _scores(store: ProjectStore, iteration: int) -> tuple[Distribution, ...]:
     )
 
 
-def _replies(
-    store: ProjectStore, iteration: int, replies: Mapping[str, pd.DataFrame], opponent: str, name: str
-) -> Replies:
-    table = read_table(WIN_RATES, store.table_path("win_rates", iteration))
+def _replies(table: pd.DataFrame, replies: Mapping[str, pd.DataFrame], opponent: str, name: str) -> Replies:
     rows = table[table["opponent"] == opponent].groupby("prompt_id", sort=False)
     sides = [replies[side].set_index("prompt_id") for side in (name, opponent)]
     return Replies(

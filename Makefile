@@ -39,7 +39,8 @@ lint: $(READY_DEV)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	# By file, because the tests of a file share what is dear to make.
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 bench: $(READY_DEV)
 	$(BIN)/python -m benchmarks

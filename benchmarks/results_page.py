@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
@@ -75,12 +75,7 @@ def origin(record: Mapping[str, Any]) -> str:
 
 def judges(loops: Mapping[str, Any], arbiter: Mapping[str, Any]) -> str:
     """Every model as a judge of the held-out human rankings."""
-    rows = [
-        [_seed(arm) if first else "", _model(name), *_judge_cells(model["judge"])]
-        for arm in loops.values()
-        for first, (name, model) in _firsts(arm["models"].items())
-    ]
-    rows.append(["", "arbiter", *_judge_cells(arbiter["judge"])])
+    rows = _judging_rows(loops, arbiter, lambda model: _judge_cells(model["judge"]))
     any_judge = arbiter["judge"]
     baseline = f"{any_judge['length_baseline']:.1%}"
     note = (
@@ -92,12 +87,7 @@ def judges(loops: Mapping[str, Any], arbiter: Mapping[str, Any]) -> str:
 
 def outside(loops: Mapping[str, Any], arbiter: Mapping[str, Any]) -> str:
     """Every model as a judge of rankings that are not from Open Assistant."""
-    rows = [
-        [_seed(arm) if first else "", _model(name), *_outside_cells(model["outside"])]
-        for arm in loops.values()
-        for first, (name, model) in _firsts(arm["models"].items())
-    ]
-    rows.append(["", "arbiter", *_outside_cells(arbiter["outside"])])
+    rows = _judging_rows(loops, arbiter, lambda model: _outside_cells(model["outside"]))
     names = arbiter["outside"]
     columns = [
         f"{name}: {column}" for name in names for column in ("pairwise", "better is longer", "better is shorter")
@@ -240,6 +230,17 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
         "length",
     ]
     return markdown_table(columns, rows)
+
+
+def _judging_rows(
+    loops: Mapping[str, Any], arbiter: Mapping[str, Any], cells: Callable[[Mapping[str, Any]], list[str]]
+) -> list[list[str]]:
+    rows = [
+        [_seed(arm) if first else "", _model(name), *cells(model)]
+        for arm in loops.values()
+        for first, (name, model) in _firsts(arm["models"].items())
+    ]
+    return [*rows, ["", "arbiter", *cells(arbiter)]]
 
 
 def _judge_cells(judge: Mapping[str, float]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Made-up bad replies: they are bad, ranked last, and no shorter than the others."""
+"""Made-up bad replies: bad in the ways that they should be, ranked last, strangers as long as a prompt's own."""
 
 import numpy as np
 import pandas as pd

@@ -1,7 +1,8 @@
 """Open Assistant's ranked replies and instruction pairs, cut into parts that never meet.
 
 Prompts are put in the order of a hash, as the pipeline itself splits them, so that its held-out prompts are exactly
-the first part.
+the first part. A few of the package's graded replies are beside Open Assistant's in what a judge learns from: people
+rank by length and manner so often that a small model learns nothing else from them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 # Groups of ranked replies: held out for measuring judges, for EFT, for choosing settings; the rest trains the arbiter.
 HELD_OUT, EFT, DEVELOPMENT = 150, 200, 100
+# The package's graded groups: beside Open Assistant's for EFT and for the arbiter; the rest measures judges.
+GRADED_EFT, GRADED_ARBITER = 40, 25
 IFT, EVALUATION, MT_BENCH = 512, 250, 80
 
 
@@ -23,10 +28,11 @@ class Parts:
 
     Attributes:
         ift: Instruction pairs.
-        ranked: Groups for EFT and, as the share `held_out_fraction` of them, held-out ones.
+        ranked: Groups for EFT, graded ones among them, and, as the share `held_out_fraction`, held-out ones.
         evaluation: Prompts for head-to-head comparison.
         development: Groups for choosing settings.
-        arbiter: Groups that only the arbiter learns from.
+        arbiter: Groups that only the arbiter learns from, graded ones among them.
+        graded: Graded groups that nobody learns from.
         held_out_fraction: Of `ranked`.
     """
 
@@ -35,7 +41,8 @@ class Parts:
     evaluation: Path
     development: Path
     arbiter: Path
-    held_out_fraction: float = HELD_OUT / (HELD_OUT + EFT)
+    graded: Path
+    held_out_fraction: float = HELD_OUT / (HELD_OUT + EFT + GRADED_EFT)
 
 
 def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
@@ -51,6 +58,8 @@ def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
     groups = _by_hash([group for group in groups if len(group["replies"]) > 1])
     groups = groups[: len(groups) // share]
     held_out, eft, development = (n // share for n in (HELD_OUT, EFT, DEVELOPMENT))
+    graded_eft, graded_arbiter = GRADED_EFT // share, GRADED_ARBITER // share
+    graded = _graded_after(groups[held_out - 1]["prompt"])
     pairs = _by_hash(_read(data / "oasst" / "ift_pairs.jsonl"))
     ift, evaluation, mt_bench = (n // share for n in (IFT, EVALUATION, MT_BENCH))
     questions = _read(data / "mt-bench" / "question.jsonl")[:mt_bench]
@@ -62,11 +71,24 @@ def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
     folder.mkdir(parents=True, exist_ok=True)
     return Parts(
         ift=_write(folder / "ift.jsonl", pairs[:ift]),
-        ranked=_write(folder / "ranked.jsonl", groups[: held_out + eft]),
+        ranked=_write(folder / "ranked.jsonl", [*groups[: held_out + eft], *graded[:graded_eft]]),
         evaluation=_write(folder / "evaluation.jsonl", prompts),
         development=_write(folder / "development.jsonl", groups[held_out + eft : held_out + eft + development]),
-        arbiter=_write(folder / "arbiter.jsonl", groups[held_out + eft + development :]),
+        arbiter=_write(
+            folder / "arbiter.jsonl",
+            [*groups[held_out + eft + development :], *graded[graded_eft : graded_eft + graded_arbiter]],
+        ),
+        graded=_write(folder / "graded.jsonl", graded[graded_eft + graded_arbiter :][::share]),
     )
+
+
+def _graded_after(last_held_out: str) -> list[dict[str, Any]]:
+    """Return the package's graded groups by hash, but first those that the pipeline cannot hold out."""
+    from srlm_pipeline.data.loaders import prompt_hash
+
+    rows = _read(resources.files("srlm_pipeline.data.seed").joinpath("ranked_replies.jsonl"))
+    groups = _by_hash([_group(row) for row in rows])
+    return sorted(groups, key=lambda group: prompt_hash(group["prompt"]) <= prompt_hash(last_held_out))
 
 
 def _group(row: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +97,7 @@ def _group(row: dict[str, Any]) -> dict[str, Any]:
     for reply in sorted(row["replies"], key=lambda reply: reply["rank"]):
         texts.setdefault(reply["text"].strip(), reply["rank"])
     replies = [{"text": text, "rank": rank} for text, rank in texts.items() if text]
-    return {"id": row["prompt_id"], "prompt": row["prompt"], "replies": replies}
+    return {"id": row.get("prompt_id") or row["id"], "prompt": row["prompt"], "replies": replies}
 
 
 def _by_hash(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,7 +110,7 @@ def _by_hash(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [found[digest] for digest in sorted(found)]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Traversable) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

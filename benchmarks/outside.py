@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,22 +13,19 @@ if TYPE_CHECKING:
 MIN_CHARACTERS = 20
 
 
-def outside_rankings(data: Path, share: int = 1) -> dict[str, pd.DataFrame]:
+def outside_rankings(data: Path, graded: Path, share: int = 1) -> dict[str, pd.DataFrame]:
     """Return the rankings by what they ask of a judge, as tables `RANKED_REPLIES`.
 
     Args:
         data: Folder with ``self-instruct/``.
-        share: One in how many groups is kept.
+        graded: Groups of the package's own graded replies that no judge has learned from: 14 kinds of tasks, four
+            replies each, written to be told apart by quality.
+        share: One in how many of the other groups is kept.
     """
     return {
-        "four graded replies": ranked_table(graded_replies()[::share]),
+        "four graded replies": read_ranked(graded),
         "own answer or another task's": ranked_table(answers_and_strangers(data)[::share]),
     }
-
-
-def graded_replies() -> list[dict[str, Any]]:
-    """Return the package's own groups: 14 kinds of tasks, four replies each, written to be told apart by quality."""
-    return _rows(resources.files("srlm_pipeline.data.seed").joinpath("ranked_replies.jsonl"))
 
 
 def answers_and_strangers(data: Path) -> list[dict[str, Any]]:
@@ -83,7 +78,7 @@ def ranked_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _rows(path: Traversable) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

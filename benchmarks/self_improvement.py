@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for arm in arms(args.seed, args.iterations):
         if not args.only or arm.name in args.only:
             overrides = run_arm(arm, parts, base, args)
-            measure_arm(arm, overrides, arbiter, record, args)
+            measure_arm(arm, overrides, arbiter, parts, record, args)
 
 
 class Record:
@@ -209,7 +209,9 @@ def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpo
     return save_checkpoint(trained.loaded, folder, "arbiter", None, {}, "float32")
 
 
-def measure_arm(arm: Arm, overrides: list[str], arbiter: Checkpoint, record: Record, args: argparse.Namespace) -> None:
+def measure_arm(
+    arm: Arm, overrides: list[str], arbiter: Checkpoint, parts: Parts, record: Record, args: argparse.Namespace
+) -> None:
     """Measure all models of a finished arm and add them to the record."""
     from srlm_pipeline.config import load_settings, merge_overrides
     from srlm_pipeline.store import open_store
@@ -225,7 +227,7 @@ def measure_arm(arm: Arm, overrides: list[str], arbiter: Checkpoint, record: Rec
     if "judge" not in record.arbiter:
         record.arbiter["judge"] = measured.accuracy(arbiter, held_out)
         record.save()
-    outside = outside_rankings(args.data, 10 if args.smoke else 1)
+    outside = outside_rankings(args.data, parts.graded, 10 if args.smoke else 1)
     if "outside" not in record.arbiter:
         record.arbiter["outside"] = {name: measured.accuracy(arbiter, table) for name, table in outside.items()}
         record.save()

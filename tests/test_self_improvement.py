@@ -49,8 +49,9 @@ def prompts_of(path: Path) -> set[str]:
 
 
 def test_the_parts_have_their_sizes_and_no_prompt_is_in_two(parts: Parts) -> None:
-    found = [prompts_of(p) for p in (parts.ift, parts.ranked, parts.evaluation, parts.development, parts.arbiter)]
-    assert [len(prompts) for prompts in found] == [512, 350, 250, 100, 183]
+    paths = (parts.ift, parts.ranked, parts.evaluation, parts.development, parts.arbiter, parts.graded)
+    found = [prompts_of(path) for path in paths]
+    assert [len(prompts) for prompts in found] == [512, 350 + 40, 250, 100, 183 + 25, 100 - 40 - 25]
     assert len(set.union(*found)) == sum(map(len, found))
 
 
@@ -64,7 +65,9 @@ def test_the_pipeline_holds_out_as_many_prompts_as_planned_and_reads_all_parts(p
     ranked = load_ranked_replies(data).table
     first_lines = [json.loads(line)["prompt"] for line in parts.ranked.read_text().splitlines()][:150]
     assert set(ranked[ranked["split"] == "held_out"]["prompt"]) == set(first_lines)
-    assert set(ranked["text"]) == {"a", "b", "c"}, "blank replies are left out"
+    from_people = ranked[ranked["prompt"].str.startswith("ranked ")]
+    assert from_people["prompt"].nunique() == len(ranked["prompt"].unique()) - 40
+    assert set(from_people["text"]) == {"a", "b", "c"}, "blank replies are left out"
     assert len(load_instructions(data).table) == 512
     assert load_evaluation_prompts(data).table["kind"].value_counts().to_dict() == {"oasst": 170, "mt-bench": 80}
 
@@ -77,7 +80,7 @@ def test_every_arm_has_valid_settings() -> None:
         assert arm.iterations <= settings.schedule.planned_iterations
 
 
-def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_long(tmp_path: Path) -> None:
+def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_long(tmp_path: Path, parts: Parts) -> None:
     (tmp_path / "self-instruct").mkdir()
     tasks = [
         {"id": f"t{n}", "instruction": f"task {n}", "instances": [{"input": "", "output": f"{n:02d}" + "a" * n}]}
@@ -86,7 +89,7 @@ def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_lon
     tasks[39]["instances"][0]["input"] = "input"
     path = tmp_path / "self-instruct" / "seed_tasks.jsonl"
     path.write_text("".join(json.dumps(task) + "\n" for task in reversed(tasks)))
-    found = outside_rankings(tmp_path)["own answer or another task's"]
+    found = outside_rankings(tmp_path, parts.graded)["own answer or another task's"]
     assert set(found["prompt"]) == {f"task {n}" for n in range(18, 39)} | {"task 39\n\ninput"}
     for _, group in found.groupby("group_id"):
         own, stranger = group.sort_values("rank")["text"]
@@ -94,11 +97,13 @@ def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_lon
         assert abs(len(own) - len(stranger)) == 1
 
 
-def test_a_tenth_of_the_rankings_is_enough_for_a_trial(tmp_path: Path) -> None:
+def test_no_judge_has_learned_from_the_graded_replies_that_measure_it(parts: Parts, tmp_path: Path) -> None:
     (tmp_path / "self-instruct").mkdir()
     (tmp_path / "self-instruct" / "seed_tasks.jsonl").write_text("")
-    whole, part = (outside_rankings(tmp_path, share)["four graded replies"] for share in (1, 10))
-    assert whole["group_id"].nunique() == 10 * part["group_id"].nunique()
+    measured = outside_rankings(tmp_path, parts.graded)["four graded replies"]
+    assert measured["group_id"].nunique() == 35
+    assert measured.groupby("group_id")["rank"].apply(sorted).map(tuple).unique().tolist() == [(0, 1, 2, 3)]
+    assert not set(measured["prompt"]) & (prompts_of(parts.ranked) | prompts_of(parts.arbiter))
 
 
 def arm(seed: int, *names: str) -> dict[str, Any]:

@@ -450,6 +450,12 @@ def test_replies_made_up_for_the_judge_are_counted(tiny_measure: TokenizerMeasur
     assert more.judgements == own.judgements
 
 
+def test_where_judging_is_not_taught_no_replies_are_made_up_for_it(tiny_measure: TokenizerMeasure) -> None:
+    changes = {"eft": {"enabled": False, "strangers": 1, "spoiled": 1}}
+    plain = measure_data(load_settings("quickstart", {"eft": {"enabled": False}}), tiny_measure)
+    assert measure_data(load_settings("quickstart", changes), tiny_measure) == plain
+
+
 def test_ranking_tokens_are_those_that_training_encodes(tiny_measure: TokenizerMeasure, tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -359,7 +359,10 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     exchanges = [measure.exchange(row.prompt, row.response) for row in _spaced(ift).itertuples()]
     rubric = settings.judge.rubric
     chosen = settings.eft
-    eft = with_contrasts(eft_from_dataset(train), chosen.strangers, chosen.spoiled, settings.seed).table
+    known = eft_from_dataset(train)
+    if chosen.enabled:
+        known = with_contrasts(known, chosen.strangers, chosen.spoiled, settings.seed)
+    eft = known.table
     own = chosen.targets == "self"
     taught = (
         []

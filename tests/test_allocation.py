@@ -22,11 +22,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the C library o
 
 
 def test_large_tensors_reuse_what_was_freed() -> None:
+    # Hundreds of times fewer where nothing else is going on. What else is going on, and kernels that take idle pages
+    # back in the background, only ever add some: hence the least of three.
     faults = {
-        how: int(subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, check=True).stdout)
+        how: min(
+            int(subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, check=True).stdout)
+            for _ in range(3)
+        )
         for how in ("kept", "given back")
     }
-    # Hundreds of times fewer where nothing else is going on; some kernels take idle pages back in the background.
     assert faults["kept"] < faults["given back"] / 4, faults
 
 

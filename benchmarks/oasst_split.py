@@ -54,15 +54,15 @@ def write_parts(data: Path, folder: Path, smoke: bool = False) -> Parts:
         smoke: A tenth of everything.
     """
     share = 10 if smoke else 1
-    groups = [_group(row) for row in _read(data / "oasst" / "eft_groups.jsonl")]
+    groups = [_group(row) for row in read_jsonl(data / "oasst" / "eft_groups.jsonl")]
     groups = _by_hash([group for group in groups if len(group["replies"]) > 1])
     groups = groups[: len(groups) // share]
     held_out, eft, development = (n // share for n in (HELD_OUT, EFT, DEVELOPMENT))
     graded_eft, graded_arbiter = GRADED_EFT // share, GRADED_ARBITER // share
     graded = _graded_after(groups[held_out - 1]["prompt"])
-    pairs = _by_hash(_read(data / "oasst" / "ift_pairs.jsonl"))
+    pairs = _by_hash(read_jsonl(data / "oasst" / "ift_pairs.jsonl"))
     ift, evaluation, mt_bench = (n // share for n in (IFT, EVALUATION, MT_BENCH))
-    questions = _read(data / "mt-bench" / "question.jsonl")[:mt_bench]
+    questions = read_jsonl(data / "mt-bench" / "question.jsonl")[:mt_bench]
     unseen = pairs[ift : ift + evaluation - len(questions)]
     prompts = [
         *({"id": f"mt-bench-{q['question_id']}", "kind": "mt-bench", "prompt": q["turns"][0]} for q in questions),
@@ -86,7 +86,7 @@ def _graded_after(last_held_out: str) -> list[dict[str, Any]]:
     """Return the package's graded groups by hash, but first those that the pipeline cannot hold out."""
     from srlm_pipeline.data.loaders import prompt_hash
 
-    rows = _read(resources.files("srlm_pipeline.data.seed").joinpath("ranked_replies.jsonl"))
+    rows = read_jsonl(resources.files("srlm_pipeline.data.seed").joinpath("ranked_replies.jsonl"))
     groups = _by_hash([_group(row) for row in rows])
     return sorted(groups, key=lambda group: prompt_hash(group["prompt"]) <= prompt_hash(last_held_out))
 
@@ -110,7 +110,8 @@ def _by_hash(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [found[digest] for digest in sorted(found)]
 
 
-def _read(path: Traversable) -> list[dict[str, Any]]:
+def read_jsonl(path: Traversable) -> list[dict[str, Any]]:
+    """Return the objects of a file with one per line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.oasst_split import read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ def answers_and_strangers(data: Path) -> list[dict[str, Any]]:
 
     The stranger is the next longer answer and the next shorter one in turn, so that length says nothing.
     """
-    tasks = _rows(data / "self-instruct" / "seed_tasks.jsonl")
+    tasks = read_jsonl(data / "self-instruct" / "seed_tasks.jsonl")
     tasks = [task for task in tasks if len(_answer(task)) >= MIN_CHARACTERS]
     tasks.sort(key=lambda task: (len(_answer(task)), task["id"]))
     groups = []
@@ -51,7 +52,7 @@ def answers_and_strangers(data: Path) -> list[dict[str, Any]]:
 
 def read_ranked(path: Path) -> pd.DataFrame:
     """Return all groups of a file as table `RANKED_REPLIES`."""
-    return ranked_table(_rows(path))
+    return ranked_table(read_jsonl(path))
 
 
 def ranked_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
@@ -76,10 +77,6 @@ def ranked_table(groups: list[dict[str, Any]]) -> pd.DataFrame:
         for group in groups
         for reply in group["replies"]
     )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _answer(task: dict[str, Any]) -> str:

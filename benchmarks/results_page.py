@@ -139,6 +139,7 @@ def lengths(arms: Mapping[str, Any]) -> str:
             f"{model['repeated_4grams']:.3f}",
             f"{model['cut_off_share']:.1%}",
             _with_interval(model["checkable"], "instruction_strict"),
+            _change(model["checkable"]),
         ]
         for arm in arms.values()
         for first, (name, model) in _firsts([(n, m) for n, m in arm["models"].items() if "length_mean" in m])
@@ -152,6 +153,7 @@ def lengths(arms: Mapping[str, Any]) -> str:
         "repeated 4-grams",
         "cut off by the limit",
         "checkable instructions followed (95 %)",
+        "against the SFT baseline, prompt by prompt",
     ]
     return markdown_table(columns, rows)
 
@@ -276,6 +278,12 @@ def _match_cells(match: Mapping[str, float]) -> list[str]:
 
 def _with_interval(found: Mapping[str, float], name: str) -> str:
     return _interval(found[name], found[f"{name}_low"], found[f"{name}_high"])
+
+
+def _change(found: Mapping[str, float]) -> str:
+    if "ahead" not in found:
+        return ""
+    return f"{found['ahead']:+.1%} ({found['ahead_low']:+.1%} to {found['ahead_high']:+.1%})"
 
 
 def _interval(value: float, low: float, high: float) -> str:

@@ -239,11 +239,10 @@ def measure_arm(
             "outside": {name: measured.accuracy(checkpoint, table) for name, table in outside.items()},
         }
     replies = {checkpoint.name: measured.replies(checkpoint, prompts) for checkpoint in models}
-    for checkpoint in models:
-        result["models"][checkpoint.name] |= {
-            **measured.description(replies[checkpoint.name]),
-            "checkable": measured.checkable(checkpoint),
-        }
+    for name in names:
+        result["models"][name] |= measured.description(replies[name])
+    for name, figures in measured.checkable(models).items():
+        result["models"][name]["checkable"] = figures
     for number in range(1, arm.iterations + 1):
         scored = read_table(JUDGED_SCORES, store.table_path("judged_scores", number))
         result["iterations"][str(number)] = measured.pairs(scored)
@@ -317,15 +316,32 @@ class Measuring:
         described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
         return {**described, "cut_off_share": float((replies["finish_reason"] == "length").mean())}
 
-    def checkable(self, checkpoint: Checkpoint) -> dict[str, float]:
-        """Return how many instructions a model follows that a program checks: a figure without any judge."""
+    def checkable(self, models: Sequence[Checkpoint]) -> dict[str, dict[str, float]]:
+        """Return how many instructions models follow that a program checks: figures without any judge.
+
+        Args:
+            models: The first is what the others are compared with, prompt by prompt.
+        """
+        import pandas as pd
+
+        from srlm_pipeline.evaluation.evidence import verifiable_difference
         from srlm_pipeline.evaluation.verifiable.asking import verifiable_replies
         from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
         from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
 
-        prompts = load_verifiable(self._settings.evaluation.verifiable)
-        table = verifiable_replies(checkpoint, prompts, self._settings, self._store, self._open, self._progress)
-        return measure_verifiable(table).metrics()
+        settings, baseline = self._settings, models[0].name
+        prompts = load_verifiable(settings.evaluation.verifiable)
+        tables = {
+            m.name: verifiable_replies(m, prompts, settings, self._store, self._open, self._progress) for m in models
+        }
+        together = pd.concat(tables.values(), ignore_index=True)
+        found: dict[str, dict[str, float]] = {}
+        for name, table in tables.items():
+            found[name] = measure_verifiable(table).metrics()
+            ahead = verifiable_difference(together, name, baseline, settings.evaluation.bootstrap_samples)
+            if ahead is not None and name != baseline:
+                found[name] |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
+        return found
 
     def pairs(self, scored: pd.DataFrame) -> dict[str, float]:
         """Return what became of an iteration's prompts."""

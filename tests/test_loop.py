@@ -114,12 +114,16 @@ class Home:
         """Whether Dagster knows a materialization."""
         return partition in self.instance.get_materialized_partitions(dg.AssetKey(asset))
 
-    def data_version(self, asset: str, partition: str) -> str:
-        """Return the newest materialization's data version."""
+    def materialization(self, asset: str, partition: str) -> dg.AssetMaterialization:
+        """Return the newest materialization."""
         filters = dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition])
         (record,) = self.instance.fetch_materializations(filters, limit=1).records
         assert record.asset_materialization is not None
-        return str((record.asset_materialization.tags or {})["dagster/data_version"])
+        return record.asset_materialization
+
+    def data_version(self, asset: str, partition: str) -> str:
+        """Return the newest materialization's data version."""
+        return str((self.materialization(asset, partition).tags or {})["dagster/data_version"])
 
 
 OpenHome = Callable[[Path, Path], Home]
@@ -312,6 +316,9 @@ def test_models_are_asked_what_a_program_can_check(finished: Home) -> None:
     asked = finished.table("verifiable_scores", "iter_002")
     assert set(asked["model"]) >= {"sft_baseline", "M2", "M3"}
     assert asked.groupby("model")["key"].nunique().unique().tolist() == [4]
+    shares = (asked["n_strict"] / asked["n_instructions"]).groupby(asked["model"]).mean()
+    told = finished.materialization("verifiable_scores", "iter_002").metadata
+    assert told["ahead_of_baseline"].value == pytest.approx(shares["M3"] - shares["sft_baseline"])
 
 
 def test_a_finished_loop_run_again_does_nothing(finished: Home) -> None:
@@ -466,9 +473,7 @@ def test_with_positive_examples_alone_the_base_model_is_trained_again_on_more(se
 
 def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Home) -> None:
     seeded.run(1, dpo={"early_stopping": {"every": 1, "prompts": 2, "min_win_rate": 0.0}})
-    (record,) = seeded.instance.fetch_materializations(dg.AssetKey("iteration_model"), limit=1).records
-    assert record.asset_materialization is not None
-    metadata = record.asset_materialization.metadata
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
     assert metadata["looks"].value >= 1
     assert metadata["stopped_early"].value == "no"
     asked = sorted((seeded.store.journal_folder("early_stopping/M2")).iterdir())

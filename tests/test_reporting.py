@@ -48,6 +48,7 @@ from srlm_pipeline.reporting.render import (
     overview_verdict,
     write_report,
 )
+from srlm_pipeline.reporting.summary import iteration_summary
 from srlm_pipeline.reporting.words import file_address, fold, p_value, safe_address, seconds
 
 PACKAGE = Path(__file__).parent.parent / "srlm_pipeline" / "reporting"
@@ -417,6 +418,14 @@ def test_figures_of_a_judge_are_shown_as_given() -> None:
         "prompts": "120",
         "pairs": "1,540",
     }
+
+
+def test_checkable_instructions_are_compared_with_those_of_earlier_models() -> None:
+    baseline = replace(VERIFIABLE, model="SFT", by_kind=(), ahead=Estimate(-0.149, -0.256, -0.048))
+    report = replace(FULL, verifiable=(baseline, VERIFIABLE))
+    rows = Page(iteration_html(report)).rows("verifiable")
+    assert [row[-1] for row in rows[:3]] == ["M3 against it", "-14.9% (-25.6% to -4.8%)", ""]
+    assert "| -14.9% (-25.6% to -4.8%)" in iteration_summary(report)
 
 
 def test_checkable_instructions_are_shown_by_model_and_by_kind() -> None:

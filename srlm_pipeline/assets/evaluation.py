@@ -12,6 +12,7 @@ from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.assets.training import iteration_model
 from srlm_pipeline.evaluation.champion import champion_before
+from srlm_pipeline.evaluation.evidence import verifiable_difference
 from srlm_pipeline.evaluation.harness import run_harness
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.matches import length_ratio
@@ -258,6 +259,14 @@ def verifiable_scores(
                 run.curve({f"verifiable/{k}": v for k, v in figures.items()}, iteration)
                 metadata |= figures
             metadata |= {f"{model}_{k}": v for k, v in figures.items() if k in ("prompt_strict", "instruction_strict")}
+        found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(VERIFIABLE.columns))
+        # A champion may have lost step by step what no single step is proved to lose.
+        ahead = verifiable_difference(found, name, SFT_BASELINE, settings.evaluation.bootstrap_samples)
+        if ahead is not None:
+            values = {"": ahead.value, "_low": ahead.low, "_high": ahead.high}
+            figures = {f"ahead_of_baseline{ending}": value for ending, value in values.items()}
+            run.curve({f"verifiable/{k}": v for k, v in figures.items()}, iteration)
+            metadata |= figures
         if settings.evaluation.harness_tasks:
             scores = run_harness(
                 store.checkpoint(name).path,
@@ -269,7 +278,6 @@ def verifiable_scores(
             run.curve({f"harness/{k}": v for k, v in scores.items()}, iteration)
             metadata |= {f"{HARNESS}{k}": v for k, v in scores.items()}
     metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
-    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(VERIFIABLE.columns))
     return table_result(found, metadata)
 
 

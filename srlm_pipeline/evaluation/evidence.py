@@ -63,7 +63,7 @@ def verifiable_difference(table: pd.DataFrame, new: str, champion: str, resample
     Args:
         table: Table `VERIFIABLE` with both models.
         new: Name of the new model.
-        champion: The champion's.
+        champion: The champion's, or that of any other to compare with.
         resamples: Of the bootstrap over prompts.
     """
     if table.empty:

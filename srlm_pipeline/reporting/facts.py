@@ -148,6 +148,8 @@ class VerifiableFigures:
         instruction_strict: Instructions followed.
         instruction_loose: The same after small changes.
         by_kind: Per kind of instruction.
+        ahead: By how much the report's model exceeds this one, prompt by prompt: the difference of the mean shares of
+            instructions that are followed, strictly. None for the report's model itself.
     """
 
     model: str
@@ -158,6 +160,7 @@ class VerifiableFigures:
     instruction_strict: Estimate
     instruction_loose: Estimate
     by_kind: tuple[KindFigures, ...] = ()
+    ahead: Estimate | None = None
 
 
 @dataclass(frozen=True)

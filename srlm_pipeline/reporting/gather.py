@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ import yaml
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.champion import champion_before, standing_decision
-from srlm_pipeline.evaluation.evidence import failed_monitors, judgements_of
+from srlm_pipeline.evaluation.evidence import failed_monitors, judgements_of, verifiable_difference
 from srlm_pipeline.evaluation.head_to_head import HeadToHead
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.jury import jury_report
@@ -151,7 +151,10 @@ def gather_iteration(
         ),
         judges=tuple(_judge_figures(store, model) for model in [BASE, *compared]),
         verifiable=tuple(
-            _verifiable_figures(model, rows, settings.evaluation.bootstrap_samples)
+            replace(
+                _verifiable_figures(model, rows, settings.evaluation.bootstrap_samples),
+                ahead=_ahead(verifiable, name, model, settings.evaluation.bootstrap_samples),
+            )
             for model, rows in verifiable.groupby("model", sort=False)
         ),
         verifiable_source=settings.evaluation.verifiable.source,
@@ -374,6 +377,12 @@ def _verifiable_figures(model: str, rows: pd.DataFrame, resamples: int) -> Verif
         instruction_loose=share("instruction_loose"),
         by_kind=tuple(KindFigures(kind.kind, kind.n, kind.share) for kind in found.kinds),
     )
+
+
+def _ahead(table: pd.DataFrame, name: str, other: str, resamples: int) -> Estimate | None:
+    if other == name or (found := verifiable_difference(table, name, other, resamples)) is None:
+        return None
+    return Estimate(found.value, found.low, found.high)
 
 
 def _scores(store: ProjectStore, iteration: int) -> tuple[Distribution, ...]:

@@ -289,6 +289,7 @@ def _environment() -> Environment:
         "signed": words.signed,
         "interval": words.share_with_interval,
         "main": words.main_share,
+        "change": words.change_with_interval,
         "ends": words.interval,
         "p_value": words.p_value,
         "seconds": words.seconds,

@@ -50,8 +50,9 @@ def iteration_summary(report: IterationReport) -> str:
         lines += [
             "## Checkable instructions",
             "",
-            "model | prompts, strict | prompts, loose | instructions, strict | instructions, loose",
-            "---|---|---|---|---",
+            f"model | prompts, strict | prompts, loose | instructions, strict | instructions, loose | {report.model} "
+            "against it, prompt by prompt",
+            "---|---|---|---|---|---",
             *(
                 " | ".join(
                     [
@@ -60,6 +61,7 @@ def iteration_summary(report: IterationReport) -> str:
                             words.share_with_interval,
                             (v.prompt_strict, v.prompt_loose, v.instruction_strict, v.instruction_loose),
                         ),
+                        words.change_with_interval(v.ahead),
                     ]
                 )
                 for v in report.verifiable

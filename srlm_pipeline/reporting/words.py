@@ -35,6 +35,13 @@ def signed(value: float | None) -> str:
     return NOT_MEASURED if _missing(value) else f"{value:+.2f}"
 
 
+def change_with_interval(estimate: Estimate | None) -> str:
+    """Write a difference of two shares with its interval: ``+4.8% (-1.8% to +11.9%)``; nothing if there is none."""
+    if estimate is None or _missing(estimate.value) or _missing(estimate.low) or _missing(estimate.high):
+        return ""
+    return f"{estimate.value:+.1%} ({estimate.low:+.1%} to {estimate.high:+.1%})"
+
+
 def main_share(estimate: Estimate | None) -> str:
     """Write an estimated share without its interval."""
     return share(estimate.value if estimate else None)

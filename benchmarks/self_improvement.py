@@ -80,7 +80,8 @@ def arms(seed: int, iterations: int) -> list[Arm]:
         Arm("loop-other-seed", seed + 1, iterations),
         Arm("no-eft", seed, 1, ("eft.enabled=false",), "loop"),
         Arm("positive-only", seed, 1, ("pairs.strategy=positive_only", "pairs.min_score=3.8"), "loop"),
-        Arm("full-rubric", seed, 1, ("judge.rubric=additive",), "loop"),
+        # Longer by the 109 tokens that the rubric is longer, so that as much of the replies is read.
+        Arm("full-rubric", seed, 1, ("judge.rubric=additive", "eft.max_length=621"), "loop"),
     ]
 
 

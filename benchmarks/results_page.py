@@ -12,7 +12,8 @@ from benchmarks.table import fill_blocks, markdown_table
 DOCUMENT = ROOT / "docs" / "results.md"
 RECORD = RESULTS / "learning" / "self_improvement.json"
 LOOPS = ("loop", "loop-other-seed")
-ABLATIONS = ("no-eft", "positive-only", "full-rubric")
+ABLATIONS = ("no-eft", "positive-only")
+FULL_RUBRIC = "full-rubric"
 # Names of models in the tables.
 NAMES = {"base": "base model", "sft_baseline": "SFT baseline", "arbiter": "arbiter"}
 _JUDGE_COLUMNS = {
@@ -59,6 +60,8 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
     own = arms.get("loop", {}).get("own_judgements")
     if own:
         found["own-judgements"] = own_judgements(own)
+    if "loop" in arms and FULL_RUBRIC in arms:
+        found["rubrics"] = rubrics({"short": arms["loop"], "full": arms[FULL_RUBRIC]})
     if ablations:
         found["ablations"] = ablation_table(ablations, loops)
     return found
@@ -232,6 +235,28 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
         "length",
     ]
     return markdown_table(columns, rows)
+
+
+def rubrics(arms: Mapping[str, Any]) -> str:
+    """The models that judge by each rubric, and M1 against the SFT baseline after learning it."""
+    rows = []
+    for rubric, arm in arms.items():
+        for name in ("base", "sft_baseline", "M1"):
+            judge = arm["models"][name]["judge"]
+            rows.append(
+                [
+                    rubric,
+                    _model(name),
+                    _interval(judge["pairwise_accuracy"], judge["pairwise_low"], judge["pairwise_high"]),
+                    f"{judge['length_balanced_accuracy']:.1%}",
+                    *(
+                        _interval(found["pairwise_accuracy"], found["pairwise_low"], found["pairwise_high"])
+                        for found in arm["models"][name]["outside"].values()
+                    ),
+                ]
+            )
+    elsewhere = next(iter(arms.values()))["models"]["base"]["outside"]
+    return markdown_table(["rubric", "model", "pairwise", "length-balanced", *elsewhere], rows)
 
 
 def _judging_rows(

@@ -53,6 +53,10 @@ JUDGE_MODES: dict[str, dict[str, Any]] = {
 }
 
 
+# Of the training prompts, how many the SFT baseline judges as the paper's EFT asks.
+OWN_JUDGEMENT_PROMPTS = 80
+
+
 @dataclass(frozen=True)
 class Arm:
     """A run of the loop.
@@ -60,7 +64,7 @@ class Arm:
     Attributes:
         name: For people and folders.
         seed: Of everything that is drawn.
-        iterations: How many.
+        iterations: How many; with none, M1 is the last model.
         changes: Settings that differ, as `srlm run --set` takes them.
         continues: Arm of the same seed that it begins as a copy of: what depends on no changed setting is the same
             to the last bit, and is not computed again.
@@ -74,14 +78,14 @@ class Arm:
 
 
 def arms(seed: int, iterations: int) -> list[Arm]:
-    """Return the runs: the whole loop with two seeds, then one iteration of each ablation."""
+    """Return the runs: the whole loop with two seeds, one iteration of each ablation, M1 with the full rubric."""
     return [
         Arm("loop", seed, iterations),
         Arm("loop-other-seed", seed + 1, iterations),
         Arm("no-eft", seed, 1, ("eft.enabled=false",), "loop"),
         Arm("positive-only", seed, 1, ("pairs.strategy=positive_only", "pairs.min_score=3.8"), "loop"),
         # Longer by the 109 tokens that the rubric is longer, so that as much of the replies is read.
-        Arm("full-rubric", seed, 1, ("judge.rubric=additive", "eft.max_length=621"), "loop"),
+        Arm("full-rubric", seed, 0, ("judge.rubric=additive", "eft.max_length=621"), "loop"),
     ]
 
 
@@ -271,7 +275,10 @@ def measure_arm(
                 record.save()
         if "own_judgements" not in record.arms[arm.name]:
             train = ranked[ranked["split"] == "train"]
-            record.arms[arm.name]["own_judgements"] = measured.own_judgements(store.checkpoint("sft_baseline"), train)
+            groups = train["group_id"].drop_duplicates()
+            drawn = groups.sample(min(len(groups), OWN_JUDGEMENT_PROMPTS), random_state=arm.seed)
+            asked = train[train["group_id"].isin(drawn)]
+            record.arms[arm.name]["own_judgements"] = measured.own_judgements(store.checkpoint("sft_baseline"), asked)
             record.save()
 
 

@@ -115,7 +115,10 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
     outside = {"strangers": {**judge, "n_groups": 90.0}}
     replies = {
         "length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2,
-        "checkable": {"instruction_strict": 0.4, "instruction_strict_low": 0.3, "instruction_strict_high": 0.5},
+        "checkable": {
+            "instruction_strict": 0.4, "instruction_strict_low": 0.3, "instruction_strict_high": 0.5,
+            "ahead": -0.125, "ahead_low": -0.25, "ahead_high": 0.0,
+        },
     }  # fmt: skip
     match = {
         "wins": 20.0, "ties": 3.0, "losses": 10.0, "p_value": 0.1,
@@ -148,7 +151,11 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     record: dict[str, Any] = {
         "date": "2026-01-02T03:04:05", "commit": "abc", "versions": {"torch": "2"}, "settings": "seed: 1",
         "machine": {"cores": 2, "cpu": "some", "memory_gib": 24}, "arbiter": loop["models"]["base"],
-        "arms": {"loop": loop, "no-eft": arm(20, "sft_baseline", "M1", "M2")},
+        "arms": {
+            "loop": loop,
+            "no-eft": arm(20, "sft_baseline", "M1", "M2"),
+            "full-rubric": arm(20, "sft_baseline", "M1"),
+        },
     }  # fmt: skip
     found = blocks(record)
     assert (
@@ -158,7 +165,8 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     assert "70.0% (60.0% to 80.0%) | 62.5%" in found["judges"]
     assert "| M3 | 70.0% (60.0% to 80.0%) | 75.0% | 50.0% |" in found["outside"]
     assert "strangers: 90 prompts, 700 pairs, the longer reply is the better one in 75.0%." in found["outside"]
-    assert "| 20.0% | 40.0% (30.0% to 50.0%) |" in found["lengths"]
+    assert "| 20.0% | 40.0% (30.0% to 50.0%) | -12.5% (-25.0% to +0.0%) |" in found["lengths"]
     assert found["ablations"].count("\n| ") == 3
+    assert "| full | M1 | 70.0% (60.0% to 80.0%) | 62.5% | 70.0% (60.0% to 80.0%) |" in found["rubrics"]
     page = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), found)
     assert page.count(MISSING) == 2, "ways of judging, and the model's own judgements"

@@ -28,7 +28,7 @@ from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampl
 from srlm_pipeline.models.checkpoint import read_checkpoint
 from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
-from srlm_pipeline.tables import read_table
+from srlm_pipeline.tables import WIN_RATES, read_table, write_table
 from srlm_pipeline.tracking import ASSET_TAG, Tracker
 
 pytestmark = pytest.mark.slow
@@ -310,6 +310,24 @@ def test_whoever_came_before_is_met_and_every_juror_is_heard(finished: Home) -> 
     page = (finished.store.root / "reports" / "iter_002.html").read_text(encoding="utf-8")
     assert ELSEWHERE in page
     assert "M1: comparison" in page
+
+
+def test_a_report_is_made_where_a_later_iteration_met_another_champion(finished: Home) -> None:
+    """What remains of iteration 2 when iteration 1 is done again and its model is not promoted any more."""
+    store = finished.store
+    champion = champion_before(store, 2)
+    tables, decisions = store.table_path("win_rates", 2), store.decision_path(2)
+    met, decided = read_table(WIN_RATES, tables), decisions.read_text(encoding="utf-8")
+    try:
+        write_table(met[met["opponent"] != champion], WIN_RATES, tables)
+        decisions.write_text(json.dumps({**json.loads(decided), "champion": "M0"}), encoding="utf-8")
+        assert finished.run_assets("iter_001", "iteration_report").success
+        page = (store.root / "reports" / "index.html").read_text(encoding="utf-8")
+        assert f"that was against M0, but {champion} is the champion" in page
+    finally:
+        write_table(met, WIN_RATES, tables)
+        decisions.write_text(decided, encoding="utf-8")
+        assert finished.run_assets("iter_001", "iteration_report").success
 
 
 def test_models_are_asked_what_a_program_can_check(finished: Home) -> None:

@@ -248,12 +248,14 @@ def _summary(
         model=name,
         iteration=iteration,
         promoted=decision.promoted,
-        reason=_sentence(decision),
+        reason=_reason(decision, champion_before(store, iteration), iteration),
         report=report_name(iteration),
         win_rates={
             ROLE_NAMES[role]: Estimate(matches[o.name].win_rate, matches[o.name].low, matches[o.name].high)
             for o in opponents_of(store, iteration)
             for role in o.roles
+            # Where an earlier iteration was done again since, another champion may stand before this one now.
+            if o.name in matches
         },
         judge_accuracy=judge.pairwise,
         verifiable=followed.instruction_strict if followed else None,
@@ -277,6 +279,15 @@ def _decision(store: ProjectStore, iteration: int) -> Decision:
 def _sentence(decision: Decision) -> str:
     reasons = decision.failures or decision.rules
     return f"{reasons[0].name}: {reasons[0].explanation}" if reasons else "no rule is asked for"
+
+
+def _reason(decision: Decision, champion: str, iteration: int) -> str:
+    if decision.champion == champion:
+        return _sentence(decision)
+    return (
+        f"{_sentence(decision)}; that was against {decision.champion}, but {champion} is the champion before it "
+        f"since an earlier iteration was done again: materialize iteration {iteration} again"
+    )
 
 
 def _matches(

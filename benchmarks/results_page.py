@@ -238,7 +238,7 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
 
 
 def rubrics(arms: Mapping[str, Any]) -> str:
-    """The models that judge by each rubric, and M1 against the SFT baseline after learning it."""
+    """Judges by each rubric; M1 has learned to judge by it."""
     rows = []
     for rubric, arm in arms.items():
         for name in ("base", "sft_baseline", "M1"):

@@ -13,7 +13,6 @@ DOCUMENT = ROOT / "docs" / "results.md"
 RECORD = RESULTS / "learning" / "self_improvement.json"
 LOOPS = ("loop", "loop-other-seed")
 ABLATIONS = ("no-eft", "positive-only")
-FULL_RUBRIC = "full-rubric"
 # Names of models in the tables.
 NAMES = {"base": "base model", "sft_baseline": "SFT baseline", "arbiter": "arbiter"}
 _JUDGE_COLUMNS = {
@@ -60,8 +59,9 @@ def blocks(record: Mapping[str, Any]) -> dict[str, str]:
     own = arms.get("loop", {}).get("own_judgements")
     if own:
         found["own-judgements"] = own_judgements(own)
-    if "loop" in arms and FULL_RUBRIC in arms:
-        found["rubrics"] = rubrics({"short": arms["loop"], "full": arms[FULL_RUBRIC]})
+    full = arms.get("loop", {}).get("full_rubric")
+    if full:
+        found["rubrics"] = rubrics({"short": arms["loop"]["models"], "full": full})
     if ablations:
         found["ablations"] = ablation_table(ablations, loops)
     return found
@@ -237,25 +237,20 @@ def ablation_table(ablations: Mapping[str, Any], loops: Mapping[str, Any]) -> st
     return markdown_table(columns, rows)
 
 
-def rubrics(arms: Mapping[str, Any]) -> str:
-    """Judges by each rubric; M1 has learned to judge by it."""
-    rows = []
-    for rubric, arm in arms.items():
-        for name in ("base", "sft_baseline", "M1"):
-            judge = arm["models"][name]["judge"]
-            rows.append(
-                [
-                    rubric,
-                    _model(name),
-                    _interval(judge["pairwise_accuracy"], judge["pairwise_low"], judge["pairwise_high"]),
-                    f"{judge['length_balanced_accuracy']:.1%}",
-                    *(
-                        _interval(found["pairwise_accuracy"], found["pairwise_low"], found["pairwise_high"])
-                        for found in arm["models"][name]["outside"].values()
-                    ),
-                ]
-            )
-    elsewhere = next(iter(arms.values()))["models"]["base"]["outside"]
+def rubrics(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """Judges by each rubric, before (the SFT baseline) and after they are taught to judge by it (M1)."""
+    rows = [
+        [
+            rubric,
+            _model(name),
+            _pairwise(model["judge"]),
+            f"{model['judge']['length_balanced_accuracy']:.1%}",
+            *map(_pairwise, model["outside"].values()),
+        ]
+        for rubric, judges in models.items()
+        for name, model in ((name, judges[name]) for name in ("sft_baseline", "M1"))
+    ]
+    elsewhere = next(iter(models.values()))["M1"]["outside"]
     return markdown_table(["rubric", "model", "pairwise", "length-balanced", *elsewhere], rows)
 
 
@@ -276,7 +271,7 @@ def _judge_cells(judge: Mapping[str, float]) -> list[str]:
         value = judge.get(name)
         text = "" if value is None else f"{value:.3f}" if name in _CORRELATIONS else f"{value:.1%}"
         if name == "pairwise_accuracy" and value is not None:
-            text = _interval(value, judge["pairwise_low"], judge["pairwise_high"])
+            text = _pairwise(judge)
         cells.append(text)
     return cells
 
@@ -286,7 +281,7 @@ def _outside_cells(found: Mapping[str, Mapping[str, float]]) -> list[str]:
         cell
         for judge in found.values()
         for cell in (
-            _interval(judge["pairwise_accuracy"], judge["pairwise_low"], judge["pairwise_high"]),
+            _pairwise(judge),
             f"{judge['accuracy_better_is_longer']:.1%}",
             f"{judge['accuracy_better_is_shorter']:.1%}",
         )
@@ -299,6 +294,10 @@ def _match_cells(match: Mapping[str, float]) -> list[str]:
         return [counts, "", ""]
     share = _interval(match["decided_win_rate"], match["decided_low"], match["decided_high"])
     return [counts, share, f"{match['p_value']:.3f}"]
+
+
+def _pairwise(judge: Mapping[str, float]) -> str:
+    return _interval(judge["pairwise_accuracy"], judge["pairwise_low"], judge["pairwise_high"])
 
 
 def _with_interval(found: Mapping[str, float], name: str) -> str:

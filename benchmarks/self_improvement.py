@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from srlm_pipeline.judging.judges import Judge
     from srlm_pipeline.judging.rubric import Rubric
     from srlm_pipeline.models.checkpoint import Checkpoint
+    from srlm_pipeline.store import ProjectStore
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 SMOKE = {"iterations": 1}
@@ -53,8 +54,12 @@ JUDGE_MODES: dict[str, dict[str, Any]] = {
 }
 
 
-# Of the training prompts, how many the SFT baseline judges as the paper's EFT asks.
-OWN_JUDGEMENT_PROMPTS = 80
+# Training sequences are longer by as many tokens as the rubric is, so that as much of the replies is read.
+FULL_RUBRIC = ("judge.rubric=additive", "eft.max_length=621")
+# What is measured of the first seed's M1 beside the loop.
+BESIDES = ("judge_modes", "full_rubric", "own_judgements")
+# Rationales take long: so many held-out prompts for the ways of judging, and training prompts for the paper's EFT.
+JUDGE_MODE_PROMPTS, OWN_JUDGEMENT_PROMPTS = 50, 40
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Arm:
     Attributes:
         name: For people and folders.
         seed: Of everything that is drawn.
-        iterations: How many; with none, M1 is the last model.
+        iterations: How many.
         changes: Settings that differ, as `srlm run --set` takes them.
         continues: Arm of the same seed that it begins as a copy of: what depends on no changed setting is the same
             to the last bit, and is not computed again.
@@ -78,14 +83,12 @@ class Arm:
 
 
 def arms(seed: int, iterations: int) -> list[Arm]:
-    """Return the runs: the whole loop with two seeds, one iteration of each ablation, M1 with the full rubric."""
+    """Return the runs: the whole loop with two seeds, then one iteration of each ablation."""
     return [
         Arm("loop", seed, iterations),
         Arm("loop-other-seed", seed + 1, iterations),
         Arm("no-eft", seed, 1, ("eft.enabled=false",), "loop"),
         Arm("positive-only", seed, 1, ("pairs.strategy=positive_only", "pairs.min_score=3.8"), "loop"),
-        # Longer by the 109 tokens that the rubric is longer, so that as much of the replies is read.
-        Arm("full-rubric", seed, 0, ("judge.rubric=additive", "eft.max_length=621"), "loop"),
     ]
 
 
@@ -186,32 +189,69 @@ def begin_as_copy(finished: Path, home: Path) -> None:
 
 def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpoint:
     """Return the arbiter: trained, by the ranking objective, on human rankings that no arm has seen."""
-    from srlm_pipeline.commands.terminal import terminal_reporter
     from srlm_pipeline.config import load_settings
     from srlm_pipeline.judging.contrasts import with_contrasts
     from srlm_pipeline.judging.eft import eft_from_ranks
+
+    settings = load_settings(CONFIG, {"seed": args.seed, "model": {"device": args.device}})
+    human = eft_from_ranks(read_ranked(parts.arbiter))
+    judging_data = with_contrasts(human, settings.eft.strangers, settings.eft.spoiled, args.seed)
+    return teach_to_judge(base, judging_data.table, settings, args.work / "arbiter")
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A model that was taught to judge by other settings than its arm's, and those."""
+
+    settings: Settings
+    model: Checkpoint
+
+
+def teach_full_rubric(store: ProjectStore, overrides: Sequence[str], args: argparse.Namespace) -> Taught:
+    """Return what M1 would be with the paper's full rubric: the same SFT baseline and judging data, another text."""
+    from srlm_pipeline.config import load_settings, merge_overrides
+    from srlm_pipeline.tables import EFT, read_table
+
+    settings = load_settings(CONFIG, merge_overrides([*overrides, *FULL_RUBRIC]))
+    table = read_table(EFT, store.table_path("eft_dataset"))
+    baseline = store.checkpoint("sft_baseline").path
+    return Taught(settings, teach_to_judge(baseline, table, settings, args.work / "full-rubric"))
+
+
+def teach_to_judge(start: Path, judging_data: pd.DataFrame, settings: Settings, folder: Path) -> Checkpoint:
+    """Return a model taught by the ranking objective, trained unless the folder has it.
+
+    Args:
+        start: Folder of the model to start from.
+        judging_data: Table `EFT`.
+        settings: Of EFT, rubric and model.
+        folder: Where it is kept; its name becomes the model's.
+    """
+    from srlm_pipeline.commands.terminal import terminal_reporter
     from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint, save_checkpoint
     from srlm_pipeline.training.ranking import train_ranking
     from srlm_pipeline.training.seed import ranked_examples
 
-    folder = args.work / "arbiter"
     if is_checkpoint(folder):
         return read_checkpoint(folder)
-    settings = load_settings(CONFIG, {"seed": args.seed, "model": {"device": args.device}})
-    human = eft_from_ranks(read_ranked(parts.arbiter))
-    judging_data = with_contrasts(human, settings.eft.strangers, settings.eft.spoiled, args.seed)
     trained = train_ranking(
-        base,
-        ranked_examples(judging_data.table),
+        start,
+        ranked_examples(judging_data),
         settings.eft,
         settings.judge.rubric,
         settings.model,
-        args.seed,
-        args.work / "arbiter-training",
-        "training the arbiter",
+        settings.seed,
+        folder.with_name(f"{folder.name}-training"),
+        f"training {folder.name}",
         terminal_reporter(),
     )
-    return save_checkpoint(trained.loaded, folder, "arbiter", None, {}, "float32")
+    return save_checkpoint(trained.loaded, folder, folder.name, None, {}, "float32")
+
+
+def some_groups(ranked: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """Return the replies to so many prompts, drawn at random; to all if there are fewer."""
+    groups = ranked["group_id"].drop_duplicates()
+    return ranked[ranked["group_id"].isin(groups.sample(min(count, len(groups)), random_state=seed))]
 
 
 def measure_arm(
@@ -239,10 +279,7 @@ def measure_arm(
     prompts = read_table(EVALUATION_PROMPTS, store.table_path("evaluation_prompts"))
     result: dict[str, Any] = {"seed": arm.seed, "changes": list(arm.changes), "models": {}, "iterations": {}}
     for checkpoint in [store.base_checkpoint(settings), *models]:
-        result["models"][checkpoint.name] = {
-            "judge": measured.accuracy(checkpoint, held_out),
-            "outside": {name: measured.accuracy(checkpoint, table) for name, table in outside.items()},
-        }
+        result["models"][checkpoint.name] = measured.judging(checkpoint, held_out, outside)
     replies = {checkpoint.name: measured.replies(checkpoint, prompts) for checkpoint in models}
     for name in names:
         result["models"][name] |= measured.description(replies[name])
@@ -265,21 +302,43 @@ def measure_arm(
         for earlier, later in itertools.combinations(names, 2)
     ]
     kept = record.arms.get(arm.name, {})
-    record.arms[arm.name] = {**result, **{key: kept[key] for key in ("judge_modes", "own_judgements") if key in kept}}
+    record.arms[arm.name] = {**result, **{key: kept[key] for key in BESIDES if key in kept}}
     record.save()
     if arm.name == "loop":
-        for mode, changes in JUDGE_MODES.items():
-            known = record.arms[arm.name].setdefault("judge_modes", {})
-            if mode not in known:
-                known[mode] = measured.judge_mode(store.checkpoint("M1"), held_out, changes)
-                record.save()
-        if "own_judgements" not in record.arms[arm.name]:
-            train = ranked[ranked["split"] == "train"]
-            groups = train["group_id"].drop_duplicates()
-            drawn = groups.sample(min(len(groups), OWN_JUDGEMENT_PROMPTS), random_state=arm.seed)
-            asked = train[train["group_id"].isin(drawn)]
-            record.arms[arm.name]["own_judgements"] = measured.own_judgements(store.checkpoint("sft_baseline"), asked)
+        measure_besides(record.arms[arm.name], overrides, ranked, outside, measured, store, record, args)
+
+
+def measure_besides(
+    found: dict[str, Any],
+    overrides: Sequence[str],
+    ranked: pd.DataFrame,
+    outside: Mapping[str, pd.DataFrame],
+    measured: Measuring,
+    store: ProjectStore,
+    record: Record,
+    args: argparse.Namespace,
+) -> None:
+    """Measure, of the first seed, ways of judging, the full rubric, and what the paper's EFT would keep."""
+    held_out, train = ranked[ranked["split"] == "held_out"], ranked[ranked["split"] == "train"]
+    baseline, m1 = store.checkpoint("sft_baseline"), store.checkpoint("M1")
+    modes = found.setdefault("judge_modes", {})
+    for mode, changes in JUDGE_MODES.items():
+        if mode not in modes:
+            modes[mode] = measured.judge_mode(m1, some_groups(held_out, JUDGE_MODE_PROMPTS, args.seed), changes)
             record.save()
+    if "full_rubric" not in found:
+        taught = teach_full_rubric(store, overrides, args)
+        by_it = Measuring(taught.settings, args)
+        found["full_rubric"] = {
+            name: by_it.judging(checkpoint, held_out, outside)
+            for name, checkpoint in (("sft_baseline", baseline), ("M1", taught.model))
+        }
+        record.save()
+    if "own_judgements" not in found:
+        found["own_judgements"] = measured.own_judgements(
+            baseline, some_groups(train, OWN_JUDGEMENT_PROMPTS, args.seed)
+        )
+        record.save()
 
 
 class Measuring:
@@ -310,6 +369,15 @@ class Measuring:
 
         table = judge_ranked_replies(checkpoint, held_out, self._settings, self._store, self._open, self._progress)
         return measure_judge(table).metrics()
+
+    def judging(
+        self, checkpoint: Checkpoint, held_out: pd.DataFrame, outside: Mapping[str, pd.DataFrame]
+    ) -> dict[str, Any]:
+        """Return how well a model judges held-out replies, and rankings from elsewhere."""
+        return {
+            "judge": self.accuracy(checkpoint, held_out),
+            "outside": {name: self.accuracy(checkpoint, table) for name, table in outside.items()},
+        }
 
     def replies(self, checkpoint: Checkpoint, prompts: pd.DataFrame) -> pd.DataFrame:
         """Return a model's replies to the evaluation prompts."""

@@ -148,13 +148,13 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
 
 def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     loop = arm(20, "sft_baseline", "M1", "M2", "M3")
+    loop["full_rubric"] = arm(20, "sft_baseline", "M1")["models"]
     record: dict[str, Any] = {
         "date": "2026-01-02T03:04:05", "commit": "abc", "versions": {"torch": "2"}, "settings": "seed: 1",
         "machine": {"cores": 2, "cpu": "some", "memory_gib": 24}, "arbiter": loop["models"]["base"],
         "arms": {
             "loop": loop,
             "no-eft": arm(20, "sft_baseline", "M1", "M2"),
-            "full-rubric": arm(20, "sft_baseline", "M1"),
         },
     }  # fmt: skip
     found = blocks(record)

@@ -184,18 +184,23 @@ def pairs(arms: Mapping[str, Any]) -> str:
 
 
 def judge_modes(modes: Mapping[str, Any]) -> str:
-    """Accuracy and cost of the ways of judging."""
+    """Accuracy and cost of the ways of judging; accuracy is of the pairs of which both replies got a score."""
     rows = [
         [
             name,
-            f"{mode['pairwise_accuracy']:.1%}" if "pairwise_accuracy" in mode else "",
-            f"{mode['length_balanced_accuracy']:.1%}" if "length_balanced_accuracy" in mode else "",
             f"{mode['valid_share']:.1%}",
-            f"{mode['judgements_per_second']:.1f}",
+            f"{mode['parse_rate']:.1%}",
+            f"{mode['n_pairs']:.0f}",
+            _pairwise(mode) if mode["n_pairs"] else "",
+            f"{mode['length_balanced_accuracy']:.1%}" if mode["n_pairs"] else "",
+            f"{mode['judgements_per_second']:.2f}",
         ]
         for name, mode in modes.items()
     ]
-    return markdown_table(["mode", "pairwise", "length-balanced", "valid judgements", "replies per second"], rows)
+    columns = [
+        "mode", "valid judgements", "replies with a score", "pairs", "pairwise", "length-balanced", "replies per second"
+    ]  # fmt: skip
+    return markdown_table(columns, rows)
 
 
 def own_judgements(own: Mapping[str, Any]) -> str:

@@ -148,6 +148,9 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
 
 def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     loop = arm(20, "sft_baseline", "M1", "M2", "M3")
+    timed = {**loop["models"]["M1"]["judge"], "valid_share": 0.5, "judgements_per_second": 2.0}
+    unread = {"valid_share": 0.0, "parse_rate": 0.0, "n_pairs": 0.0, "judgements_per_second": 0.25}
+    loop["judge_modes"] = {"distribution": timed, "sampled": unread}
     loop["full_rubric"] = arm(20, "sft_baseline", "M1")["models"]
     record: dict[str, Any] = {
         "date": "2026-01-02T03:04:05", "commit": "abc", "versions": {"torch": "2"}, "settings": "seed: 1",
@@ -168,5 +171,7 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     assert "| 20.0% | 40.0% (30.0% to 50.0%) | -12.5% (-25.0% to +0.0%) |" in found["lengths"]
     assert found["ablations"].count("\n| ") == 3
     assert "| full | M1 | 70.0% (60.0% to 80.0%) | 62.5% | 70.0% (60.0% to 80.0%) |" in found["rubrics"]
+    assert "| distribution | 50.0% | 100.0% | 700 | 70.0% (60.0% to 80.0%) | 62.5% | 2.00 |" in found["judge-modes"]
+    assert "| sampled | 0.0% | 0.0% | 0 |  |  | 0.25 |" in found["judge-modes"]
     page = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), found)
-    assert page.count(MISSING) == 2, "ways of judging, and the model's own judgements"
+    assert page.count(MISSING) == 1, "the model's own judgements"

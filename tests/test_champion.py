@@ -60,11 +60,13 @@ def test_a_model_meets_everyone_once_whatever_they_are_to_it(store: ProjectStore
         train(store, name)
     first = opponents_of(store, 1)
     assert [(o.name, o.description) for o in first] == [
+        ("base", "base model"),
         ("sft_baseline", "SFT baseline"),
         ("M1", "previous model, champion"),
     ]
     decide(store, 1, True, store.checkpoint("M2").digest)
     assert [(o.name, o.roles) for o in opponents_of(store, 3)] == [
+        ("base", ("base",)),
         ("sft_baseline", ("baseline",)),
         ("M3", ("previous",)),
         ("M2", ("champion",)),

@@ -37,7 +37,9 @@ def srlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 def test_without_a_command_the_commands_are_listed(srlm: Srlm) -> None:
     _, said = srlm("--help")
-    assert all(command in said for command in ("run", "status", "report", "chat", "ui", "doctor", "settings"))
+    assert all(
+        command in said for command in ("run", "plan", "status", "report", "chat", "read", "ui", "doctor", "settings")
+    )
 
 
 def test_every_setting_is_listed_with_its_meaning(srlm: Srlm) -> None:
@@ -100,7 +102,7 @@ def test_a_report_is_shown(srlm: Srlm, tmp_path: Path, monkeypatch: pytest.Monke
 def test_talking_to_a_model_that_is_not_there_names_those_that_are(srlm: Srlm) -> None:
     code, said = srlm("chat", "M7")
     assert code == 1
-    assert "there is no model 'M7'; there are: base" in said
+    assert "model M7: does not exist; there are: base" in said
 
 
 def test_words_in_brackets_are_shown_and_not_taken_for_markup(srlm: Srlm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +125,8 @@ def test_the_doctor_finds_this_machine_ready_and_says_what_it_will_use(
     assert "computing in" in said
     assert "torch 2." in said
     assert "182 instruction pairs, 100 judging prompts, 70 evaluation prompts" in said
+    assert "not independent (M1, which every later model descends from" in " ".join(said.split())
+    assert "nearness to reference replies" in " ".join(said.split())
     assert "ready" in said
 
 

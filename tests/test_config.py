@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from srlm_pipeline.config import PRESETS, Settings, describe_fields, load_settings, merge_overrides, parse_override
+from srlm_pipeline.config import (
+    PRESETS,
+    PROGRAMS,
+    Settings,
+    describe_fields,
+    load_settings,
+    merge_overrides,
+    parse_override,
+)
 from srlm_pipeline.errors import SettingsError
 
 SECTION_CHANGES: dict[str, dict[str, Any]] = {
@@ -129,6 +137,8 @@ def test_overrides_win_over_the_file(write_config) -> None:
         ("data:\n  ift: {columns: {promt: text}}\n", "data.ift.columns.promt", "prompt"),
         ("evaluation:\n  arbiters: [self, {metod: scores}]\n", "evaluation.arbiters.1.metod", "method"),
         ("judge:\n  panel: [{server: {base_ur: x}}]\n", "judge.panel.0.server.base_ur", "base_url"),
+        ("promotion:\n  margins: {loop: 0.1}\n", "promotion.margins.loop", "loops"),
+        ("evaluation:\n  closed_tasks: {sorce: none}\n", "evaluation.closed_tasks.sorce", "source"),
     ],
 )
 def test_unknown_key_is_refused_with_the_nearest_name(write_config, text: str, path: str, nearest: str) -> None:
@@ -222,6 +232,35 @@ def test_relative_paths_are_relative_to_the_file(write_config, tmp_path: Path, m
     assert settings.data.ranked_replies.source == "embedded"
     nested = load_settings(write_config("data:\n  ift: {source: mine.jsonl, format: plain}\n"))
     assert Path(nested.data.ift.source) == (tmp_path / "mine.jsonl").resolve()
+
+
+def test_a_relative_file_of_closed_tasks_is_relative_to_the_configuration(write_config, tmp_path: Path) -> None:
+    (tmp_path / "tasks.jsonl").write_text("")
+    read = load_settings(write_config("evaluation: {closed_tasks: {source: tasks.jsonl}}\n")).evaluation
+    assert Path(read.closed_tasks.source) == (tmp_path / "tasks.jsonl").resolve()
+    for name in ("embedded", "none"):
+        settings = load_settings(write_config(f"evaluation: {{closed_tasks: {{source: {name}}}}}\n"))
+        assert settings.evaluation.closed_tasks.source == name
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_arbiters_that_are_no_model_are_never_folders_or_servers(write_config, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    settings = load_settings(write_config(f"evaluation: {{arbiters: [{name}]}}\n"))
+    assert [arbiter.model for arbiter in settings.evaluation.arbiters] == [name]
+    asked = {"evaluation": {"arbiters": [{"model": name, "server": {"base_url": "http://a/v1"}}]}}
+    assert any("name of the server's model" in problem for problem in problems_of("quickstart", asked))
+
+
+@pytest.mark.parametrize("margin", [0, -0.1, 1.1])
+def test_a_margin_is_a_share_above_nothing(margin: float) -> None:
+    (problem,) = problems_of("quickstart", {"promotion": {"margins": {"loops": margin}}})
+    assert problem.startswith("promotion.margins.loops:")
+
+
+def test_the_base_model_and_the_baseline_are_compared_with_by_default() -> None:
+    assert load_settings("quickstart").promotion.against == ("baseline", "base")
+    assert len(problems_of("quickstart", {"promotion": {"against": ["champion"]}})) == 1
 
 
 def test_relative_models_of_arbiters_and_judges_are_relative_to_the_file(write_config, tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ evaluation_prompts (seed)
 sft_baseline (seed, accelerator, retried) <- ift_dataset
 eft_dataset (seed, accelerator) <- ranked_replies sft_baseline
 seed_model (seed, accelerator, retried) <- eft_dataset ift_dataset sft_baseline
-seed_evaluation (seed, accelerator) <- evaluation_prompts ift_dataset ranked_replies seed_model sft_baseline; \
-arbiter_agrees_with_humans evaluation_prompt_overlap
+seed_assessment (seed, accelerator) <- evaluation_prompts ranked_replies seed_model sft_baseline
+seed_evaluation (seed, accelerator) <- evaluation_prompts ift_dataset ranked_replies seed_assessment seed_model \
+sft_baseline; arbiter_agrees_with_humans evaluation_prompt_overlap
 policy (iteration, partitioned) <- seed_model
 generated_prompts (iteration, partitioned, accelerator) <- evaluation_prompts ift_dataset policy; acceptance_rate \
 duplicate_prompts!
@@ -28,16 +29,15 @@ candidates (iteration, partitioned, accelerator) <- generated_prompts policy; em
 judged_scores (iteration, partitioned, accelerator) <- candidates policy; judge_parse_rate!
 preference_pairs (iteration, partitioned) <- judged_scores; pairs_kept!
 iteration_model (iteration, partitioned, accelerator, retried) <- policy preference_pairs; margins_moved
-judge_accuracy (iteration, partitioned, accelerator) <- iteration_model ranked_replies; beats_length
-win_rates (iteration, partitioned, accelerator) <- evaluation_prompts iteration_model policy seed_model sft_baseline
-verifiable_scores (iteration, partitioned, accelerator) <- iteration_model policy seed_model sft_baseline
-collapse_monitors (iteration, partitioned, accelerator) <- evaluation_prompts generated_prompts iteration_model \
-judge_accuracy judged_scores seed_evaluation; distinct duplicate_prompts judge_accuracy kl length_growth \
-near_duplicates parse_rate score_share score_spread tie_rate
-promotion (iteration, partitioned) <- collapse_monitors evaluation_prompts iteration_model judge_accuracy policy \
-seed_evaluation verifiable_scores win_rates
-iteration_report (iteration, partitioned) <- collapse_monitors evaluation_prompts judge_accuracy policy \
-preference_pairs promotion seed_evaluation sft_baseline verifiable_scores win_rates
+assessment (iteration, partitioned, accelerator) <- evaluation_prompts iteration_model ranked_replies \
+seed_assessment; beats_length
+win_rates (iteration, partitioned, accelerator) <- assessment evaluation_prompts policy seed_assessment seed_model
+collapse_monitors (iteration, partitioned, accelerator) <- assessment generated_prompts judged_scores \
+seed_assessment; duplicate_prompts judge_accuracy kl length_growth parse_rate recitals score_share score_spread \
+tie_rate variety
+promotion (iteration, partitioned) <- assessment collapse_monitors policy seed_assessment seed_evaluation win_rates
+iteration_report (iteration, partitioned) <- assessment collapse_monitors evaluation_prompts policy \
+preference_pairs promotion seed_assessment seed_evaluation sft_baseline win_rates
 reward_model (baselines, accelerator, retried) <- ranked_replies sft_baseline; reward_beats_length
 rlhf_model (baselines, accelerator, retried) <- ift_dataset reward_model sft_baseline; reward_rose
 human_dpo_model (baselines, accelerator, retried) <- ranked_replies sft_baseline; margins_moved
@@ -46,14 +46,14 @@ reward_model rlhf_model seed_model sft_baseline
 """
 JOBS = {
     "seed": {"sft_baseline", "ift_dataset", "ranked_replies", "evaluation_prompts", "eft_dataset", "seed_model"}
-    | {"seed_evaluation"},
+    | {"seed_assessment", "seed_evaluation"},
     "iteration": {"policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs", "iteration_model"}
-    | {"judge_accuracy", "win_rates", "verifiable_scores", "collapse_monitors", "promotion", "iteration_report"},
+    | {"assessment", "win_rates", "collapse_monitors", "promotion", "iteration_report"},
     "baselines": {"reward_model", "rlhf_model", "human_dpo_model", "baseline_comparison"},
 }
 TABLES = {
-    "ift_dataset", "ranked_replies", "eft_dataset", "evaluation_prompts", "seed_evaluation", "generated_prompts",
-    "candidates", "judged_scores", "preference_pairs", "judge_accuracy", "win_rates", "verifiable_scores",
+    "ift_dataset", "ranked_replies", "eft_dataset", "evaluation_prompts", "seed_assessment", "seed_evaluation",
+    "generated_prompts", "candidates", "judged_scores", "preference_pairs", "assessment", "win_rates",
     "collapse_monitors",
 }  # fmt: skip
 POOL = "accelerator"
@@ -63,6 +63,9 @@ REPOSITORY = defs.get_repository_def()
 QUICKSTART = "preset: quickstart\n"
 OTHER_JUDGE = "judge: {samples: 2}\n"
 OWN_JUDGEMENTS = "eft: {targets: self}\n"
+# Where a model is asked something, or replies are compared.
+MEASURING = {"seed_assessment", "seed_evaluation", "assessment", "win_rates", "collapse_monitors"}
+MEASURING |= {"baseline_comparison"}
 # which assets get a new code version from a changed setting
 READERS: dict[str, set[str]] = {
     "dpo: {beta: 0.2}": {"iteration_model", "human_dpo_model"},
@@ -77,10 +80,15 @@ READERS: dict[str, set[str]] = {
     "baselines: {reward_model: {epochs: 3}}": {"reward_model"},
     "baselines: {rlhf: {kl_coefficient: 0.2}}": {"rlhf_model"},
     "promotion: {min_win_rate: 0.6}": {"promotion"},
-    "evaluation: {max_new_tokens: 100}": {"seed_evaluation", "win_rates", "verifiable_scores"}
-    | {"collapse_monitors", "baseline_comparison"},
-    "evaluation: {verifiable: {limit: 5}}": {"generated_prompts", "seed_evaluation", "win_rates"}
-    | {"verifiable_scores", "collapse_monitors", "baseline_comparison"},
+    "promotion: {margins: {loops: 0.1}}": {"promotion"},
+    "evaluation: {max_new_tokens: 100}": MEASURING,
+    "evaluation: {encoder: none}": MEASURING,
+    "evaluation: {bootstrap_samples: 123}": MEASURING | {"promotion"},
+    # Of the prompts that are asked, none may be invented, whatever the limit.
+    "evaluation: {verifiable: {limit: 5}}": MEASURING,
+    "evaluation: {verifiable: {source: none}}": MEASURING | {"generated_prompts"},
+    "evaluation: {closed_tasks: {limit: 5}}": MEASURING,
+    "evaluation: {closed_tasks: {source: none}}": MEASURING | {"generated_prompts"},
     "data: {bad_rows: skip}": {"ift_dataset", "ranked_replies", "evaluation_prompts"},
     "data: {ranked_share: 0.25}": {"ift_dataset", "ranked_replies"},
     "data: {ift: some/name}": {"ift_dataset", "ranked_replies"},

@@ -57,10 +57,23 @@ def test_replies_that_humans_rank_equal_are_not_compared() -> None:
     assert (result.n_pairs, result.pairwise_accuracy, result.exact_match) == (2, 1.0, 1.0)
 
 
-def test_reply_without_score_is_left_out_but_spoils_the_exact_match() -> None:
+def test_pairs_without_two_scores_count_half_and_spoil_the_exact_match() -> None:
     result = measure_judge(judged(("g", 0, 1, 4), ("g", 1, 1, None), ("g", 2, 1, 2), ("h", 0, 1, 3), ("h", 1, 1, 1)))
-    assert (result.n_pairs, result.pairwise_accuracy, result.spearman) == pytest.approx((2, 1, 1))
+    # Of four pairs two are right and two have no opinion; among the scores alone the order is the humans'.
+    assert (result.n_pairs, result.pairwise_accuracy, result.spearman) == pytest.approx((4, 3 / 4, 1))
     assert (result.parse_rate, result.exact_match) == (0.8, 0.5)
+
+
+def test_judge_that_cannot_be_read_reaches_one_half() -> None:
+    result = measure_judge(judged(("g", 0, 9, None), ("g", 1, 5, None), ("h", 0, 1, 3), ("h", 1, 2, None)))
+    assert (result.n_pairs, result.pairwise_accuracy, result.parse_rate) == (2, 0.5, 0.25)
+    assert (result.spearman, result.kendall, result.exact_match) == (None, None, 0.0)
+    # Of length it is known all the same.
+    assert result.length_baseline == 0.5
+
+
+def test_replies_that_nobody_could_have_ordered_right_are_no_exact_match() -> None:
+    assert measure_judge(judged(("g", 0, 1, 4), ("g", 0, 1, 5))).exact_match == 0.0
 
 
 def test_judge_that_only_sees_length_is_found_out() -> None:
@@ -93,7 +106,7 @@ def test_perfect_score_is_not_top_because_the_best_reply_could_not_be_read() -> 
     "rows",
     [
         [],
-        [("g", 0, 1, None), ("g", 1, 1, None)],
+        [("g", 0, 1, None), ("g", 0, 1, None)],
         [("g", 0, 1, 3.0), ("h", 0, 1, 2.0)],
         [("g", 1, 1, 3.0), ("g", 1, 1, 2.0)],
     ],
@@ -145,8 +158,7 @@ def test_agreement_by_prompt_keeps_every_human_ordered_pair() -> None:
 
 
 @given(judged_tables())
-def test_agreement_by_prompt_is_the_pairwise_accuracy_where_all_scores_are_valid(table: pd.DataFrame) -> None:
-    scored = table.assign(score=table["score"].fillna(0.0))
-    pairs = [right for of_group in agreement_by_prompt(scored).values() for right in of_group]
-    accuracy = measure_judge(scored).pairwise_accuracy
+def test_agreement_by_prompt_and_pairwise_accuracy_are_the_same_figure(table: pd.DataFrame) -> None:
+    pairs = [right for of_group in agreement_by_prompt(table).values() for right in of_group]
+    accuracy = measure_judge(table).pairwise_accuracy
     assert accuracy == (pytest.approx(sum(pairs) / len(pairs)) if pairs else None)

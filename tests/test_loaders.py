@@ -211,6 +211,28 @@ def test_text_with_unicode_line_separators_is_one_row(write_rows) -> None:
     assert load_instructions(DataSettings(ift=path)).table["prompt"].tolist() == ["a\u2028b\x85c"]
 
 
+def test_a_good_reply_to_an_evaluation_prompt_is_kept_and_may_be_missing(write_rows) -> None:
+    rows = [{"prompt": "a", "reference": " good "}, {"prompt": "b"}, {"prompt": "c", "reference": " "}]
+    table = load_evaluation_prompts(DataSettings(evaluation_prompts=write_rows(rows))).table
+    checked = check_table(table, EVALUATION_PROMPTS)
+    assert checked["reference"].isna().tolist() == [False, True, True]
+    assert checked["reference"][0] == "good"
+    renamed = {"source": write_rows([{"prompt": "a", "answer": "good"}]), "columns": {"reference": "answer"}}
+    assert load_evaluation_prompts(DataSettings(evaluation_prompts=renamed)).table["reference"].tolist() == ["good"]
+
+
+def test_a_reference_that_is_no_text_is_refused_naming_its_line(write_rows) -> None:
+    path = write_rows([{"prompt": "a", "reference": "good"}, {"prompt": "b", "reference": 3}])
+    with pytest.raises(DataError, match="reference: ") as caught:
+        load_evaluation_prompts(DataSettings(evaluation_prompts=path))
+    assert caught.value.line == 2
+
+
+def test_evaluation_prompts_of_the_package_have_references() -> None:
+    table = load_evaluation_prompts(DataSettings()).table
+    assert table["reference"].notna().mean() > 0.9
+
+
 def test_limit_takes_the_first_rows_and_reads_no_further(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{GOOD}\n{GOOD}\nbroken\n")

@@ -18,11 +18,15 @@ from srlm_pipeline.assets.automation import iteration_assets
 from srlm_pipeline.assets.common import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
 from srlm_pipeline.commands.launch import RunFailedError, run_loop
+from srlm_pipeline.commands.overview import overview_table
 from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings
 from srlm_pipeline.data.loaders import load_evaluation_prompts
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.evaluation.assessment import read_assessment, read_assessments
 from srlm_pipeline.evaluation.champion import champion_before
+from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
+from srlm_pipeline.evaluation.measures import MEASURES, measure_named
 from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.models.checkpoint import read_checkpoint
@@ -61,11 +65,20 @@ OVERRIDES: dict[str, Any] = {
     "evaluation": {
         "max_new_tokens": 8,
         "bootstrap_samples": 100,
+        "encoder": "none",
         "verifiable": {"limit": 4, "max_new_tokens": 8},
+        "closed_tasks": {"limit": 3, "max_new_tokens": 4},
         "arbiters": [{"model": "self", "method": "scores"}, {"model": "self", "method": "comparison", "weight": 2.0}],
     },
 }
-SEED_TABLES = ("ift_dataset", "ranked_replies", "evaluation_prompts", "eft_dataset", "seed_evaluation")
+SEED_TABLES = (
+    "ift_dataset",
+    "ranked_replies",
+    "evaluation_prompts",
+    "eft_dataset",
+    "seed_assessment",
+    "seed_evaluation",
+)
 ITERATIONS = ("iter_001", "iter_002")
 ELSEWHERE = "another-model"
 
@@ -234,7 +247,8 @@ def test_the_policy_of_an_iteration_has_the_version_of_the_model_that_the_one_be
 
 def test_the_curves_have_a_point_for_the_seed_and_for_each_iteration(finished: Home) -> None:
     tracker = Tracker(load_settings(None, finished.overrides))
-    for metric in ("judge/pairwise_accuracy", "win_rate/vs_baseline", "length/mean"):
+    everywhere = ("judge/pairwise_accuracy", "win_rate/vs_base", "win_rate/vs_baseline", "length/mean", "vital/loops")
+    for metric in everywhere:
         history = tracker.client.get_metric_history(tracker.curves_run, metric)
         assert sorted(point.step for point in history) == [0, 1, 2], metric
     for metric in ("win_rate/vs_previous", "pairs/kept", "judge/candidate_parse_rate", "dpo/final_loss"):
@@ -273,8 +287,16 @@ def test_every_decision_is_written_down_with_its_rules(finished: Home) -> None:
         assert decision is not None
         assert decision.model == model
         assert decision.digest == finished.store.checkpoint(model).digest
-        assert decision.promoted == all(rule.passed for rule in decision.rules)
-        assert len(decision.rules) == 6
+        assert decision.promoted == (not decision.failures)
+        names = [rule.name for rule in decision.rules]
+        unmeasured = [rule.name for rule in decision.rules if rule.passed is None]
+        assert names[0].startswith("better than the champion")
+        assert sum(name.startswith("no harm: ") for name in names) == len(MEASURES)
+        # Two copies of M1 decide, and there is no sentence encoder.
+        assert unmeasured == [
+            f"no harm: {measure_named('nearness').title}",
+            f"the loop's own opinion of it against {decision.champion}",
+        ]
 
 
 def test_each_iteration_leaves_reports_for_browser_and_terminal(finished: Home) -> None:
@@ -285,8 +307,26 @@ def test_each_iteration_leaves_reports_for_browser_and_terminal(finished: Home) 
         summary = (folder / f"{partition}.md").read_text(encoding="utf-8")
         assert f"{model} against" in summary
         assert previous in summary
+        assert f'href="{partition}_replies.html"' in page
+        replies = (folder / f"{partition}_replies.html").read_text(encoding="utf-8")
+        assert all(name in replies for name in ("base", "sft_baseline", previous, model))
     overview = (folder / "index.html").read_text(encoding="utf-8")
     assert all(f'href="{partition}.html"' in overview for partition in ITERATIONS)
+
+
+def test_the_status_shows_what_every_model_wins_and_what_is_wrong_with_it(finished: Home) -> None:
+    settings = load_settings(None, finished.overrides)
+    table = overview_table(finished.instance, settings)
+    cells = list(zip(*(list(column.cells) for column in table.columns), strict=True))
+    assert [row[0] for row in cells] == ["base", "sft_baseline", "M1", "M2", "M3"]
+    headers = [str(column.header) for column in table.columns]
+    m3 = dict(zip(headers, cells[-1], strict=True))
+    told = finished.materialization("assessment", "iter_002").metadata
+    assert m3["loops"] == f"{told['loops'].value:.1%}"
+    assert m3["tasks"] == f"{told['closed_tasks'].value:.1%}"
+    assert m3["vs base\nw/t/l"].count("/") == m3["vs prev\nw/t/l"].count("/") == 2
+    assert cells[2][2].count("/") == 2, "M1 against the base model"
+    assert "matches are its own opinion" in str(table.caption)
 
 
 def test_every_monitor_is_a_check_with_a_verdict(finished: Home) -> None:
@@ -300,7 +340,7 @@ def test_every_monitor_is_a_check_with_a_verdict(finished: Home) -> None:
 def test_whoever_came_before_is_met_and_every_juror_is_heard(finished: Home) -> None:
     wins = finished.table("win_rates", "iter_002")
     champion = champion_before(finished.store, 2)
-    met = {"sft_baseline": 3, "M2": 3, champion: 3, ELSEWHERE: 2}
+    met = {"base": 3, "sft_baseline": 3, "M2": 3, champion: 3, ELSEWHERE: 2}
     assert wins.groupby("opponent")["prompt_id"].nunique().to_dict() == met
     for opinions in wins["opinions"]:
         assert [(o["juror"], o["weight"]) for o in json.loads(opinions)] == [
@@ -330,13 +370,53 @@ def test_a_report_is_made_where_a_later_iteration_met_another_champion(finished:
         assert finished.run_assets("iter_001", "iteration_report").success
 
 
-def test_models_are_asked_what_a_program_can_check(finished: Home) -> None:
-    asked = finished.table("verifiable_scores", "iter_002")
-    assert set(asked["model"]) >= {"sft_baseline", "M2", "M3"}
-    assert asked.groupby("model")["key"].nunique().unique().tolist() == [4]
-    shares = (asked["n_strict"] / asked["n_instructions"]).groupby(asked["model"]).mean()
-    told = finished.materialization("verifiable_scores", "iter_002").metadata
-    assert told["ahead_of_baseline"].value == pytest.approx(shares["M3"] - shares["sft_baseline"])
+def test_every_model_is_measured_once_and_all_by_the_same_questions(finished: Home) -> None:
+    settings, store = load_settings(None, finished.overrides), finished.store
+    checkpoints = [store.named_model(settings, name) for name in ("base", "sft_baseline", "M1", "M2", "M3")]
+    found = read_assessments(store, checkpoints)
+    assert len(list((store.root / "assessments").iterdir())) == len(found) == 5
+    for assessment in found.values():
+        assert assessment.replies["part"].value_counts().to_dict() == {"evaluation": 3, "checkable": 4, "closed": 3}
+        assert len(assessment.likelihood) == assessment.judgements["group_id"].nunique() > 0
+    (own,) = (table for name, table in finished.table("assessment", "iter_002").groupby("model") if name == "M3")
+    values = own.set_index("measure")["value"]
+    followed = found["M3"].checkable
+    assert values["checkable"] == pytest.approx((followed["n_strict"] / followed["n_instructions"]).mean())
+    told = finished.materialization("assessment", "iter_002").metadata
+    assert told["checkable"].value == values["checkable"]
+    assert finished.table("seed_assessment")["model"].unique().tolist() == ["base", "sft_baseline", "M1"]
+
+
+def test_closed_tasks_are_asked_and_checked(finished: Home) -> None:
+    tasks = load_closed_tasks("embedded", 3)
+    m3 = finished.store.checkpoint("M3")
+    asked = read_assessment(finished.store, m3).part("closed")
+    assert asked["prompt"].tolist() == [task.prompt for task in tasks]
+    assert asked["right"].isin([0.0, 1.0]).all()
+    assert asked["n_tokens"].max() <= 4
+    told = finished.materialization("assessment", "iter_002").metadata
+    assert told["closed_tasks"].value == asked["right"].mean()
+    invented = [finished.table("generated_prompts", partition) for partition in ITERATIONS]
+    assert not set(pd.concat(invented)["prompt"]) & {task.prompt for task in load_closed_tasks("embedded")}
+
+
+def test_the_first_match_is_that_of_m1_against_whom_it_came_from(finished: Home) -> None:
+    met = finished.table("seed_evaluation")
+    assert met.groupby("opponent")["prompt_id"].nunique().to_dict() == {"base": 3, "sft_baseline": 3}
+
+
+def test_a_match_without_an_assessment_names_what_to_materialize(finished: Home) -> None:
+    folder = finished.store.assessment_folder(finished.store.checkpoint("M3"))
+    aside = folder.with_name("aside")
+    folder.rename(aside)
+    try:
+        result = finished.run_assets("iter_002", "win_rates")
+    finally:
+        aside.rename(folder)
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    assert failure.step_failure_data.user_failure_data is not None
+    described = failure.step_failure_data.user_failure_data.description
+    assert "M3 has not been assessed as it is now; materialize assessment[iter_002] first" in (described or "")
 
 
 def test_a_finished_loop_run_again_does_nothing(finished: Home) -> None:
@@ -374,7 +454,7 @@ print(json.dumps({name: [key.to_user_string() for key in keys] for name, keys in
 def test_other_training_settings_make_the_model_and_what_follows_stale_and_nothing_before(finished: Home) -> None:
     wanted = outstanding_under({"dpo": {"beta": 0.5}})
     assert wanted["seed"] == []
-    stale = {"policy", "iteration_model", "judge_accuracy", "win_rates", "verifiable_scores", "collapse_monitors"}
+    stale = {"policy", "iteration_model", "assessment", "win_rates", "collapse_monitors"}
     stale |= {"promotion", "iteration_report"}
     for partition in ITERATIONS:
         assert set(wanted[partition]) == stale
@@ -463,7 +543,7 @@ def test_a_judge_that_writes_no_readable_scores_stops_the_iteration(seeded: Home
     scores = seeded.table("judged_scores", "iter_001")
     assert scores["score"].isna().all(), "unreadable is null, never 0"
     assert scores["n_valid"].sum() == 0
-    for asset in ("preference_pairs", "iteration_model", "judge_accuracy", "win_rates", "promotion"):
+    for asset in ("preference_pairs", "iteration_model", "assessment", "win_rates", "promotion"):
         assert not seeded.is_materialized(asset, "iter_001"), asset
     assert not seeded.store.model_folder("M2").exists()
 

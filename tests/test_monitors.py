@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import MonitorSettings
+from srlm_pipeline.evaluation.measures import Change
 from srlm_pipeline.evaluation.monitors import (
     Count,
     Monitor,
@@ -19,16 +20,21 @@ from srlm_pipeline.evaluation.monitors import (
     watch,
 )
 
+
+def beside_m1(new: float, other: float, worse_by_at_most: float) -> Change:
+    """A comparison of which only the figures and the lower end matter here."""
+    return Change(new, other, 0.0, -worse_by_at_most, 1.0, 100)
+
+
 HEALTHY = MonitorFigures(
     readable=Count(98, 100),
     without_pair=Count(5, 50),
     scores=ScoreFigures(3.0, Count(80, 200), 0.9),
     length_growth=1.05,
-    distinct=0.97,
-    near_duplicates=Count(2, 50),
     duplicate_prompts=Count(4, 60),
-    judge_accuracy=0.71,
-    first_judge_accuracy=0.7,
+    variety=beside_m1(0.97, 0.98, 0.02),
+    recitals=beside_m1(0.02, 0.01, 0.03),
+    judge=beside_m1(0.71, 0.7, 0.04),
     kl=0.1,
 )
 THRESHOLDS = {
@@ -37,9 +43,9 @@ THRESHOLDS = {
     "score_share": "max_score_share",
     "score_spread": "min_score_std",
     "length_growth": "max_length_growth",
-    "distinct": "min_distinct",
-    "near_duplicates": "max_near_duplicates",
     "duplicate_prompts": "max_duplicate_prompts",
+    "variety": "max_variety_drop",
+    "recitals": "max_recital_rise",
     "judge_accuracy": "max_judge_accuracy_drop",
     "kl": "max_kl",
 }
@@ -98,20 +104,6 @@ def test_a_healthy_iteration_passes_everything() -> None:
             "better without being better",
         ),
         (
-            "distinct",
-            {"distinct": 0.3},
-            0.3,
-            "at equal length, replies have 0.3 times as many different word pairs as M1's; at least 0.6 times needed: "
-            "the model repeats itself",
-        ),
-        (
-            "near_duplicates",
-            {"near_duplicates": Count(25, 50)},
-            0.5,
-            "25 of 50 replies (50 %) are nearly the same as one to another prompt; at most 20 % allowed: the model "
-            "answers whatever it is asked alike",
-        ),
-        (
             "duplicate_prompts",
             {"duplicate_prompts": Count(45, 60)},
             0.75,
@@ -119,11 +111,26 @@ def test_a_healthy_iteration_passes_everything() -> None:
             "come to the generator's mind",
         ),
         (
+            "variety",
+            {"variety": beside_m1(0.7, 0.96, 0.3)},
+            0.3,
+            "70.0% of the word pairs of a reply's beginning are different, of M1's 96.0%: with 95 % confidence worse "
+            "by at most 30 percentage points; at most 10 percentage points allowed: the model repeats itself",
+        ),
+        (
+            "recitals",
+            {"recitals": beside_m1(0.2, 0.05, 0.22)},
+            0.22,
+            "20.0% of the replies recite or say what others say, of M1's 5.0%: with 95 % confidence worse by at most "
+            "22 percentage points; at most 5 percentage points allowed: the model answers whatever it is asked alike",
+        ),
+        (
             "judge_accuracy",
-            {"judge_accuracy": 0.55},
-            0.15,
-            "the judge puts 55 % of human-ranked pairs in the right order, M1 70 %: a drop of 15 percentage points; at "
-            "most 10 percentage points allowed: its scores can be trusted less than at the start",
+            {"judge": beside_m1(0.55, 0.7, 0.18)},
+            0.18,
+            "the judge puts 55.0% of human-ranked pairs in the right order, M1 70.0%: with 95 % confidence worse by "
+            "at most 18 percentage points; at most 10 percentage points allowed: its scores can be trusted less than "
+            "at the start",
         ),
         (
             "kl",
@@ -157,8 +164,8 @@ def test_what_passes_is_said_without_a_warning() -> None:
     [
         ("parse_rate", {"readable": Count(9, 10)}),
         ("length_growth", {"length_growth": 1.3}),
-        ("judge_accuracy", {"judge_accuracy": 0.7, "first_judge_accuracy": 0.8}),
-        ("near_duplicates", {"near_duplicates": Count(10, 50)}),
+        ("judge_accuracy", {"judge": beside_m1(0.7, 0.7, 0.8 - 0.7)}),
+        ("recitals", {"recitals": beside_m1(0.1, 0.1, 0.05)}),
     ],
 )
 def test_the_threshold_itself_is_allowed(name: str, figures: dict[str, Any]) -> None:
@@ -183,8 +190,17 @@ def test_nothing_of_nothing_and_what_is_no_number_are_not_measured() -> None:
     assert seen("parse_rate", readable=Count(0, 0)).passed is None
     assert seen("kl", kl=math.nan).passed is None
     assert seen("score_spread", scores=spread(None)).passed is None
-    assert seen("judge_accuracy", first_judge_accuracy=None).passed is None
+    assert seen("judge_accuracy", judge=None).passed is None
     assert seen("length_growth", length_growth=math.inf).passed is False
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("variety", "variety"), ("recitals", "recitals"), ("judge_accuracy", "judge")]
+)
+def test_what_is_surely_better_than_m1_is_not_worse_by_anything(name: str, field: str) -> None:
+    found = seen(name, **{field: beside_m1(0.9, 0.5, -0.2)})
+    assert (found.passed, found.value) == (True, 0.0)
+    assert "worse by at most 0 percentage points" in found.explanation
 
 
 @pytest.mark.parametrize("name", THRESHOLDS)
@@ -212,10 +228,10 @@ WORSE: dict[str, tuple[st.SearchStrategy[Any], Any, int]] = {
     "score_share": (SHARES, lambda x: {"scores": ScoreFigures(2.0, Count(x, 40), 1.0)}, 1),
     "score_spread": (st.floats(0, 0.05), lambda x: {"scores": spread(x)}, -1),
     "length_growth": (st.floats(0.5, 3) | st.just(math.inf), lambda x: {"length_growth": x}, 1),
-    "distinct": (st.floats(0, 1.5), lambda x: {"distinct": x}, -1),
-    "near_duplicates": (SHARES, lambda x: {"near_duplicates": Count(x, 40)}, 1),
     "duplicate_prompts": (SHARES, lambda x: {"duplicate_prompts": Count(x, 40)}, 1),
-    "judge_accuracy": (st.floats(0, 1), lambda x: {"judge_accuracy": x}, -1),
+    "variety": (st.floats(-0.5, 0.5), lambda x: {"variety": beside_m1(0.5, 0.5, x)}, 1),
+    "recitals": (st.floats(-0.5, 0.5), lambda x: {"recitals": beside_m1(0.5, 0.5, x)}, 1),
+    "judge_accuracy": (st.floats(-0.5, 0.5), lambda x: {"judge": beside_m1(0.5, 0.5, x)}, 1),
     "kl": (st.floats(-0.1, 3), lambda x: {"kl": x}, 1),
 }
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from completion_server import serving
 
-from srlm_pipeline.commands.diagnosis import _engine
-from srlm_pipeline.config import EngineSettings, ModelSettings, Settings
+from srlm_pipeline.commands.diagnosis import _arbiters, _encoder, _engine
+from srlm_pipeline.config import EngineSettings, ModelSettings, Settings, load_settings
 from srlm_pipeline.errors import ServerError
 from srlm_pipeline.generation.openai_engine import OpenAIEngine
 from srlm_pipeline.generation.opening import choose_engine, open_engine
@@ -60,3 +60,21 @@ def test_the_doctor_says_what_a_server_serves(tiny_model: Path) -> None:
 def test_the_doctor_says_why_an_engine_was_chosen() -> None:
     settings = Settings(model=ModelSettings(device="cpu"))
     assert _engine(settings) == "transformers: the device is cpu; vLLM is chosen on CUDA devices"
+
+
+def test_the_doctor_says_whether_the_arbiters_can_be_believed() -> None:
+    assert _arbiters(load_settings("quickstart", {"evaluation": {"arbiters": ["verifiers", "some/model"]}})) == (
+        "verifiers, model: comparison: independent of the loop"
+    )
+    said = _arbiters(load_settings("quickstart", {"evaluation": {"arbiters": ["self"]}}))
+    assert said.startswith("M1: comparison: not independent (M1, ")
+    assert "promote nothing by themselves; name a judge that takes no part in choosing pairs" in said
+
+
+def test_the_doctor_says_whether_there_is_a_sentence_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = load_settings("quickstart")
+    monkeypatch.setattr("srlm_pipeline.models.sentence_encoder.encoder_archive", lambda: None)
+    assert "will not be measured: the wheel with the sentence encoder is missing: run `pip" in _encoder(settings)
+    monkeypatch.setattr("srlm_pipeline.models.sentence_encoder.encoder_archive", lambda: tmp_path)
+    assert _encoder(settings) == "all-MiniLM-L6-v2, for nearness to reference replies"
+    assert _encoder(load_settings("quickstart", {"evaluation": {"encoder": "none"}})).startswith("off ")

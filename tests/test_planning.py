@@ -22,6 +22,7 @@ from srlm_pipeline.assets.seed import ift_dataset
 from srlm_pipeline.commands import planning as command
 from srlm_pipeline.config import (
     ArbiterSettings,
+    ClosedTaskSettings,
     EarlyStoppingSettings,
     PanelMember,
     ServerSettings,
@@ -30,6 +31,7 @@ from srlm_pipeline.config import (
 )
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.measuring import judge_ranked_replies
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.planning.basis import Basis, Memory, Rates
@@ -78,6 +80,8 @@ FACTS = DataFacts(
     messages=Lengths(40, (12,) * 40),
     evaluation=Lengths(7, (15,) * 7),
     checkable=Lengths(6, (25,) * 6),
+    closed=Lengths(9, (5,) * 9),
+    best_replies=Lengths(3, (45,) * 3),
     few_shot=Lengths(5, (150,) * 5),
     bare_prompt=10.0,
     judge_frame=40.0,
@@ -272,8 +276,9 @@ def test_a_hybrid_judge_writes_one_rationale_and_reads_it_once_more() -> None:
     assert (reading.items, reading.read) == (96, writing.read + writing.written)
     assert reading.longest == writing.longest
     assert stages["judged_scores"].text_bytes > stages["candidates"].text_bytes
-    assert [type(part) for part in stages["judge_accuracy"].parts] == [Writing, Judging]
-    assert sum(isinstance(part, Judging) for part in stages["seed_evaluation"].parts) == 5
+    kinds = [type(part) for part in stages["assessment"].parts]
+    assert kinds == [Writing, Writing, Writing, Writing, Judging, Judging], "the fourth writes what the fifth reads"
+    assert sum(isinstance(part, Judging) for part in stages["seed_evaluation"].parts) == 2
     assert any("a written judgement has" in line for line in planned(settings).assumptions)
 
 
@@ -306,15 +311,37 @@ def test_ranks_need_no_judgement_texts() -> None:
     assert kinds == ["sft", "ranking"], "replies have joined the data"
 
 
-def test_checkable_prompts_are_answered_once_by_every_new_model() -> None:
+def test_whatever_is_measured_is_asked_for_once_of_every_model() -> None:
     stages = work()
-    (part,) = stages["verifiable_scores"].parts
-    assert isinstance(part, Writing)
-    assert part.requests == 6
-    asked = [p.requests for p in stages["seed_evaluation"].parts if isinstance(p, Writing)]
-    assert asked == [7, 7, 6, 6], "the SFT baseline and M1"
-    off = work(facts=replace(FACTS, checkable=Lengths(0, ())))
-    assert off["verifiable_scores"].items == 0
+    assessment, seed = stages["assessment"], stages["seed_assessment"]
+    assert [p.requests for p in assessment.parts if isinstance(p, Writing)] == [7, 6, 9]
+    # Human-ranked replies are judged, and the best of them read as if the model had written them.
+    judging, reading = (p for p in assessment.parts if isinstance(p, Judging))
+    assert (judging.items, reading.items) == (12, 3)
+    assert (reading.read, reading.longest) == (3 * 45, 45)
+    assert assessment.items == 7 + 6 + 9 + 12
+    assert assessment.engines == 2, "for asking and for reading"
+    assert (assessment.phase, seed.phase) == ("iteration", "seed")
+    assert seed.parts == assessment.parts * 3, "base model, SFT baseline and M1"
+    assert (seed.items, seed.engines, seed.text_bytes) == (
+        3 * assessment.items,
+        3 * assessment.engines,
+        3 * assessment.text_bytes,
+    )
+    assert not any(isinstance(p, Writing) for name in ("seed_evaluation", "win_rates") for p in stages[name].parts)
+
+
+def test_sets_that_are_switched_off_are_not_asked_for() -> None:
+    off = work(facts=replace(FACTS, checkable=Lengths(0, ()), closed=Lengths(0, ())))["assessment"]
+    assert [p.requests for p in off.parts if isinstance(p, Writing)] == [7, 0, 0]
+    assert off.items == 7 + 12
+
+
+def test_replies_to_closed_tasks_are_as_short_as_the_settings_say() -> None:
+    settings = changed(evaluation={"closed_tasks": ClosedTaskSettings(max_new_tokens=4)})
+    closed = work(settings)["assessment"].parts[2]
+    assert isinstance(closed, Writing)
+    assert (closed.requests, closed.read, closed.written) == (9, 9 * 5, 9 * 4)
 
 
 def test_the_distance_from_the_seed_model_takes_reading_the_replies_twice() -> None:
@@ -358,10 +385,11 @@ def test_scored_replies_are_judged_once_and_compared_ones_every_time() -> None:
     def judged(stage: StageWork) -> list[int]:
         return [part.items for part in stage.parts if isinstance(part, Judging)]
 
-    assert judged(scores["seed_evaluation"]) == [12, 12, 12, 14]
-    assert judged(comparison["seed_evaluation"]) == [12, 12, 12, 14, 36]
+    # Three models' replies; or M1 against the base model and the SFT baseline, and the human-ordered pairs.
+    assert judged(scores["seed_evaluation"]) == [21]
+    assert judged(comparison["seed_evaluation"]) == [14, 14, 36]
     assert judged(scores["win_rates"]) == [7]
-    assert judged(comparison["win_rates"]) == [14, 14]
+    assert judged(comparison["win_rates"]) == [14, 14, 14]
 
 
 def test_a_jury_costs_what_each_of_its_jurors_costs() -> None:
@@ -375,15 +403,16 @@ def test_a_jury_costs_what_each_of_its_jurors_costs() -> None:
 
     alone = work(changed(evaluation={"arbiters": (scores,)}))
     jury = work(changed(evaluation={"arbiters": (scores, ArbiterSettings(), other, asked, verifiers)}))
-    assert judged(jury["seed_evaluation"]) == [12, 12, 12, 14, 14, 14, 36, 12]
-    assert judged(jury["win_rates"]) == [7, 14, 14, 7]
-    assert (alone["win_rates"].engines, jury["win_rates"].engines) == (2, 1 + 2 * 2)
+    assert judged(jury["seed_evaluation"]) == [21, 14, 14, 21, 36, 12]
+    assert judged(jury["win_rates"]) == [7, 14, 14, 14, 7]
+    assert (alone["win_rates"].engines, jury["win_rates"].engines) == (1, 2 * 3)
     assert (alone["seed_evaluation"].requests, alone["win_rates"].requests) == (0, 0)
-    # Both orders of seven prompts, against one and two opponents, and of the 18 human-ordered pairs.
-    assert (jury["seed_evaluation"].requests, jury["win_rates"].requests) == (2 * 7 + 2 * 18, 2 * 2 * 7)
-    without_models = work(changed(evaluation={"arbiters": (asked, verifiers)}))
+    # Both orders of seven prompts, against two and three opponents, and of the 18 human-ordered pairs.
+    assert (jury["seed_evaluation"].requests, jury["win_rates"].requests) == (2 * 2 * 7 + 2 * 18, 2 * 3 * 7)
+    programs = [ArbiterSettings(model=name) for name in ("verifiers", "reference", "people")]
+    without_models = work(changed(evaluation={"arbiters": (asked, *programs)}))
     assert judged(without_models["win_rates"]) == []
-    assert without_models["win_rates"].engines == 1
+    assert without_models["win_rates"].engines == 0
 
 
 def test_a_panel_costs_what_each_of_its_members_costs() -> None:
@@ -394,14 +423,14 @@ def test_a_panel_costs_what_each_of_its_members_costs() -> None:
     assert judged.parts[0] == alone.parts[0]
     assert (judged.engines, judged.items) == (2, alone.items)
     assert (alone.requests, judged.requests) == (0, 3 * alone.items)
-    assert work(changed(judge={"panel": panel}))["judge_accuracy"] == work()["judge_accuracy"]
+    assert work(changed(judge={"panel": panel}))["assessment"] == work()["assessment"]
 
 
 def test_a_plan_tells_what_servers_and_other_models_are_taken_to_cost() -> None:
     asked = ArbiterSettings(model="big", server=ServerSettings(base_url="http://a/v1"))
     arbiters = (ArbiterSettings(model="some/model"), asked)
     told = " ".join(planned(changed(evaluation={"arbiters": arbiters})).assumptions)
-    assert "sent 50 requests for the seed and 28 an iteration" in told
+    assert "sent 64 requests for the seed and 42 an iteration" in told
     assert "other models that judge here are as large" in told
     assert "request" not in " ".join(planned().assumptions)
 
@@ -437,6 +466,8 @@ def test_facts_are_those_of_the_data(tiny_measure: TokenizerMeasure) -> None:
     assert facts.instructions.count == len(load_instructions(QUICKSTART.data).table)
     assert facts.evaluation.count == len(load_evaluation_prompts(QUICKSTART.data).table)
     assert facts.held_out.count == int((ranked["split"] == "held_out").sum())
+    assert facts.best_replies.count == ranked[ranked["split"] == "held_out"]["group_id"].nunique()
+    assert facts.closed.count == len(load_closed_tasks("embedded"))
     assert facts.held_out_pairs == 210
     assert facts.ranked.count == facts.judgements.count == 65
     assert facts.ranked.shared.mean < facts.ranked.whole.mean
@@ -482,7 +513,9 @@ def test_a_judge_is_asked_as_often_as_planned(tmp_path: Path) -> None:
     progress = CountingProgress()
     judge_ranked_replies(checkpoint, held_out, QUICKSTART, store, lambda *_: engine, progress)
     facts = measure_data(QUICKSTART, CharacterMeasure())
-    assert len(engine.prefixes) == progress.done["judgements"] == work(facts=facts)["judge_accuracy"].items
+    judging = work(facts=facts)["assessment"].parts[3]
+    assert isinstance(judging, Judging)
+    assert len(engine.prefixes) == progress.done["judgements"] == judging.items
 
 
 def test_a_hybrid_judge_is_asked_for_as_many_rationales_and_scores_as_planned(tmp_path: Path) -> None:
@@ -495,7 +528,7 @@ def test_a_hybrid_judge_is_asked_for_as_many_rationales_and_scores_as_planned(tm
         judge_ranked_replies(checkpoint, held_out, settings, store, lambda *_: engine, CountingProgress())
         for _ in range(2)
     ]
-    writing, reading = work(settings, measure_data(settings, CharacterMeasure()))["judge_accuracy"].parts
+    *_, writing, reading, _ = work(settings, measure_data(settings, CharacterMeasure()))["assessment"].parts
     assert isinstance(writing, Writing)
     assert isinstance(reading, Judging)
     assert (len(engine.requests), len(engine.prefixes)) == (writing.requests, reading.items), "once, by the journal"
@@ -620,8 +653,8 @@ def test_faster_memory_writes_faster_and_more_devices_do_everything_faster() -> 
 def test_sums_are_those_of_the_stages() -> None:
     plan = planned(iterations=3)
     seed, loop = ([s.seconds.likely for s in plan.stages if s.phase == phase] for phase in ("seed", "iteration"))
-    assert len(seed) == 4
-    assert len(loop) == 8
+    assert len(seed) == 5
+    assert len(loop) == 7
     assert plan.seconds.likely == pytest.approx(6.0 + sum(seed) + 3 * sum(loop))
     read, written = plan.tokens
     assert read == pytest.approx(sum(s.tokens_read * plan.repeats(s) for s in plan.stages))

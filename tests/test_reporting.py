@@ -38,6 +38,7 @@ from srlm_pipeline.reporting.facts import (
     StageCost,
     TaskFigures,
     VerifiableFigures,
+    VitalSign,
 )
 from srlm_pipeline.reporting.gather import ancestry
 from srlm_pipeline.reporting.render import (
@@ -56,6 +57,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 SECTIONS = {
     "rules": {"rules": ()},
     "monitors": {"monitors": ()},
+    "vital": {"vital_signs": ()},
     "matches": {"matches": ()},
     "judge": {"judges": ()},
     "verifiable": {"verifiable": ()},
@@ -111,6 +113,13 @@ FULL = IterationReport(
     ),
     made_at="Made on 3 July.",
     monitors=(Finding("ties", True, "12.0% of the prompts gave no pair"),),
+    vital_signs=(
+        VitalSign("go in circles", "share", {"M2": Estimate(0.05, 0.02, 0.1), "M3": Estimate(0.3)}, ("M2", "base")),
+        VitalSign("nearness", "cosine", {"M2": Estimate(0.5, 0.4, 0.6), "M3": Estimate(0.6)}, ("base",), ("M2",)),
+        VitalSign("surprise", "nats", {"M2": Estimate(2.5), "M3": Estimate(2.4, 2.3, 2.5)}),
+        VitalSign("tasks solved", "share", {"M2": None, "M3": None}, note="there are no tasks"),
+    ),
+    dependences=("M1 descends from the same training",),
     arbiters=(Juror("M1, scores", 1.0, Estimate(0.684, 0.62, 0.74), 0.93), Juror("verifiers", 2.0)),
     decision="weighted mean",
     matches=(MATCH,),
@@ -155,6 +164,8 @@ SUMMARY = ModelSummary(
     104,
     (),
     937.0,
+    Estimate(0.62, 0.55, 0.69),
+    Estimate(0.04, 0.01, 0.09),
 )
 OVERVIEW = OverviewReport(
     "demo",
@@ -440,6 +451,30 @@ def test_checkable_instructions_are_shown_by_model_and_by_kind() -> None:
     assert rows[2:] == [["kind", "instructions", "M3"], ["no comma", "7", "43.0%"]]
 
 
+def test_vital_signs_stand_beside_those_of_other_models_with_what_is_proved() -> None:
+    head, *rows = Page(iteration_html(FULL)).rows("vital")
+    assert head == ["measure", "M2", "M3", "M3, with 95 % confidence"]
+    assert rows == [
+        ["go in circles", "5.0%2.0% to 10.0%", "30.0%", "worse than M2, base"],
+        ["nearnesscosine, more is better", "0.500.40 to 0.60", "0.60", "worse than base; better than M2"],
+        ["surprisenats per token, less is better", "2.50", "2.402.30 to 2.50", "no difference proved"],
+        ["tasks solved", "–", "–", "not measured: there are no tasks"],
+    ]
+
+
+def test_matches_before_an_arbiter_of_the_loop_are_called_its_own_opinion() -> None:
+    warning = "The loop's own opinion. The arbiter is not independent: M1 descends from the same training."
+    assert warning in text_of(iteration_html(FULL))
+    assert "own opinion" not in text_of(iteration_html(replace(FULL, dependences=())))
+
+
+def test_what_is_only_shown_is_not_said_to_be_unmeasured() -> None:
+    shown = Finding("the loop's own opinion", None, "win rate 60.0%: shown, and decides nothing")
+    report = replace(FULL, rules=(shown,), monitors=(), vital_signs=())
+    assert "not measured" not in iteration_summary(report)
+    assert "not measured" not in " ".join(Page(iteration_html(report)).rows("rules")[1])
+
+
 def test_costs_are_added_up_and_compared_with_the_plan() -> None:
     rows = Page(iteration_html(FULL)).rows("costs")
     assert [row[:4] for row in rows] == [
@@ -534,14 +569,16 @@ def test_overview_shows_every_figure_and_draws_what_iterations_made() -> None:
         "win rate against the champion": "59.0%53.0% to 65.0%",
         "judge accuracy": "73.5%68.0% to 79.0%",
         "checkable instructions": "29.0%20.0% to 38.0%",
+        "closed tasks": "62.0%55.0% to 69.0%",
+        "go in circles": "4.0%1.0% to 9.0%",
         "readable": "97.6%",
         "mean length": "580",
         "pairs": "104",
         "time": "15 min 37 s",
     }
-    assert baseline == ["SFT baseline", "–", "–", "–", "61.1%", *["–"] * 5]
+    assert baseline == ["SFT baseline", "–", "–", "–", "61.1%", *["–"] * 7]
     charts = [e["attrs"]["aria-label"] for e in Page(html).all("svg") if e["attrs"].get("role") == "img"]
-    assert len(charts) == 6
+    assert len(charts) == 8
     assert "against the champion, iteration 1: 59.0% (53.0% to 65.0%)" in charts[0]
     assert all("baseline, iteration" not in chart for chart in charts[1:])
 

@@ -12,6 +12,7 @@ from srlm_pipeline.evaluation.statistics import (
     bootstrap_interval,
     effective_votes,
     paired_difference,
+    paired_shares,
     pairwise_agreement,
     sign_test,
     win_rate_interval,
@@ -227,10 +228,80 @@ def test_paired_difference_holds_the_truth_as_often_as_it_says() -> None:
     assert held / 300 >= 0.92
 
 
+def test_paired_difference_with_more_confidence_is_wider() -> None:
+    rng = np.random.default_rng(3)
+    a, b = singles(rng.random(30)), singles(rng.random(30))
+    one_sided, usual = paired_difference(a, b, confidence=0.9), paired_difference(a, b)
+    assert one_sided.value == usual.value
+    assert usual.low < one_sided.low < usual.value < one_sided.high < usual.high
+    assert paired_difference(a, b, confidence=0.95) == usual
+
+
 @pytest.mark.parametrize(("a", "b"), [([[1.0]], []), ([[1.0]], [[]]), ([], [])])
 def test_nothing_cannot_be_paired(a: list[list[float]], b: list[list[float]]) -> None:
     with pytest.raises(ValueError, match=r"paired|no value"):
         paired_difference([np.array(x) for x in a], [np.array(x) for x in b])
+
+
+OUTCOMES = st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=60)
+
+
+def test_paired_shares_worked_by_hand() -> None:
+    # Of ten items three only the first has, one only the second.
+    a, b = np.array([1.0] * 5 + [0.0] * 5), np.array([1.0] * 2 + [0.0] * 7 + [1.0])
+    found = paired_shares(a, b)
+    assert found.value == pytest.approx(0.2)
+    # At both ends the score test is at its limit; the likeliest share is found by trying all.
+    shares = np.linspace(1e-6, 1, 200001)
+    for end, sign in ((found.low, 1), (found.high, -1)):
+        possible = shares[(shares + end > 0) & (2 * shares + end < 1)]
+        likelihood = 3 * np.log(possible + end) + np.log(possible) + 6 * np.log(1 - 2 * possible - end)
+        share = possible[likelihood.argmax()]
+        statistic = (3 - 1 - 10 * end) / math.sqrt(10 * (2 * share + end * (1 - end)))
+        assert statistic == pytest.approx(sign * 1.96, abs=1e-3)
+
+
+@given(OUTCOMES)
+@settings(max_examples=60)
+def test_paired_shares_are_mirrored_when_the_sides_are_swapped(outcomes: list[tuple[float, float]]) -> None:
+    a, b = np.array(outcomes).T
+    there, back = paired_shares(a, b), paired_shares(b, a)
+    assert there == pytest.approx((-back.value, -back.high, -back.low))
+    assert -1 <= there.low < there.high <= 1
+    surer = paired_shares(a, b, 0.99)
+    assert surer.low <= there.low
+    assert surer.high >= there.high
+
+
+def test_paired_shares_are_no_point_where_all_items_are_alike() -> None:
+    nobody, everybody = np.zeros(40), np.ones(40)
+    for alike in (nobody, everybody):
+        found = paired_shares(alike, alike)
+        assert found.value == 0
+        assert found.low == -found.high < -0.03
+    assert paired_shares(everybody, nobody).high == 1
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.02, 0.02), (0.1, 0.02), (0.3, 0.1), (0.25, 0.25)])
+def test_paired_shares_hold_the_truth_about_as_often_as_they_say(only_first: float, only_second: float) -> None:
+    rng = np.random.default_rng(8)
+    truth, held, below, above = only_first - only_second, [], [], []
+    for _ in range(1000):
+        drawn = rng.random(150)
+        # The rest of the items both have, or neither: which does not matter.
+        a, b = drawn < only_first, (drawn >= only_first) & (drawn < only_first + only_second)
+        found = paired_shares(a.astype(float), b.astype(float), 0.9)
+        held.append(found.low <= truth <= found.high)
+        below.append(found.high < truth)
+        above.append(found.low > truth)
+    assert np.mean(held) >= 0.9 - 2 * math.sqrt(0.9 * 0.1 / 1000)
+    # Where hardly any item differs, one side errs more often than the other.
+    assert max(np.mean(below), np.mean(above)) <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 1000) + 0.02
+
+
+def test_shares_of_nothing_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="nothing to compare"):
+        paired_shares(np.array([]), np.array([]))
 
 
 def test_a_jury_of_twins_has_one_vote_and_independent_jurors_have_all() -> None:

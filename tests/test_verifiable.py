@@ -33,7 +33,7 @@ from srlm_pipeline.evaluation.verifiable.scoring import (
     shares_followed,
     verifiable_table,
 )
-from srlm_pipeline.evaluation.verifiable.text import detect_language
+from srlm_pipeline.evaluation.verifiable.text import detect_language, likely_language
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.tables import VERIFIABLE, read_table, write_table
@@ -240,6 +240,15 @@ def test_a_text_has_one_language_however_often_it_is_asked_for() -> None:
     assert detect_language("?!") is None
 
 
+def test_a_language_is_told_only_where_it_is_certain() -> None:
+    assert likely_language(PLAIN) == "en"
+    assert {code: likely_language(text) for code, text in FOREIGN.items()} == {code: code for code in FOREIGN}
+    for text in ("", "?!", "1 + 1 = 2", "\U0001f642"):
+        assert likely_language(text) is None, text
+    # Of a text in two languages it is not sure, or sure of one.
+    assert likely_language(f"{PLAIN} {FOREIGN['de']}", least=1.0) is None
+
+
 # Reading
 
 
@@ -325,9 +334,24 @@ def test_a_key_or_prompt_may_occur_once(write: Write, changes: dict[str, Any]) -
         load_verifiable(write(row(1), row(2), row(3, **changes)))
 
 
-def test_the_limit_takes_the_first_prompts_and_looks_no_further(write: Write) -> None:
-    limited = write(row(1), row(2), row(3, prompt=None), limit=2)
-    assert [prompt.key for prompt in load_verifiable(limited)] == ["1", "2"]
+def test_a_limit_takes_prompts_of_all_kinds_in_turn_and_the_same_each_time(write: Write) -> None:
+    words = [row(n) for n in range(1, 5)]
+    commas = [row(n, instruction_id_list=["punctuation:no_comma"], kwargs=[{}]) for n in (5, 6)]
+    json_asked = [row(7, instruction_id_list=["detectable_format:json_format"], kwargs=[{}])]
+    keys = {
+        limit: [prompt.key for prompt in load_verifiable(write(*words, *commas, *json_asked, limit=limit))]
+        for limit in (1, 3, 4, 6, 7, 100)
+    }
+    assert keys[1] == ["1"]
+    assert keys[3] == ["1", "5", "7"]
+    assert keys[4] == ["1", "2", "5", "7"]
+    assert keys[6] == ["1", "2", "3", "5", "6", "7"]
+    assert keys[7] == keys[100] == ["1", "2", "3", "4", "5", "6", "7"]
+
+
+def test_what_a_limit_leaves_out_is_read_all_the_same(write: Write) -> None:
+    with pytest.raises(DataError, match="line 3"):
+        load_verifiable(write(row(1), row(2), row(3, prompt=None), limit=2))
 
 
 def test_without_prompts_there_is_nothing_to_ask_and_an_empty_file_is_an_error(write: Write) -> None:
@@ -363,7 +387,7 @@ def test_all_of_ifeval_can_be_read_and_checked() -> None:
     instructions = [i for prompt in prompts for i in prompt.instructions]
     assert (len(prompts), len(instructions)) == (541, 834)
     assert {i.kind.name for i in instructions} == set(KINDS)
-    table = verifiable_table("echo", prompts, [prompt.prompt for prompt in prompts])
+    table = verifiable_table("echo", prompts, [prompt.prompt for prompt in prompts], [False] * len(prompts))
     accuracy = measure_verifiable(table)
     assert 0 < accuracy.prompt_strict < accuracy.instruction_strict < 1
 
@@ -371,12 +395,20 @@ def test_all_of_ifeval_can_be_read_and_checked() -> None:
 # The embedded set
 
 FOREIGN = {
-    "es": "Bienvenido a nuestro hotel, esperamos que disfrute mucho de su estancia con nosotros.",
-    "fr": "Excusez-moi, pourriez-vous me dire comment aller à la gare, s'il vous plaît ?",
-    "de": "Guten Tag, ich bin ein freundlicher Assistent und helfe Ihnen gerne weiter.",
-    "it": "Vi auguriamo di trascorrere delle bellissime vacanze con tutta la vostra famiglia.",
+    "de": "Guten Tag und herzlich willkommen in unserem Haus.",
+    "es": "Bienvenido a nuestro hotel y muchas gracias por su visita.",
+    "fi": "Tervetuloa meidän mökille ja kiitos kun tulitte tänne.",
+    "fr": "Bienvenue dans notre maison et merci beaucoup pour votre visite.",
+    "it": "Vi auguriamo delle bellissime vacanze con tutta la vostra famiglia.",
+    "nl": "Welkom in ons huis en hartelijk dank voor uw bezoek.",
+    "pl": "Serdecznie witamy w naszym domu i bardzo dziękujemy za przybycie.",
+    "pt": "Bem-vindo à nossa casa e muito obrigado pela sua visita.",
+    "sv": "Välkommen till vårt hus och tack så mycket för ditt besök.",
+    "tr": "Evimize hoş geldiniz ve ziyaretiniz için çok teşekkür ederiz.",
 }
 PLAIN = "This is a plain answer and it says what was asked for."
+# Has hardly any letters.
+TERSE = "A dog ran."
 
 
 def obedient_reply(prompt: VerifiablePrompt) -> str:
@@ -388,19 +420,18 @@ def obedient_reply(prompt: VerifiablePrompt) -> str:
     def get(name: str, argument: str, default: Any = None) -> Any:
         return asked.get(name, {}).get(argument, default)
 
+    plain = FOREIGN.get(get("language:response_language", "language"), PLAIN)
     if "detectable_format:constrained_response" in asked:
-        return "My answer is no."
-    if "detectable_format:json_format" in asked:
-        return json.dumps({"answer": [PLAIN]})
-    if "language:response_language" in asked:
-        return FOREIGN[get("language:response_language", "language")]
+        plain = "My answer is no."
+    if get("keywords:letter_frequency", "let_relation") == "less than":
+        plain = TERSE
     sentences = get("length_constraints:number_sentences", "num_sentences", 2)
     if get("length_constraints:number_sentences", "relation") == "less than":
         sentences -= 1
-    if get("length_constraints:number_words", "relation") == "less than":
+    if get("length_constraints:number_words", "relation") == "less than" or plain in (TERSE, "My answer is no."):
         sentences = 1
     elif "length_constraints:number_words" in asked:
-        sentences = math.ceil(get("length_constraints:number_words", "num_words") / len(PLAIN.split()))
+        sentences = math.ceil(get("length_constraints:number_words", "num_words") / len(plain.split()))
     words = [*get("keywords:existence", "keywords", [])]
     if get("keywords:frequency", "relation") == "at least":
         words += [get("keywords:frequency", "keyword")] * get("keywords:frequency", "frequency")
@@ -410,7 +441,9 @@ def obedient_reply(prompt: VerifiablePrompt) -> str:
         words += ["NOW"] * get("change_case:capital_word_frequency", "capital_frequency")
     words += ["*plain*"] * get("detectable_format:number_highlighted_sections", "num_highlights", 0)
     words += ["[name]"] * get("detectable_content:number_placeholders", "num_placeholders", 0)
-    text = " ".join([PLAIN] * (sentences - 1) + [PLAIN.removesuffix(".") + "".join(f" {word}" for word in words) + "."])
+    if "detectable_format:json_format" in asked:
+        return json.dumps({"answer": [plain, *words]})
+    text = " ".join([plain] * (sentences - 1) + [plain.removesuffix(".") + "".join(f" {word}" for word in words) + "."])
     if "length_constraints:number_paragraphs" in asked:
         text = "\n***\n".join([text] * get("length_constraints:number_paragraphs", "num_paragraphs"))
     if "length_constraints:nth_paragraph_first_word" in asked:
@@ -426,7 +459,9 @@ def obedient_reply(prompt: VerifiablePrompt) -> str:
     text += "\n* one more" * get("detectable_format:number_bullet_lists", "num_bullets", 0)
     text = "<<a plain answer>>\n" * ("detectable_format:title" in asked) + text
     text = get("combination:repeat_prompt", "prompt_to_repeat", "") + text
-    text += "\nP.S. Bye." * ("detectable_content:postscript" in asked) + get("startend:end_checker", "end_phrase", "")
+    if "detectable_content:postscript" in asked:
+        text += f"\n{get('detectable_content:postscript', 'postscript_marker')} Bye."
+    text += " " * ("startend:end_checker" in asked) + get("startend:end_checker", "end_phrase", "")
     if "change_case:english_lowercase" in asked:
         text = text.lower()
     if "change_case:english_capital" in asked:
@@ -463,6 +498,8 @@ def disobedient_reply(asked: Instruction, obedient: str) -> str:
             return obedient + "\n* and more"
         case "startend:end_checker":
             return obedient + " And more"
+        case "language:response_language":
+            return PLAIN
         case _:
             return "Why not"
 
@@ -498,7 +535,7 @@ def test_figures_are_those_counted_by_hand(tmp_path: Path) -> None:
     prompts = [replace(no_comma_in(2), key=str(n), prompt=f"prompt {n}") for n in range(4)]
     # Both; only one; both, but for the first line; none.
     replies = ["This goes. So does this.", "This goes.", "Well, so\nThis goes. So does this.", "Well, no"]
-    table = verifiable_table("m", prompts, replies)
+    table = verifiable_table("m", prompts, replies, [False] * 4)
     assert table["n_strict"].tolist() == [2, 1, 1, 0]
     assert table["n_loose"].tolist() == [2, 1, 2, 0]
     no_comma, sentences = "punctuation:no_comma", "length_constraints:number_sentences"
@@ -520,12 +557,19 @@ def test_figures_are_those_counted_by_hand(tmp_path: Path) -> None:
 ENDS = ("", "_low", "_high")
 
 
+def test_a_wrecked_reply_follows_nothing_even_where_it_has_no_comma_by_accident() -> None:
+    prompts = [replace(no_comma_in(2), key=str(n), prompt=f"prompt {n}") for n in range(2)]
+    table = verifiable_table("m", prompts, ["This goes. So does this."] * 2, [False, True])
+    assert table["n_strict"].tolist() == table["n_loose"].tolist() == [2, 0]
+    assert table["failed"].tolist() == ["", "punctuation:no_comma,length_constraints:number_sentences"]
+
+
 def test_a_kind_that_a_prompt_asks_for_twice_counts_twice() -> None:
     few, many = (
         instruction("length_constraints:number_words", {"num_words": n, "relation": relation})
         for n, relation in ((2, "at least"), (4, "less than"))
     )
-    table = verifiable_table("m", [VerifiablePrompt("1", "p", (few, many))], ["one two three four"])
+    table = verifiable_table("m", [VerifiablePrompt("1", "p", (few, many))], ["one two three four"], [False])
     (share,) = measure_verifiable(table).kinds
     assert (share.n, share.share) == (2, 0.5)
 
@@ -568,7 +612,7 @@ def test_instructions_of_one_prompt_are_not_taken_for_independent() -> None:
 
 def test_no_replies_have_no_figures() -> None:
     with pytest.raises(EmptyDataError):
-        measure_verifiable(verifiable_table("m", [], []))
+        measure_verifiable(verifiable_table("m", [], [], []))
 
 
 # The arbiter

@@ -11,13 +11,12 @@ import pandas as pd
 
 from srlm_pipeline.assets.automation import LOOP_TAG
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
-from srlm_pipeline.assets.evaluation import replies_of
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline, training_facts
 from srlm_pipeline.assets.training import iteration_model, margins_moved
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.matches import length_ratio
-from srlm_pipeline.evaluation.measuring import judge_ranked_replies, match
+from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies, match
 from srlm_pipeline.evaluation.opening import open_arbiter
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
@@ -242,7 +241,19 @@ def baseline_comparison(
         }
         if is_checkpoint(store.model_folder(REWARD_MODEL)):
             judged[REWARD_MODEL] = _reward_accuracy(context, project, held_out)
-        replies = replies_of(context, project, [*others, *baselines], evaluation_prompts)
+        replies = {
+            name: evaluation_replies(
+                store.checkpoint(name),
+                evaluation_prompts,
+                settings.evaluation.max_new_tokens,
+                settings,
+                store,
+                project.engine,
+                progress,
+                "evaluation",
+            )
+            for name in (*others, *baselines)
+        }
         arbiter = open_arbiter(settings, store, project.engine)
         matches = [
             {

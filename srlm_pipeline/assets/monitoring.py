@@ -5,13 +5,12 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from srlm_pipeline.assets.assessment import assessment, assessments, seed_assessment
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_result
-from srlm_pipeline.assets.evaluation import replies_of
 from srlm_pipeline.assets.seed import M1
-from srlm_pipeline.assets.training import iteration_model
-from srlm_pipeline.evaluation.judge_accuracy import measure_judge
+from srlm_pipeline.evaluation.matches import length_ratio
+from srlm_pipeline.evaluation.measures import VARIETY, change, measure_named
 from srlm_pipeline.evaluation.monitors import Count, MonitorFigures, describe_scores, monitor_names, watch
-from srlm_pipeline.evaluation.text_measures import count_near_duplicates, relative_distinct
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import iteration_number, model_name
@@ -28,7 +27,7 @@ _NAMES = monitor_names(definition_settings().monitors)
     group="iteration",
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
-    deps=[iteration_model],
+    deps=[assessment, seed_assessment],
     check_specs=[dg.AssetCheckSpec(name, asset="collapse_monitors") for name in _NAMES],
 )
 def collapse_monitors(
@@ -36,9 +35,6 @@ def collapse_monitors(
     project: ProjectResource,
     generated_prompts: pd.DataFrame,
     judged_scores: pd.DataFrame,
-    evaluation_prompts: pd.DataFrame,
-    judge_accuracy: pd.DataFrame,
-    seed_evaluation: pd.DataFrame,
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Signs of collapse: scores, ties, lengths, variety, prompts, judge accuracy, and the way from M1."""
     settings, store = project.settings, project.store
@@ -48,24 +44,21 @@ def collapse_monitors(
     refused = read_table(REFUSED_PROMPTS, store.table_path("refused_prompts", iteration))
     selection = select(judged_scores, settings.pairs)
     with project.tracked(context, ["monitors"]) as run:
-        replies = replies_of(context, project, [name, entering, M1], evaluation_prompts)
-        written = {model: table["reply"].tolist() for model, table in replies.items()}
-        lengths = {model: float(table["reply"].str.len().mean()) for model, table in replies.items()}
+        found = assessments(project, [M1, entering, name])
+        new, first, resamples = found[name], found[M1], settings.evaluation.bootstrap_samples
+        replies = new.evaluation_replies()
         figures = MonitorFigures(
             readable=Count(
                 int(judged_scores["n_valid"].sum()), int((judged_scores["n_valid"] + judged_scores["n_invalid"]).sum())
             ),
             without_pair=Count(selection.n_prompts - selection.pairs["prompt_id"].nunique(), selection.n_prompts),
             scores=describe_scores(judged_scores["score"]),
-            length_growth=lengths[name] / lengths[entering] if lengths[entering] else None,
-            distinct=relative_distinct(written[name], written[M1]),
-            near_duplicates=Count(
-                count_near_duplicates(written[name], evaluation_prompts["prompt"].tolist()), len(written[name])
-            ),
+            length_growth=length_ratio(replies, found[entering].evaluation_replies()),
             duplicate_prompts=Count(int((refused["reason"] == NOT_NOVEL).sum()), len(refused) + len(generated_prompts)),
-            judge_accuracy=measure_judge(judge_accuracy).pairwise_accuracy,
-            first_judge_accuracy=measure_judge(seed_evaluation[seed_evaluation["model"] == M1]).pairwise_accuracy,
-            kl=_divergence(context, project, replies[name], name) if settings.monitors.max_kl is not None else None,
+            variety=change(new, first, VARIETY, resamples=resamples),
+            recitals=change(new, first, measure_named("recites"), resamples=resamples),
+            judge=change(new, first, measure_named("judge"), resamples=resamples),
+            kl=_divergence(context, project, replies, name) if settings.monitors.max_kl is not None else None,
         )
         monitors = watch(figures, settings.monitors)
         run.curve({f"monitors/{m.name}": m.value for m in monitors}, iteration)

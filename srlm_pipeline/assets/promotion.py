@@ -3,16 +3,28 @@
 import dagster as dg
 import pandas as pd
 
+from srlm_pipeline.assets.assessment import assessment, assessments, seed_assessment
+from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
-from srlm_pipeline.assets.evaluation import replies_of, seed_evaluation
+from srlm_pipeline.assets.evaluation import seed_evaluation
 from srlm_pipeline.assets.self_instruction import policy
-from srlm_pipeline.assets.training import iteration_model
+from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.champion import champion_before
-from srlm_pipeline.evaluation.evidence import gather_evidence
+from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, opinion
+from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.evaluation.matches import length_ratio, match_result
-from srlm_pipeline.evaluation.promotion import Decision, decide_promotion, write_decision
-from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import iteration_number, model_name
+from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
+from srlm_pipeline.evaluation.readers import VoteBook, tally
+from srlm_pipeline.files import digest_existing
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name, open_store
+
+# Votes that came in since make a decision stale that asks for them.
+_VOTES = (
+    digest_existing([str(open_store(definition_settings()).votes_path)])
+    if definition_settings().promotion.min_people_pairs
+    else ""
+)
 
 
 @srlm_asset(
@@ -22,16 +34,14 @@ from srlm_pipeline.store import iteration_number, model_name
     kinds={"mlflow"},
     compute=False,
     per_iteration=True,
-    deps=[iteration_model, policy, seed_evaluation],
+    deps=[assessment, policy, seed_assessment, seed_evaluation],
+    versions=(_VOTES,),
 )
 def promotion(
     context: dg.AssetExecutionContext,
     project: ProjectResource,
     win_rates: pd.DataFrame,
-    judge_accuracy: pd.DataFrame,
-    verifiable_scores: pd.DataFrame,
     collapse_monitors: pd.DataFrame,
-    evaluation_prompts: pd.DataFrame,
 ) -> dg.MaterializeResult:
     """Registers M_{t+1} in MLflow, promoted or rejected, and moves the alias `champion` if every rule is met."""
     from srlm_pipeline.tracking import Tracker
@@ -39,21 +49,34 @@ def promotion(
     settings, store = project.settings, project.store
     iteration = iteration_number(context.partition_key)
     checkpoint, champion = store.checkpoint(model_name(iteration + 1)), champion_before(store, iteration)
-    replies = replies_of(context, project, [checkpoint.name, champion], evaluation_prompts)
-    mine, theirs = replies[checkpoint.name], replies[champion]
-    evidence = gather_evidence(
-        store,
-        iteration,
-        champion,
-        match_result(win_rates[win_rates["opponent"] == champion], mine, theirs),
-        length_ratio(mine, theirs),
-        judge_accuracy,
-        verifiable_scores,
-        collapse_monitors,
-        settings.evaluation.bootstrap_samples,
+    found = assessments(project, [BASE, SFT_BASELINE, champion, checkpoint.name])
+    new, leader_before = found[checkpoint.name], found[champion]
+    mine, theirs = new.evaluation_replies(), leader_before.evaluation_replies()
+    met = match_result(win_rates[win_rates["opponent"] == champion], mine, theirs)
+    agrees = metadata_of(context.instance, "seed_evaluation", None).get("arbiter_agreement")
+    said = opinion((met.wins, met.ties, met.losses), settings.promotion, met.length_controlled, agrees)
+    if said is None:
+        raise TableError(
+            "win_rates",
+            [f"there is no match against {champion}, the champion; materialize win_rates[{context.partition_key}]"],
+        )
+    read = tally(VoteBook(store.votes_path).all(), new, leader_before)
+    evidence = Evidence(
+        champion=champion,
+        opinion=said,
+        dependences=dependences(settings),
+        compared=compare_all(
+            new,
+            {"champion": leader_before, "baseline": found[SFT_BASELINE], "base": found[BASE]},
+            settings.promotion,
+            settings.evaluation.bootstrap_samples,
+        ),
+        people=opinion((read.wins, read.ties, read.losses), settings.promotion),
+        length_growth=length_ratio(mine, theirs),
+        failed_monitors=failed_monitors(collapse_monitors),
     )
     rules = decide_promotion(evidence, settings.promotion)
-    decision = Decision(checkpoint.name, checkpoint.digest, champion, all(r.passed for r in rules), rules)
+    decision = Decision(checkpoint.name, checkpoint.digest, champion, all(r.passed is not False for r in rules), rules)
     with project.tracked(context, ["promotion"]) as run:
         write_decision(decision, store.decision_path(iteration))
         # A later iteration's model that was promoted stays champion when an earlier one is decided again.
@@ -72,7 +95,8 @@ def promotion(
             champion=leader == checkpoint.name,
         )
         run.curve({"promotion/promoted": float(decision.promoted)}, iteration)
-    lines = [f"- {'passed' if r.passed else 'FAILED'}: {r.name}: {r.explanation}" for r in rules]
+    words = {True: "passed", False: "FAILED", None: "not decided by"}
+    lines = [f"- {words[r.passed]}: {r.name}: {r.explanation}" for r in rules]
     return dg.MaterializeResult(
         metadata={
             "promoted": decision.promoted,

@@ -7,16 +7,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from srlm_pipeline.assets.assessment import HARNESS, assessment, seed_assessment
 from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
-from srlm_pipeline.assets.evaluation import (
-    HARNESS,
-    all_replies,
-    judge_accuracy,
-    seed_evaluation,
-    verifiable_scores,
-    win_rates,
-)
+from srlm_pipeline.assets.evaluation import all_met, comparable_iterations, seed_evaluation, win_rates
 from srlm_pipeline.assets.monitoring import collapse_monitors
 from srlm_pipeline.assets.promotion import promotion
 from srlm_pipeline.assets.seed import sft_baseline
@@ -25,26 +19,34 @@ from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
 from srlm_pipeline.reporting.facts import Estimate, Link, StageCost, TaskFigures
-from srlm_pipeline.reporting.gather import OVERVIEW, Surroundings, gather_iteration, gather_overview, report_name
+from srlm_pipeline.reporting.gather import (
+    OVERVIEW,
+    Surroundings,
+    gather_iteration,
+    gather_overview,
+    gather_reading,
+    reading_name,
+    report_name,
+)
+from srlm_pipeline.reporting.reading import reading_html
 from srlm_pipeline.reporting.render import iteration_html, iteration_verdict, overview_html, write_report
 from srlm_pipeline.reporting.summary import iteration_summary
 from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import iteration_number, model_name, partition_key
 
-SEED_STAGES = ("sft_baseline", "eft_dataset", "seed_model", "seed_evaluation")
+SEED_STAGES = ("sft_baseline", "eft_dataset", "seed_model", "seed_assessment", "seed_evaluation")
 ITERATION_STAGES = (
     "generated_prompts",
     "candidates",
     "judged_scores",
     "preference_pairs",
     "iteration_model",
-    "judge_accuracy",
+    "assessment",
     "win_rates",
-    "verifiable_scores",
     "collapse_monitors",
     "promotion",
 )
-REPORT, ALL_ITERATIONS = "report.html", "all_iterations.html"
+REPORT, READING, ALL_ITERATIONS = "report.html", "replies.html", "all_iterations.html"
 
 
 @srlm_asset(
@@ -58,9 +60,9 @@ REPORT, ALL_ITERATIONS = "report.html", "all_iterations.html"
         policy,
         preference_pairs,
         win_rates,
-        judge_accuracy,
+        assessment,
+        seed_assessment,
         seed_evaluation,
-        verifiable_scores,
         collapse_monitors,
     ],
 )
@@ -77,17 +79,22 @@ def iteration_report(
         for number in range(1, len(iterations.get_partition_keys()) + 1)
         if standing_decision(store, number) is not None
     ]
-    replies = all_replies(context, project, decided, evaluation_prompts)
+    shown = comparable_iterations(project, iteration, decided)
+    found, others = all_met(project, shown, evaluation_prompts)
     folder = store.root / "reports"
     with project.tracked(context, []) as run:
         around = _surroundings(context, project, run.url)
-        report = gather_iteration(settings, store, iteration, replies, around)
+        report = gather_iteration(settings, store, iteration, found, others, around)
         roles = {opponent.name: opponent.roles for opponent in opponents_of(store, iteration)}
         page = iteration_html(report)
-        seconds = {number: _seconds(context.instance, partition_key(number)) for number in decided}
-        overview = overview_html(gather_overview(settings, store, decided, replies, around, seconds))
+        seconds = {number: _seconds(context.instance, partition_key(number)) for number in shown}
+        overview = overview_html(gather_overview(settings, store, shown, found, others, around, seconds))
+        decision = standing_decision(store, iteration)
+        assert decision is not None, "the report needs a decision, and gather_iteration says so"
+        reading = reading_html(gather_reading(settings, store, iteration, found, decision, around))
         for name, artifact, html in (
             (report_name(iteration), REPORT, page),
+            (reading_name(iteration), READING, reading),
             (OVERVIEW, ALL_ITERATIONS, overview),
         ):
             write_report(folder / name, html)
@@ -100,6 +107,7 @@ def iteration_report(
             "verdict": iteration_verdict(report),
             # A browser does not open a file from a page of a server, but MLflow shows the artefact.
             "report": dg.MetadataValue.url(run.artifact_url(REPORT)),
+            "replies": dg.MetadataValue.url(run.artifact_url(READING)),
             "all_iterations": dg.MetadataValue.url(run.artifact_url(ALL_ITERATIONS)),
             "path": dg.MetadataValue.path(str(folder / report_name(iteration))),
             "summary": dg.MetadataValue.md(summary),
@@ -123,7 +131,7 @@ def _surroundings(context: dg.AssetExecutionContext, project: ProjectResource, m
         made_at=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         agreement=agreement,
         position_bias=wins.get("position_bias") or {},
-        tasks=task_figures(metadata_of(instance, "verifiable_scores", key), model_name(iteration_number(key) + 1)),
+        tasks=task_figures(metadata_of(instance, "assessment", key), model_name(iteration_number(key) + 1)),
         costs=_costs(context, project),
         links=(Link("MLflow run", mlflow_run),),
     )

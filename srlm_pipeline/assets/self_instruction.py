@@ -20,7 +20,8 @@ from srlm_pipeline.assets.common import (
 from srlm_pipeline.assets.seed import seed_model
 from srlm_pipeline.attempts import Attempt, write_attempt
 from srlm_pipeline.evaluation.champion import champion_before
-from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.evaluation.forbidden import forbidden_digests, forbidden_prompts
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import iteration_number
 from srlm_pipeline.tables import CANDIDATES, GENERATED_PROMPTS, JUDGED_SCORES, REFUSED_PROMPTS, read_table, write_table
 
@@ -51,12 +52,13 @@ def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.Ma
 @srlm_asset(
     "prompt_generation",
     "evaluation.verifiable.source",
-    "evaluation.verifiable.limit",
+    "evaluation.closed_tasks.source",
     "seed",
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,
     deps=[policy],
+    versions=forbidden_digests(definition_settings().evaluation),
     check_specs=[
         dg.AssetCheckSpec("duplicate_prompts", asset="generated_prompts", blocking=True),
         dg.AssetCheckSpec("acceptance_rate", asset="generated_prompts"),
@@ -69,7 +71,6 @@ def generated_prompts(
     evaluation_prompts: pd.DataFrame,
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """New prompts, invented few-shot from the seeds and from earlier inventions, filtered for novelty."""
-    from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
     from srlm_pipeline.generation.journal import Journal, fingerprint
     from srlm_pipeline.prompting.few_shot import SeedPrompt, few_shot_exchange, generate_prompts
 
@@ -84,7 +85,7 @@ def generated_prompts(
         for earlier in range(1, iteration)
         for row in read_table(GENERATED_PROMPTS, store.table_path("generated_prompts", earlier)).itertuples()
     ]
-    forbidden = [*evaluation_prompts["prompt"], *(p.prompt for p in load_verifiable(settings.evaluation.verifiable))]
+    forbidden = forbidden_prompts(evaluation_prompts["prompt"], settings.evaluation)
     with project.tracked(context, ["prompt_generation"]) as run:
         made = generate_prompts(
             project.engine(generator, settings.prompt_generation.batch_size),

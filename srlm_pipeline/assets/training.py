@@ -212,7 +212,8 @@ def _early_stopping(
     chosen = settings.dpo.early_stopping
     ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
     held_out = ranked[ranked["split"] == "held_out"].drop_duplicates("group_id").head(chosen.prompts)
-    prompts = held_out.rename(columns={"group_id": "id"})[list(EVALUATION_PROMPTS.columns)].reset_index(drop=True)
+    prompts = held_out.rename(columns={"group_id": "id"}).assign(reference=None)
+    prompts = prompts[list(EVALUATION_PROMPTS.columns)].reset_index(drop=True)
 
     def compare(now: "Checkpoint", before: "Checkpoint") -> float:
         purpose = f"early_stopping/{name}"

@@ -60,6 +60,8 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("engine", lambda: _engine(settings())),
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
+        ("arbiters", lambda: _arbiters(settings())),
+        ("encoder", lambda: _encoder(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
         ("instance", lambda: os.environ["DAGSTER_HOME"]),
@@ -109,6 +111,8 @@ def _base_model(settings: Settings) -> str:
 def _data(settings: Settings) -> str:
     from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
     from srlm_pipeline.data.rows import in_words
+    from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
+    from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 
     ift, ranked, evaluation = (
         load(settings.data) for load in (load_instructions, load_ranked_replies, load_evaluation_prompts)
@@ -118,10 +122,42 @@ def _data(settings: Settings) -> str:
         ("judging prompts", ranked.table["group_id"].nunique(), ranked.left_out),
         ("evaluation prompts", len(evaluation.table), evaluation.left_out),
     )
-    return ", ".join(
+    found = ", ".join(
         f"{count} {what}" + (f" (left out: {in_words(left_out)})" if left_out else "")
         for what, count, left_out in counted
     )
+    checkable = load_verifiable(settings.evaluation.verifiable)
+    tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
+    with_reference = int(evaluation.table["reference"].notna().sum())
+    return (
+        f"{found}, {with_reference} of them with a reference reply, {len(checkable)} checkable prompts, "
+        f"{len(tasks)} closed tasks"
+    )
+
+
+def _arbiters(settings: Settings) -> str:
+    from srlm_pipeline.evaluation.independence import ADVICE, dependences
+    from srlm_pipeline.evaluation.opening import juror_names
+
+    names = ", ".join(juror_names(settings.evaluation))
+    reasons = dependences(settings)
+    if not reasons:
+        return f"{names}: independent of the loop"
+    return (
+        f"{names}: not independent ({'; '.join(reasons)}), so its verdicts are shown as the loop's own opinion and "
+        f"promote nothing by themselves; {ADVICE}"
+    )
+
+
+def _encoder(settings: Settings) -> str:
+    from srlm_pipeline.models.sentence_encoder import ENCODER, encoder_archive, how_to_get_it
+
+    if settings.evaluation.encoder == "none":
+        return "off (evaluation.encoder): nearness to reference replies is not measured"
+    if encoder_archive() is None:
+        # No obstacle: everything else is measured without it.
+        return f"nearness to reference replies will not be measured: {how_to_get_it()}"
+    return f"{ENCODER}, for nearness to reference replies"
 
 
 def _memory() -> str:

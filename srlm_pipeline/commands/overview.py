@@ -11,39 +11,46 @@ from rich.table import Column, Table
 from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.config import Settings
+from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name, open_store
 
 NONE = "\u2013"
+_FIGURES = ("loops", "recites", "closed_tasks", "pairwise_accuracy")
 
 
 def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
-    """Return one row per model: how it was made, how it fares, how it judges."""
+    """Return one row per model: how it was made, how it fares, what is wrong with its replies, how it judges."""
     store = open_store(settings)
     seed = metadata_of(instance, "seed_evaluation", None)
+    assessed = metadata_of(instance, "seed_assessment", None)
     table = Table(
         Column("model", no_wrap=True),
         Column("made in", no_wrap=True),
+        Column("vs base\nw/t/l", no_wrap=True),
         Column("vs SFT\nw/t/l", no_wrap=True),
         Column("vs prev\nw/t/l", no_wrap=True),
+        "loops",
+        "re-\ncites",
+        "tasks",
         "judge\naccur.",
-        "length-\nbal.",
         "pairs",
         Column("verdict", no_wrap=True),
         padding=(0, 0),
         box=box.SIMPLE,
         title=f"Project {settings.project}",
-        caption=length_caption(seed),
+        caption=caption(assessed, settings),
     )
-    for name in (BASE, SFT_BASELINE, model_name(1)):
+    first = model_name(1)
+    for name in (BASE, SFT_BASELINE, first):
         exists = name == BASE or is_checkpoint(store.model_folder(name))
+        met = [match_text(seed, f"M1_vs_{role}_") if name == first else NONE for role in ("base", "baseline")]
         table.add_row(
             name,
             "" if name == BASE else "seed",
-            match_text(seed, "M1_vs_baseline_") if name == model_name(1) else NONE,
+            *met,
             NONE,
-            share(seed.get(f"{name}_pairwise_accuracy")),
-            share(seed.get(f"{name}_length_balanced_accuracy")),
+            *(share(assessed.get(f"{name}_{figure}")) for figure in _FIGURES),
             NONE,
             NONE,
             style=None if exists else "dim",
@@ -52,30 +59,29 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
         name = model_name(iteration_number(key) + 1)
         if not is_checkpoint(store.model_folder(name)):
             break
-        wins = metadata_of(instance, "win_rates", key)
-        judge = metadata_of(instance, "judge_accuracy", key)
+        wins, own = metadata_of(instance, "win_rates", key), metadata_of(instance, "assessment", key)
         promoted = metadata_of(instance, "promotion", key).get("promoted")
         table.add_row(
             name,
             key,
-            match_text(wins, "vs_baseline_"),
-            match_text(wins, "vs_previous_"),
-            share(judge.get("pairwise_accuracy")),
-            share(judge.get("length_balanced_accuracy")),
+            *(match_text(wins, f"vs_{role}_") for role in ("base", "baseline", "previous")),
+            *(share(own.get(figure)) for figure in _FIGURES),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
             {True: "promoted", False: "rejected", None: NONE}[promoted],
         )
     return table
 
 
-def length_caption(seed: dict[str, Any]) -> str | None:
-    """Return what the judge accuracies have to be compared with, once it was measured."""
-    baseline = seed.get(f"{BASE}_length_baseline")
+def caption(assessed: dict[str, Any], settings: Settings) -> str | None:
+    """Return what the columns mean, once something was measured, and how far the matches can be believed."""
+    baseline = assessed.get(f"{BASE}_length_baseline")
     if baseline is None:
         return None
+    own = " The arbiter is not independent of the loop: matches are its own opinion." if dependences(settings) else ""
     return (
-        "w/t/l: wins, ties, losses. Judge accuracy: share of held-out human preferences that the model's scores "
-        f"agree with; preferring the longer reply gets {share(baseline)}."
+        "w/t/l: wins, ties, losses. loops, recites: share of replies that go in circles, or recite. tasks: closed "
+        "tasks solved. Judge accuracy: share of held-out human preferences that the model's scores agree with; "
+        f"preferring the longer reply gets {share(baseline)}.{own} Read the replies: srlm report --open, srlm read."
     )
 
 

@@ -14,9 +14,8 @@ from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling
 from srlm_pipeline.generation.transformers_engine import TransformersEngine
-from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.models.loading import load_model
-from srlm_pipeline.store import BASE, ProjectStore, open_store
+from srlm_pipeline.store import ProjectStore, open_store
 
 MOST_MODELS = 2
 
@@ -34,7 +33,7 @@ def talk(settings: Settings, names: list[str], temperature: float, max_new_token
         SrlmError: If a model does not exist, naming those that do.
     """
     store = open_store(settings)
-    chosen = names or [available_models(store)[-1]]
+    chosen = names or [store.available_models()[-1]]
     if len(chosen) > MOST_MODELS:
         raise SrlmError(f"at most {MOST_MODELS} models can be shown side by side, {len(chosen)} were named")
     engines = {name: _open(store, settings, name) for name in chosen}
@@ -58,20 +57,8 @@ def talk(settings: Settings, names: list[str], temperature: float, max_new_token
         console.print(panels[0] if len(panels) == 1 else Columns(panels, equal=True, expand=True))
 
 
-def available_models(store: ProjectStore) -> list[str]:
-    """Return the base model and the project's finished models, oldest first."""
-    folder = store.root / "models"
-    made = [p for p in folder.iterdir() if is_checkpoint(p)] if folder.is_dir() else []
-    return [BASE, *(p.name for p in sorted(made, key=lambda p: (p / "srlm.json").stat().st_mtime))]
-
-
 def _open(store: ProjectStore, settings: Settings, name: str) -> TransformersEngine:
-    if name == BASE:
-        checkpoint = store.base_checkpoint(settings)
-    elif is_checkpoint(store.model_folder(name)):
-        checkpoint = store.checkpoint(name)
-    else:
-        raise SrlmError(f"there is no model {name!r}; there are: {', '.join(available_models(store))}")
+    checkpoint = store.named_model(settings, name)
     # Whatever engine the settings name: for one reply at a time, of two models in turn, no server pays.
     loaded = load_model(checkpoint.path, settings.model)
     return TransformersEngine(loaded.model, loaded.tokenizer, checkpoint.digest, 1)

@@ -82,6 +82,18 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start:
     return str(rendered) + neutralise_special_tokens(reply_start, tokenizer)
 
 
+def template_system_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what the chat template puts before a user's first message by itself; blank if it is nothing but marks."""
+    if not tokenizer.chat_template:
+        return ""
+    rendered = tokenizer.apply_chat_template(user_turn(_PLACEHOLDER), tokenize=False, add_generation_prompt=True)
+    before = str(rendered).partition(_PLACEHOLDER)[0]
+    for token in tokenizer_control_tokens(tokenizer):
+        before = before.replace(token, "\n")
+    # Names of roles stand alone in their lines.
+    return "\n".join(line for line in before.splitlines() if len(line.split()) > 1).strip()
+
+
 def tokenize_exchange(
     tokenizer: PreTrainedTokenizerBase, message: str, reply: str, ended: bool = True
 ) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from srlm_pipeline.config import DataSettings
-from srlm_pipeline.data.reading import InstructionRow, PromptRow, RankedRow, Row, read_rows
+from srlm_pipeline.data.reading import EvaluationRow, InstructionRow, PromptRow, RankedRow, Row, read_rows
 from srlm_pipeline.data.rows import RowReport, in_words
 from srlm_pipeline.data.sources import digest_source
 from srlm_pipeline.errors import EmptyDataError
@@ -87,8 +87,8 @@ def load_evaluation_prompts(settings: DataSettings) -> LoadedTable:
         DataError: Naming file and line.
         EmptyDataError: If there are none.
     """
-    rows, report = _chosen(settings, "evaluation_prompts", PromptRow, settings.evaluation_limit)
-    table = [{"id": key, "kind": row.kind, "prompt": row.prompt} for key, row in rows]
+    rows, report = _chosen(settings, "evaluation_prompts", EvaluationRow, settings.evaluation_limit)
+    table = [{"id": key, "kind": row.kind, "prompt": row.prompt, "reference": row.reference} for key, row in rows]
     return LoadedTable(pd.DataFrame(table, columns=list(EVALUATION_PROMPTS.columns)), dict(report.left_out))
 
 

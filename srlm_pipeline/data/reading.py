@@ -19,7 +19,7 @@ Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class PromptRow(BaseModel):
-    """One evaluation prompt; `id` and `kind` are optional."""
+    """A prompt; `id` and `kind` are optional."""
 
     id: Filled | None = None
     kind: str = ""
@@ -34,6 +34,17 @@ class PromptRow(BaseModel):
     @classmethod
     def _may_be_null(cls, value: Any) -> Any:
         return "" if value is None else value
+
+
+class EvaluationRow(PromptRow):
+    """One evaluation prompt, with a good reply where one is known."""
+
+    reference: Filled | None = None
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
 
 
 class InstructionRow(PromptRow):

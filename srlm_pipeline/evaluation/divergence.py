@@ -50,15 +50,20 @@ class Divergence:
 
 
 def reply_log_probabilities(
-    loaded: LoadedModel, replies: pd.DataFrame, batch_size: int, progress: ProgressReporter
+    loaded: LoadedModel,
+    replies: pd.DataFrame,
+    batch_size: int,
+    progress: ProgressReporter,
+    description: str = "measuring the distance from M1",
 ) -> ReplyLogProbabilities:
     """Return how probable a model finds replies. One model at a time needs to be in memory.
 
     Args:
         loaded: The model.
-        replies: Table `REPLIES` of any model.
+        replies: `prompt`, `reply` and `finish_reason` of table `REPLIES`, written by whomever.
         batch_size: Replies that are read together.
         progress: Where progress is shown.
+        description: Shown with the progress.
     """
     import torch
 
@@ -69,7 +74,7 @@ def reply_log_probabilities(
     sums = np.zeros(len(exchanges))
     # Alike lengths together: less padding.
     order = sorted((i for i, (_, reply) in enumerate(exchanges) if reply), key=lambda i: -sum(map(len, exchanges[i])))
-    with torch.inference_mode(), progress.task("measuring the distance from M1", len(order), "replies") as task:
+    with torch.inference_mode(), progress.task(description, len(order), "replies") as task:
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
             sums[places] = _batch_sums(loaded, [exchanges[i] for i in places])

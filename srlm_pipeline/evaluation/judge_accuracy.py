@@ -1,7 +1,7 @@
 """How well a judge's scores agree with human rankings (paper section 3.2, "reward modeling").
 
-Judging is by group: the replies to one prompt, with human ranks (0 = best) and the judge's scores. Replies that
-the judge gave no valid score are left out of the comparisons; `parse_rate` says how many there were.
+Judging is by group: the replies to one prompt, with human ranks (0 = best) and the judge's scores. A pair of replies
+without two valid scores counts one half, like two equal ones: a judge that cannot be read has no opinion.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class JudgeAccuracy:
     """Agreement of one judge with human rankings; shares are in 0..1, None where nothing could be compared.
 
     Attributes:
-        pairwise_accuracy: Share of human-ordered pairs that the judge orders the same way; equal scores count
-            half, so that a judge without an opinion reaches one half.
+        pairwise_accuracy: Share of human-ordered pairs that the judge orders the same way; equal and unreadable scores
+            count half, so that a judge without an opinion reaches one half.
         pairwise_low: Lower end of the 95 % bootstrap interval, prompts resampled.
         pairwise_high: Its upper end.
         length_baseline: The same share for "the longer reply is better".
@@ -78,7 +78,7 @@ def measure_judge(table: pd.DataFrame) -> JudgeAccuracy:
     for _, group in table.groupby("group_id", sort=True):
         scored = group.dropna(subset=["score"])
         of_group: list[float] = []
-        replies = list(zip(scored["rank"], scored["score"], scored["n_characters"], strict=True))
+        replies = list(zip(group["rank"], group["score"], group["n_characters"], strict=True))
         for (rank_a, score_a, length_a), (rank_b, score_b, length_b) in itertools.combinations(replies, 2):
             if rank_a == rank_b:
                 continue
@@ -94,11 +94,11 @@ def measure_judge(table: pd.DataFrame) -> JudgeAccuracy:
         agreement.append(of_group)
         top = group["rank"].min()
         perfect += [float(rank == top) for rank, score, _ in replies if score >= MAX_SCORE - 0.5]
-        if len(replies) >= 2 and scored["rank"].nunique() >= 2:
+        if len(scored) >= 2 and scored["rank"].nunique() >= 2:
             ranks, scores = scored["rank"].to_numpy(), scored["score"].to_numpy()
             rho.append(_correlation(stats.spearmanr, -ranks, scores))
             tau.append(_correlation(stats.kendalltau, -ranks, scores))
-        exact.append(float(len(replies) == len(group) and bool(of_group) and min(of_group) == 1.0))
+        exact.append(float(len(scored) == len(group) and bool(of_group) and min(of_group) == 1.0))
     pairs = [right for of_group in agreement for right in of_group]
     low, high = bootstrap_interval([np.asarray(g) for g in agreement if g]) if pairs else (None, None)
     by_length = [m for m in (_mean(longer), _mean(shorter)) if m is not None]
@@ -132,7 +132,7 @@ def agreement_by_prompt(table: pd.DataFrame) -> dict[str, np.ndarray]:
     for group_id, group in table.groupby("group_id", sort=True):
         replies = zip(group["rank"], group["score"], strict=True)
         right = [
-            0.5 if pd.isna(better[1]) or pd.isna(worse[1]) else _agreement(better[1] - worse[1])
+            _agreement(better[1] - worse[1])
             for better, worse in itertools.permutations(replies, 2)
             if better[0] < worse[0]
         ]
@@ -142,7 +142,7 @@ def agreement_by_prompt(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _agreement(difference: float) -> float:
-    return 1.0 if difference > 0 else 0.5 if difference == 0 else 0.0
+    return 1.0 if difference > 0 else 0.0 if difference < 0 else 0.5
 
 
 def _mean(values: Sequence[float]) -> float | None:

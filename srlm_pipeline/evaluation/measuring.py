@@ -31,17 +31,19 @@ from srlm_pipeline.tables import JUDGE_ACCURACY, REPLIES
 def evaluation_replies(
     checkpoint: Checkpoint,
     prompts: pd.DataFrame,
+    max_new_tokens: int,
     settings: Settings,
     store: ProjectStore,
     open_engine: OpenEngine,
     progress: ProgressReporter,
-    purpose: str = "evaluation",
+    purpose: str,
 ) -> pd.DataFrame:
     """Return a model's greedy replies as table `REPLIES`; the model is loaded only if some are missing.
 
     Args:
         checkpoint: The model.
-        prompts: Table `EVALUATION_PROMPTS`.
+        prompts: `id` and `prompt` of each.
+        max_new_tokens: Longest reply.
         settings: `evaluation` and `seed` are read.
         store: For the journal.
         open_engine: Loads a checkpoint with a batch size.
@@ -51,7 +53,7 @@ def evaluation_replies(
     chosen = settings.evaluation
     journal = Journal(
         store.journal_folder(f"{purpose}/{checkpoint.name}"),
-        fingerprint(checkpoint.digest, chosen.max_new_tokens, prompts["prompt"].tolist()),
+        fingerprint(checkpoint.digest, max_new_tokens, prompts["prompt"].tolist()),
     )
     keys = prompts["id"].tolist()
     if any(key not in journal.items for key in keys):
@@ -63,7 +65,7 @@ def evaluation_replies(
         generate_all(
             engine,
             requests,
-            Sampling(max_new_tokens=chosen.max_new_tokens),
+            Sampling(max_new_tokens=max_new_tokens),
             f"{checkpoint.name} answers the {purpose.split('/')[0].replace('_', ' ')} prompts",
             progress,
             journal,
@@ -181,7 +183,9 @@ def win_rate(
         purpose: Keeps the replies to these prompts apart from those to others.
     """
     mine, theirs = (
-        evaluation_replies(checkpoint, prompts, settings, store, open_engine, progress, purpose)
+        evaluation_replies(
+            checkpoint, prompts, settings.evaluation.max_new_tokens, settings, store, open_engine, progress, purpose
+        )
         for checkpoint in (model, opponent)
     )
     arbiter = open_arbiter(settings, store, open_engine)

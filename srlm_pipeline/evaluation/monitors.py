@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from srlm_pipeline.config import MonitorSettings
+from srlm_pipeline.evaluation.measures import Change
 
 # 0.8 - 0.7 is a little more than 0.1.
 _ROUNDING = 1e-9
@@ -63,11 +64,10 @@ class MonitorFigures:
         without_pair: Prompts whose candidates gave no pair.
         scores: Of the candidates.
         length_growth: Mean length of evaluation replies, divided by the entering model's.
-        distinct: `relative_distinct` of the evaluation replies, against M1's.
-        near_duplicates: Evaluation replies that are nearly the same as one to another prompt.
         duplicate_prompts: Attempts at a new prompt that were turned away as too like a known one.
-        judge_accuracy: Pairwise, on the held-out human rankings.
-        first_judge_accuracy: M1's.
+        variety: Different word pairs within a reply, compared with M1's.
+        recitals: Replies that recite, or say what replies to other prompts say, compared with M1's.
+        judge: Pairs of the held-out human rankings that are judged right, compared with M1's.
         kl: Estimated divergence from M1, in nats per token.
     """
 
@@ -75,11 +75,10 @@ class MonitorFigures:
     without_pair: Count | None = None
     scores: ScoreFigures | None = None
     length_growth: float | None = None
-    distinct: float | None = None
-    near_duplicates: Count | None = None
     duplicate_prompts: Count | None = None
-    judge_accuracy: float | None = None
-    first_judge_accuracy: float | None = None
+    variety: Change | None = None
+    recitals: Change | None = None
+    judge: Change | None = None
     kl: float | None = None
 
 
@@ -158,9 +157,8 @@ def watch(figures: MonitorFigures, settings: MonitorSettings) -> list[Monitor]:
 
 def _signs(figures: MonitorFigures, settings: MonitorSettings) -> list[_Sign]:
     readable, without_pair = figures.readable or Count(0, 0), figures.without_pair or Count(0, 0)
-    near, turned_away = figures.near_duplicates or Count(0, 0), figures.duplicate_prompts or Count(0, 0)
+    turned_away = figures.duplicate_prompts or Count(0, 0)
     scores = figures.scores or ScoreFigures(0.0, Count(0, 0), None)
-    now, first = figures.judge_accuracy, figures.first_judge_accuracy
     return [
         _Sign(
             "parse_rate",
@@ -214,26 +212,6 @@ def _signs(figures: MonitorFigures, settings: MonitorSettings) -> list[_Sign]:
             " times",
         ),
         _Sign(
-            "distinct",
-            settings.min_distinct,
-            True,
-            figures.distinct,
-            "the variety of the replies",
-            "at equal length, replies have {} as many different word pairs as M1's",
-            "the model repeats itself",
-            " times",
-        ),
-        _Sign(
-            "near_duplicates",
-            settings.max_near_duplicates,
-            False,
-            near.share,
-            "the share of replies that are nearly the same as one to another prompt",
-            f"{near.n} of {near.of} replies ({{}}) are nearly the same as one to another prompt",
-            "the model answers whatever it is asked alike",
-            _PERCENT,
-        ),
-        _Sign(
             "duplicate_prompts",
             settings.max_duplicate_prompts,
             False,
@@ -243,16 +221,29 @@ def _signs(figures: MonitorFigures, settings: MonitorSettings) -> list[_Sign]:
             "no new prompts come to the generator's mind",
             _PERCENT,
         ),
-        _Sign(
+        _compared(
+            "variety",
+            settings.max_variety_drop,
+            figures.variety,
+            "the drop of the variety within replies",
+            "{new} of the word pairs of a reply's beginning are different, of M1's {other}",
+            "the model repeats itself",
+        ),
+        _compared(
+            "recitals",
+            settings.max_recital_rise,
+            figures.recitals,
+            "the rise of recitals and stock replies",
+            "{new} of the replies recite or say what others say, of M1's {other}",
+            "the model answers whatever it is asked alike",
+        ),
+        _compared(
             "judge_accuracy",
             settings.max_judge_accuracy_drop,
-            False,
-            first - now if now is not None and first is not None else None,
+            figures.judge,
             "the drop of the judge's accuracy",
-            f"the judge puts {100 * (now or 0):.3g} % of human-ranked pairs in the right order, M1 "
-            f"{100 * (first or 0):.3g} %: " + ("no drop" if (now or 0) >= (first or 0) else "a drop of {}"),
+            "the judge puts {new} of human-ranked pairs in the right order, M1 {other}",
             "its scores can be trusted less than at the start",
-            _POINTS,
         ),
         _Sign(
             "kl",
@@ -265,6 +256,24 @@ def _signs(figures: MonitorFigures, settings: MonitorSettings) -> list[_Sign]:
             " nats per token",
         ),
     ]
+
+
+def _compared(name: str, threshold: float | None, found: Change | None, subject: str, fact: str, meaning: str) -> _Sign:
+    """Return a sign that is a comparison with M1: by how much the model is worse at most, with 95 % confidence."""
+    if found is None:
+        return _Sign(name, threshold, False, None, subject, "", meaning, _POINTS)
+    told = fact.format(new=f"{found.new:.1%}", other=f"{found.other:.1%}")
+    # Doubled braces are left for the value.
+    return _Sign(
+        name,
+        threshold,
+        False,
+        max(-found.least, 0.0),
+        subject,
+        f"{told}: with 95 % confidence worse by at most {{}}",
+        meaning,
+        _POINTS,
+    )
 
 
 def _compare(sign: _Sign, threshold: float) -> Monitor:

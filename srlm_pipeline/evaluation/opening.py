@@ -6,10 +6,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from srlm_pipeline.config import ArbiterSettings, EvaluationSettings, PanelMember, ServerSettings, Settings
+from srlm_pipeline.config import PROGRAMS, ArbiterSettings, EvaluationSettings, PanelMember, ServerSettings, Settings
 from srlm_pipeline.errors import SettingsError
 from srlm_pipeline.evaluation.arbiters import Arbiter, ComparisonArbiter, ScoreArbiter, VerdictArbiter
+from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.evaluation.jury import Juror, Jury
+from srlm_pipeline.evaluation.readers import PeopleArbiter, VoteBook
+from srlm_pipeline.evaluation.references import ReferenceArbiter, references_of
 from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
@@ -17,9 +20,17 @@ from srlm_pipeline.judging.judges import DistributionJudge, Judge, SampledJudge,
 from srlm_pipeline.judging.panel import Member, PanelJudge
 from srlm_pipeline.judging.rubric import Rubric, judge_prompt, verdict_prompt
 from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.models.sentence_encoder import (
+    ENCODER,
+    SentenceEncoder,
+    encoder_archive,
+    how_to_get_it,
+    unpack_encoder,
+)
 from srlm_pipeline.store import ProjectStore, model_name, outside_checkpoint
+from srlm_pipeline.tables import EVALUATION_PROMPTS, RANKED_REPLIES, read_table
 
-SELF, VERIFIERS = "self", "verifiers"
+VERIFIERS, REFERENCE, PEOPLE = PROGRAMS
 # What third parties score by: they need not be taught the project's own rubric.
 _SERVER_RUBRIC: Rubric = "additive"
 
@@ -50,6 +61,13 @@ def open_arbiter(settings: Settings, store: ProjectStore, open_engine: OpenEngin
     )
 
 
+def open_encoder(settings: Settings, store: ProjectStore) -> SentenceEncoder | None:
+    """Return what says how near replies are to reference replies; None if it is off or not installed."""
+    if settings.evaluation.encoder == "none" or encoder_archive() is None:
+        return None
+    return SentenceEncoder(unpack_encoder(store.shared / ENCODER))
+
+
 def open_judge(
     settings: Settings, store: ProjectStore, open_engine: OpenEngine, model: Checkpoint, stage: str
 ) -> Judge:
@@ -74,7 +92,7 @@ def juror_names(settings: EvaluationSettings) -> list[str]:
     names: list[str] = []
     seen: Counter[str] = Counter()
     for chosen in settings.arbiters:
-        name = f"{_called(chosen.model)}: {chosen.method}" if chosen.model != VERIFIERS else VERIFIERS
+        name = f"{_called(chosen.model)}: {chosen.method}" if chosen.model not in PROGRAMS else chosen.model
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} no. {seen[name]}")
     return names
@@ -96,6 +114,10 @@ def score_journal(store: ProjectStore, checkpoint: Checkpoint, rubric: Rubric, f
 def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore, slot: ModelSlot) -> Arbiter:
     if chosen.model == VERIFIERS:
         return _open_verifiers(settings)
+    if chosen.model == REFERENCE:
+        return _open_reference(settings, store)
+    if chosen.model == PEOPLE:
+        return PeopleArbiter(VoteBook(store.votes_path).all())
     if chosen.server.base_url:
         return _open_server_arbiter(chosen, settings, store)
     judge = settings.judge
@@ -118,6 +140,20 @@ def _open_verifiers(settings: Settings) -> Arbiter:
             ["evaluation.arbiters: verifiers need checkable instructions, and evaluation.verifiable.source is none"]
         )
     return VerifierArbiter(prompts)
+
+
+def _open_reference(settings: Settings, store: ProjectStore) -> Arbiter:
+    prompts = read_table(EVALUATION_PROMPTS, store.table_path("evaluation_prompts"))
+    if not prompts["reference"].notna().any():
+        raise SettingsError(
+            ["evaluation.arbiters: reference needs evaluation prompts with a `reference`, and none has one"]
+        )
+    encoder = open_encoder(settings, store)
+    if encoder is None:
+        why = "evaluation.encoder is none" if settings.evaluation.encoder == "none" else how_to_get_it()
+        raise SettingsError([f"evaluation.arbiters: reference needs a sentence encoder, and {why}"])
+    ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
+    return ReferenceArbiter(encoder, references_of(prompts, ranked[ranked["split"] == "held_out"]))
 
 
 def _open_server_arbiter(chosen: ArbiterSettings, settings: Settings, store: ProjectStore) -> Arbiter:

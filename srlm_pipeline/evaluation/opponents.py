@@ -1,4 +1,4 @@
-"""Whom an iteration's model meets: the SFT baseline, the model that entered, and the champion."""
+"""Whom an iteration's model meets: the base model, the SFT baseline, the model that entered, and the champion."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from srlm_pipeline.evaluation.champion import champion_before
-from srlm_pipeline.store import SFT_BASELINE, ProjectStore
+from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore
 
-Role = Literal["baseline", "previous", "champion"]
-ROLE_NAMES: dict[Role, str] = {"baseline": "SFT baseline", "previous": "previous model", "champion": "champion"}
+Role = Literal["base", "baseline", "previous", "champion"]
+ROLE_NAMES: dict[Role, str] = {
+    "base": "base model",
+    "baseline": "SFT baseline",
+    "previous": "previous model",
+    "champion": "champion",
+}
 
 
 @dataclass(frozen=True)
@@ -31,13 +36,14 @@ class Opponent:
 
 
 def opponents_of(store: ProjectStore, iteration: int) -> tuple[Opponent, ...]:
-    """Return whom an iteration's model meets; a model with two roles once.
+    """Return whom an iteration's model meets, the base model first; a model with two roles once.
 
     Args:
         store: Where the entering model and the promotions are known.
         iteration: From 1.
     """
     named: dict[Role, str] = {
+        "base": BASE,
         "baseline": SFT_BASELINE,
         "previous": store.entering_model(iteration).name,
         "champion": champion_before(store, iteration),

@@ -1,4 +1,9 @@
-"""Whether a new model may become the champion. This is the only place where a promotion is decided."""
+"""Whether a new model may become the champion. This is the only place where a promotion is decided.
+
+A loop can make its own judge happy with replies that nobody would read. So the new model has to prove two things by
+measures that the loop did not train on: that it has lost nothing, against the champion, the SFT baseline and the base
+model, and that it has gained something against the champion.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import PromotionSettings
+from srlm_pipeline.evaluation.measures import Change, Measure, Unit
 from srlm_pipeline.files import replacing_file
 
 # 0.65 - 0.6 is a little more than 0.05.
@@ -20,39 +26,58 @@ class Rule:
 
     Attributes:
         name: What is asked of the model.
-        passed: Whether it is met.
+        passed: Whether it is met; None if nothing was decided by it: it could not be measured, or is only shown.
         explanation: With its figures, in words.
         value: What was measured; None if it could not be.
         threshold: What it is compared with.
     """
 
     name: str
-    passed: bool
+    passed: bool | None
     explanation: str
     value: float | None = None
     threshold: float | None = None
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The new model's figure minus the champion's, measured on the same items.
+class Compared:
+    """The new model beside another, by one measure.
 
     Attributes:
-        new: The new model's figure, a share in 0..1.
-        champion: The champion's.
-        low: Lower end of the 95 % interval of the difference.
-        high: Upper end.
+        measure: By what.
+        opponent: Name of the other.
+        role: What it is to the new model, in words.
+        change: None if there was nothing to compare.
+        sure_gain: What the gain is at least, at the confidence that is left when every measure is asked; None as
+            `change`.
     """
 
-    new: float
-    champion: float
-    low: float
-    high: float
+    measure: Measure
+    opponent: str
+    role: str
+    change: Change | None
+    sure_gain: float | None = None
 
-    @property
-    def value(self) -> float:
-        """The difference itself."""
-        return self.new - self.champion
+
+@dataclass(frozen=True)
+class Opinion:
+    """What somebody says of the new model against the champion.
+
+    Attributes:
+        win_rate: Ties count half.
+        low: What it is at least, with 95 % confidence (one-sided).
+        sure_low: What it is at least at the confidence that is left when every measure is asked.
+        length_controlled: Had the replies the same length; None if it could not be estimated.
+        n: Prompts.
+        agrees: Share of held-out human preferences that the arbiters agree with; None if it is not known.
+    """
+
+    win_rate: float
+    low: float
+    sure_low: float
+    length_controlled: float | None
+    n: int
+    agrees: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,21 +86,19 @@ class Evidence:
 
     Attributes:
         champion: Name of the model to be replaced.
-        win_rate: Of the new model against the champion, ties counting half.
-        low: What it is at least, with 95 % confidence (one-sided).
-        length_controlled: The same win rate had the replies the same length; None if it could not be estimated.
-        judge: Pairwise accuracy against human rankings; None if it could not be measured.
-        verifiable: Share of checkable instructions that are followed; None if none are asked.
+        opinion: Of the arbiters.
+        dependences: Why the arbiters are not independent of what they decide on; nothing if they are.
+        compared: The new model beside every model that it must not be worse than, by every measure.
+        people: What people say who read blind; None if nobody did.
         length_growth: Mean reply length divided by the champion's.
         failed_monitors: Names.
     """
 
     champion: str
-    win_rate: float
-    low: float
-    length_controlled: float | None
-    judge: Difference | None
-    verifiable: Difference | None
+    opinion: Opinion
+    dependences: Sequence[str]
+    compared: Sequence[Compared]
+    people: Opinion | None
     length_growth: float
     failed_monitors: Sequence[str] = ()
 
@@ -88,7 +111,7 @@ class Decision:
         model: Name.
         digest: Of its weights.
         champion: Whom it was to replace.
-        promoted: Whether every rule is met.
+        promoted: Whether no rule is broken.
         rules: All of them.
     """
 
@@ -101,45 +124,20 @@ class Decision:
     @property
     def failures(self) -> list[Rule]:
         """The rules that are not met, the weightiest first."""
-        return [rule for rule in self.rules if not rule.passed]
+        return [rule for rule in self.rules if rule.passed is False]
 
 
 def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[Rule, ...]:
-    """Apply every rule that the settings ask for; the model is promoted only if all pass."""
-    rules: list[Rule] = []
-    if settings.min_win_rate is not None:
-        rules.append(
-            Rule(
-                f"wins against the champion {evidence.champion}",
-                evidence.low > settings.min_win_rate,
-                f"win rate {evidence.win_rate:.1%}, with 95 % confidence at least {evidence.low:.1%}; "
-                f"more than {settings.min_win_rate:.1%} needed",
-                evidence.low,
-                settings.min_win_rate,
-            )
-        )
-    if settings.min_length_controlled_win_rate is not None:
-        rules.append(_length_controlled(evidence.length_controlled, settings.min_length_controlled_win_rate))
-    if settings.max_judge_accuracy_drop is not None:
-        rules.append(
-            _not_lower(
-                "judges no worse than the champion",
-                "pairwise accuracy",
-                evidence.judge,
-                settings.max_judge_accuracy_drop,
-                "its judgements could not be compared with human ones",
-            )
-        )
-    if settings.max_verifiable_drop is not None and evidence.verifiable is not None:
-        rules.append(
-            _not_lower(
-                "follows checkable instructions no worse",
-                "followed",
-                evidence.verifiable,
-                settings.max_verifiable_drop,
-                "",
-            )
-        )
+    """Apply every rule that the settings ask for; the model is promoted only if none is broken."""
+    rules = [
+        rule
+        for measure in dict.fromkeys(compared.measure for compared in evidence.compared)
+        if (margin := getattr(settings.margins, measure.name)) is not None
+        for rule in [_no_harm([c for c in evidence.compared if c.measure is measure], measure, margin)]
+    ]
+    if settings.proven_gain:
+        rules.insert(0, _gain(evidence, settings))
+    rules += _opinions(evidence, settings)
     if settings.max_length_growth is not None:
         rules.append(
             Rule(
@@ -165,28 +163,150 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
     return tuple(rules)
 
 
+def amount(value: float, unit: Unit) -> str:
+    """Return a figure in words: a share in percent, others with their unit."""
+    return f"{value:.1%}" if unit == "share" else f"{value:.3f}" if unit == "cosine" else f"{value:.2f} nats"
+
+
+def _points(value: float, unit: Unit) -> str:
+    return f"{100 * value:.1f} points" if unit == "share" else amount(value, unit)
+
+
+def _no_harm(compared: Sequence[Compared], measure: Measure, margin: float) -> Rule:
+    """Ask for proof that the new model is not worse than any of the others by more than the margin."""
+    name = f"no harm: {measure.title}"
+    known = [(c, c.change) for c in compared if c.change is not None]
+    if len(known) < len(compared):
+        # Nobody was asked, or everybody but one: the second is no proof of anything.
+        lacking = ", ".join(c.opponent for c in compared if c.change is None)
+        none = not known
+        return Rule(
+            name,
+            None if none else False,
+            f"not measured: {measure.absent}" if none else f"could not be compared with {lacking}",
+            None,
+            -margin,
+        )
+    worst, found = min(known, key=lambda pair: pair[1].least)
+    return Rule(
+        name,
+        found.least >= -margin - _ROUNDING,
+        f"{amount(found.new, measure.unit)} after {amount(found.other, measure.unit)} of {worst.opponent} "
+        f"({worst.role}); {_at_least(found.least, measure.unit)}, {_points(margin, measure.unit)} allowed",
+        found.least,
+        -margin,
+    )
+
+
+def _at_least(least: float, unit: Unit) -> str:
+    if least >= 0:
+        return f"with 95 % confidence better by at least {_points(least, unit)}"
+    return f"with 95 % confidence worse by at most {_points(-least, unit)}"
+
+
+def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
+    """Ask for one thing that is better, by a measure that the loop could not flatter."""
+    name = f"better than the champion {evidence.champion} by a measure that the loop did not train on"
+    against = [
+        (c.measure, c.change, c.sure_gain)
+        for c in evidence.compared
+        if c.opponent == evidence.champion and c.change is not None and c.sure_gain is not None
+    ]
+    gains = [
+        (
+            measure.title,
+            f"{measure.title}: {amount(found.new, measure.unit)} after {amount(found.other, measure.unit)}, "
+            f"better by at least {_points(sure, measure.unit)}",
+            sure,
+        )
+        for measure, found, sure in against
+        if sure > 0
+    ]
+    # Who asks for less than a half of independent arbiters does not call that a gain.
+    least = max(0.5, settings.min_win_rate or 0.0)
+    outside = [("people who read blind", evidence.people)]
+    if not evidence.dependences:
+        outside.append(("the independent arbiters", evidence.opinion))
+    gains += [
+        (who, f"{who} prefer it: {opinion.win_rate:.1%}, at least {opinion.sure_low:.1%}", opinion.sure_low - least)
+        for who, opinion in outside
+        if opinion is not None and opinion.sure_low > least
+    ]
+    if gains:
+        return Rule(name, True, "; ".join(text for _, text, _ in gains), max(sure for _, _, sure in gains), 0.0)
+    nearest = max(against, key=lambda entry: entry[2], default=None)
+    return Rule(
+        name,
+        False,
+        "nothing is proved to be better"
+        + (
+            f"; nearest to it: {nearest[0].title}, {amount(nearest[1].new, nearest[0].unit)} after "
+            f"{amount(nearest[1].other, nearest[0].unit)}"
+            if nearest
+            else ""
+        ),
+        nearest[2] if nearest else None,
+        0.0,
+    )
+
+
+def _opinions(evidence: Evidence, settings: PromotionSettings) -> list[Rule]:
+    rules = []
+    said, needed = evidence.opinion, settings.min_win_rate
+    figures = f"win rate {said.win_rate:.1%}, with 95 % confidence at least {said.low:.1%}"
+    if evidence.dependences:
+        agrees = (
+            "" if said.agrees is None else f"; it agrees with {said.agrees:.1%} of the human preferences it decides"
+        )
+        rules.append(
+            Rule(
+                f"the loop's own opinion of it against {evidence.champion}",
+                None,
+                f"{figures}: shown, and decides nothing, for the arbiter is not independent "
+                f"({'; '.join(evidence.dependences)}){agrees}",
+                said.low,
+                needed,
+            )
+        )
+    else:
+        if needed is not None:
+            rules.append(
+                Rule(
+                    f"wins against the champion {evidence.champion}",
+                    said.low > needed,
+                    f"{figures}; more than {needed:.1%} needed",
+                    said.low,
+                    needed,
+                )
+            )
+        if settings.min_length_controlled_win_rate is not None:
+            rules.append(_length_controlled(said.length_controlled, settings.min_length_controlled_win_rate))
+    if settings.min_people_pairs is not None:
+        rules.append(_people(evidence, settings.min_people_pairs))
+    return rules
+
+
+def _people(evidence: Evidence, least_pairs: int) -> Rule:
+    name, said = f"people who read blind prefer it to {evidence.champion}", evidence.people
+    read = said.n if said else 0
+    if said is None or read < least_pairs:
+        return Rule(name, False, f"{read} of {least_pairs} pairs were read; `srlm read` shows them", None, 0.5)
+    return Rule(
+        name,
+        said.low > 0.5,
+        f"win rate {said.win_rate:.1%} over {read} pairs, with 95 % confidence at least {said.low:.1%}; "
+        "more than 50.0% needed",
+        said.low,
+        0.5,
+    )
+
+
 def _length_controlled(value: float | None, least: float) -> Rule:
     name = "wins at equal length"
     if value is None:
         return Rule(name, False, "the win rate at equal length could not be estimated", None, least)
     return Rule(
         name, value > least, f"length-controlled win rate {value:.1%}, more than {least:.1%} needed", value, least
-    )
-
-
-def _not_lower(name: str, what: str, difference: Difference | None, allowed: float, unmeasured: str) -> Rule:
-    """A drop is held against the model where chance alone hardly explains it."""
-    if difference is None:
-        return Rule(name, False, unmeasured, None, -allowed)
-    return Rule(
-        name,
-        difference.high >= -allowed - _ROUNDING,
-        f"{what} {difference.new:.1%} after {difference.champion:.1%}: a difference of {difference.value:+.1%} "
-        f"({difference.low:+.1%} to {difference.high:+.1%}); "
-        + (f"no drop beyond {allowed:.1%}" if allowed else "no drop")
-        + " beyond chance is allowed",
-        difference.value,
-        -allowed,
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 DEFAULT_RESAMPLES = 2000
 DEFAULT_CONFIDENCE = 0.95
@@ -86,8 +86,9 @@ def paired_difference(
     b: Sequence[NDArray[np.float64]],
     resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
+    confidence: float = DEFAULT_CONFIDENCE,
 ) -> PairedDifference:
-    """Return how much the mean over all values of `a` exceeds that of `b`, with its 95 % bootstrap interval.
+    """Return how much the mean over all values of `a` exceeds that of `b`, with its bootstrap interval.
 
     Both were measured on the same prompts, so a prompt is drawn for both or for neither.
 
@@ -97,6 +98,7 @@ def paired_difference(
         b: The other's, same prompts in the same order.
         resamples: Bootstrap samples.
         seed: Of the resampling.
+        confidence: Two-sided; 0.9 gives the one-sided bounds of 95 %.
 
     Raises:
         ValueError: If the prompts are not as many on both sides, or one side has no value at all.
@@ -108,8 +110,46 @@ def paired_difference(
     drawn = _draws(len(a), resamples, seed)
     with np.errstate(invalid="ignore"):
         differences = _resampled_means(a, drawn) - _resampled_means(b, drawn)
-    low, high = _percentiles(differences, len(a))
+    low, high = _percentiles(differences, len(a), confidence)
     return PairedDifference(float(np.concatenate(a).mean() - np.concatenate(b).mean()), low, high)
+
+
+def paired_shares(
+    a: NDArray[np.float64], b: NDArray[np.float64], confidence: float = DEFAULT_CONFIDENCE
+) -> PairedDifference:
+    """Return how much more often the first of two has a property than the second, told for the same items.
+
+    The interval is Tango's (1998), of all differences that a score test does not refuse: items that are alike on both
+    sides do not make it a point, which a bootstrap's would be where a property is rare.
+
+    Args:
+        a: 1 where the first has it, else 0. Shape (items,).
+        b: The other's, same items in the same order.
+        confidence: Two-sided.
+
+    Raises:
+        ValueError: If there are no items.
+    """
+    n = len(a)
+    if not n:
+        raise ValueError("there is nothing to compare")
+    more, fewer = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    z, found = float(stats.norm.ppf((1 + confidence) / 2)), (more - fewer) / n
+
+    def beyond(difference: float) -> float:
+        """How far the score statistic of a difference is from its critical value, upwards of what was found."""
+        # The likeliest share of the second alone, if the difference were true: a root of a quadratic.
+        linear = -more - fewer + (2 * n - more + fewer) * difference
+        root = math.sqrt(max(linear**2 + 8 * n * fewer * difference * (1 - difference), 0.0))
+        variance = n * (2 * (root - linear) / (4 * n) + difference * (1 - difference))
+        return abs(more - fewer - n * difference) - z * math.sqrt(max(variance, 0.0))
+
+    def end(limit: float) -> float:
+        # What was found is never beyond; where nothing differs, the statistic is at its critical value there as well.
+        near = found + math.copysign(1e-9, limit)
+        return float(optimize.brentq(beyond, near, limit)) if abs(near) < 1 and beyond(limit) > 0 else limit
+
+    return PairedDifference(found, end(-1.0), end(1.0))
 
 
 def effective_votes(preferences: NDArray[np.float64], weights: Sequence[float] | None = None) -> float:
@@ -179,8 +219,8 @@ def _resampled_means(groups: Sequence[NDArray[np.float64]], drawn: NDArray[np.in
     return means
 
 
-def _percentiles(values: NDArray[np.float64], n: int) -> tuple[float, float]:
-    tail = (1 - DEFAULT_CONFIDENCE) / 2
+def _percentiles(values: NDArray[np.float64], n: int, confidence: float = DEFAULT_CONFIDENCE) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
     if n > 1:
         tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
     # A resample may hold no value of one side.

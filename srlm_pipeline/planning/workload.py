@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 import numpy as np
 import pandas as pd
 
-from srlm_pipeline.config import ArbiterSettings, Settings, TrainingSettings
+from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings, TrainingSettings
 from srlm_pipeline.data.chat import render_user_turn, tokenize_exchange
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
+from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 from srlm_pipeline.judging.contrasts import with_contrasts
 from srlm_pipeline.judging.eft import eft_from_dataset
@@ -176,6 +177,8 @@ class DataFacts:
         messages: IFT prompts as a model is asked them; invented prompts are taken to be as long.
         evaluation: Evaluation prompts as a model is asked them.
         checkable: The same of prompts with checkable instructions.
+        closed: The same of closed tasks.
+        best_replies: The best human replies to held-out prompts, with these.
         few_shot: Exchanges after which a model writes a new prompt.
         bare_prompt: Tokens of an IFT prompt alone.
         judge_frame: Tokens around question and reply that are not the same beginning every time.
@@ -194,6 +197,8 @@ class DataFacts:
     messages: Lengths
     evaluation: Lengths
     checkable: Lengths
+    closed: Lengths
+    best_replies: Lengths
     few_shot: Lengths
     bare_prompt: float
     judge_frame: float
@@ -355,7 +360,9 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     ranked = load_ranked_replies(settings.data).table
     evaluation = load_evaluation_prompts(settings.data).table
     checkable = load_verifiable(settings.evaluation.verifiable)
+    closed = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     train, held_out = (ranked[ranked["split"] == split] for split in ("train", "held_out"))
+    best = held_out.sort_values("rank", kind="stable").drop_duplicates("group_id")
     exchanges = [measure.exchange(row.prompt, row.response) for row in _spaced(ift).itertuples()]
     rubric = settings.judge.rubric
     chosen = settings.eft
@@ -392,6 +399,11 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
         messages=_unshared([measure.prompt(p) for p in _evenly(prompts)], len(ift)),
         evaluation=_unshared([measure.prompt(p) for p in _evenly(evaluation["prompt"].tolist())], len(evaluation)),
         checkable=_unshared([measure.prompt(p.prompt) for p in _evenly(checkable)], len(checkable)),
+        closed=_unshared([measure.prompt(t.prompt) for t in _evenly(closed)], len(closed)),
+        best_replies=Lengths(
+            len(best),
+            tuple(sum(measure.exchange(row.prompt, row.text)) for row in _spaced(best).itertuples()),
+        ),
         few_shot=_unshared([measure.prompt(*few_shot_exchange(shown)) for shown in few_shot], len(few_shot)),
         bare_prompt=bare,
         judge_frame=len(frame) - common_beginning(judging),
@@ -417,14 +429,14 @@ def count_work(
         counter.sft_baseline(),
         counter.eft_dataset(),
         counter.seed_model(),
+        counter.seed_assessment(),
         counter.seed_evaluation(),
         counter.generated_prompts(),
         counter.candidates(),
         counter.judged_scores(),
         counter.iteration_model(),
-        counter.judge_accuracy(),
+        counter.assessment(),
         counter.win_rates(),
-        counter.verifiable_scores(),
         counter.collapse_monitors(),
     ]
 
@@ -489,13 +501,43 @@ class _Counter:
             temporary_models=float(len(training) > 1) + max(map(_resumable, training), default=0.0),
         )
 
+    def seed_assessment(self) -> StageWork:
+        """Base model, SFT baseline and M1."""
+        return self._assessed("seed_assessment", "seed", 3)
+
+    def assessment(self) -> StageWork:
+        return self._assessed("assessment", "iteration", 1)
+
+    def _assessed(self, stage: str, phase: Phase, models: int) -> StageWork:
+        facts, chosen = self.facts, self.settings.evaluation
+        reply = self._reply(chosen.max_new_tokens)
+        best = facts.best_replies
+        rows = max(1, min(self.settings.judge.batch_size, best.count))
+        parts = [
+            self._evaluation_replies(reply),
+            self._measured_replies(facts.checkable, chosen.verifiable.max_new_tokens),
+            self._measured_replies(facts.closed, chosen.closed_tasks.max_new_tokens),
+            *self._measured_judge(),
+            Judging(best.count, best.count * best.mean, rows, best.largest),
+        ]
+        replies = facts.evaluation.count + facts.checkable.count + facts.closed.count
+        written = sum(part.written for part in parts if isinstance(part, Writing))
+        return StageWork(
+            stage,
+            phase,
+            models * (replies + facts.held_out.count),
+            "replies",
+            tuple(parts) * models,
+            # Once for asking, once for reading the human replies.
+            engines=2 * models,
+            text_bytes=models * written * _TEXT_BYTES,
+        )
+
     def seed_evaluation(self) -> StageWork:
         facts, held_out = self.facts, self.facts.held_out
         reply = self._reply(self.settings.evaluation.max_new_tokens)
-        parts: list[Part] = [part for _ in range(3) for part in self._measured_judge()]
-        parts += [self._evaluation_replies(reply) for _ in range(2)]
-        parts += [self._checkable_replies() for _ in range(2)]
-        parts += self._match(reply, new_replies=2)
+        # M1, the SFT baseline and the base model have answered before.
+        parts = self._match(reply, new_replies=3, matches=2)
         for arbiter in self._arbiters_here:
             if arbiter.method == "comparison":
                 parts.append(self._comparing(facts.held_out_pairs, facts.responses.mean))
@@ -505,12 +547,11 @@ class _Counter:
         return StageWork(
             "seed_evaluation",
             "seed",
-            3 * held_out.count + 2 * (facts.evaluation.count + facts.checkable.count),
-            "replies",
+            facts.evaluation.count,
+            "prompts",
             tuple(parts),
-            engines=7 + self._arbiters_opened(2),
-            text_bytes=2 * facts.evaluation.count * reply * _TEXT_BYTES,
-            requests=self._requests(2 * facts.evaluation.count, facts.evaluation.count)
+            engines=self._arbiters_opened(3),
+            requests=self._requests(3 * facts.evaluation.count, 2 * facts.evaluation.count)
             + self._requests(held_out.count, facts.held_out_pairs),
         )
 
@@ -601,13 +642,8 @@ class _Counter:
         reply = self._reply(self.settings.evaluation.max_new_tokens)
         return [part for _ in range(looks) for part in (self._evaluation_replies(reply, n), *self._match(reply, 2, n))]
 
-    def judge_accuracy(self) -> StageWork:
-        return StageWork(
-            "judge_accuracy", "iteration", self.facts.held_out.count, "replies", self._measured_judge(), engines=1
-        )
-
     def win_rates(self) -> StageWork:
-        """The new model's replies alone are written: its opponents' lie in their journals."""
+        """The new model's replies alone are judged: its opponents' scores lie in their journals."""
         n = self.facts.evaluation.count
         reply = self._reply(self.settings.evaluation.max_new_tokens)
         return StageWork(
@@ -615,23 +651,9 @@ class _Counter:
             "iteration",
             n,
             "prompts",
-            (self._evaluation_replies(reply), *self._match(reply, new_replies=1, matches=2)),
-            engines=1 + self._arbiters_opened(2),
-            text_bytes=n * reply * _TEXT_BYTES,
-            requests=self._requests(n, 2 * n),
-        )
-
-    def verifiable_scores(self) -> StageWork:
-        """Again the new model's replies alone."""
-        part = self._checkable_replies()
-        return StageWork(
-            "verifiable_scores",
-            "iteration",
-            part.requests,
-            "prompts",
-            (part,),
-            engines=1,
-            text_bytes=part.written * _TEXT_BYTES,
+            tuple(self._match(reply, new_replies=1, matches=3)),
+            engines=self._arbiters_opened(3),
+            requests=self._requests(n, 3 * n),
         )
 
     def collapse_monitors(self) -> StageWork:
@@ -758,8 +780,7 @@ class _Counter:
             prompts.largest,
         )
 
-    def _checkable_replies(self) -> Writing:
-        prompts, longest = self.facts.checkable, self.settings.evaluation.verifiable.max_new_tokens
+    def _measured_replies(self, prompts: Lengths, longest: int) -> Writing:
         return self._writing(
             prompts.count,
             prompts.count * prompts.mean,
@@ -803,7 +824,7 @@ class _Counter:
     @property
     def _arbiters_here(self) -> list[ArbiterSettings]:
         """Those that are models on this machine; each is taken to be as large as the project's own."""
-        return [a for a in self.settings.evaluation.arbiters if a.model != "verifiers" and not a.server.base_url]
+        return [a for a in self.settings.evaluation.arbiters if a.model not in PROGRAMS and not a.server.base_url]
 
     def _arbiters_opened(self, matches: int) -> int:
         """How often an arbiter's model is loaded: several make room for each other in every match."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from srlm_pipeline.reporting.read_facts import ReadModel, ReadPrompt
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -93,6 +95,27 @@ class MatchFigures:
     length_ratio: float | None = None
     jury_agreement: float | None = None
     effective_votes: float | None = None
+
+
+@dataclass(frozen=True)
+class VitalSign:
+    """One measure that no judge takes part in, of several models.
+
+    Attributes:
+        name: What it is, in words.
+        unit: ``share``, ``cosine`` or ``nats``.
+        models: By model, in the order to be shown; None where it was not measured.
+        worse: Models that the reported one is worse than, with 95 % confidence.
+        better: Models that it is better than, likewise.
+        note: Why it was not measured; blank if it was.
+    """
+
+    name: str
+    unit: str
+    models: Mapping[str, Estimate | None]
+    worse: tuple[str, ...] = ()
+    better: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -344,8 +367,13 @@ class IterationReport:
         rules: Its reasons, the most important first.
         made_at: When the report was made, in words.
         monitors: Signs of collapse.
+        vital_signs: In the order to be shown.
+        reading: Relative address of the page with all replies.
+        telling: Prompts whose replies should be read first.
+        compared: The models whose replies these show, the reported one last.
         arbiters: Who decides the matches; several are a jury.
         decision: How a jury decides, in words.
+        dependences: Why the arbiters are not independent of the loop; nothing if they are.
         matches: In the order to be shown.
         judges: In the order to be shown; the reported model is found by its name.
         verifiable: The same.
@@ -373,8 +401,13 @@ class IterationReport:
     rules: tuple[Finding, ...]
     made_at: str
     monitors: tuple[Finding, ...] = ()
+    vital_signs: tuple[VitalSign, ...] = ()
+    reading: str | None = None
+    telling: tuple[ReadPrompt, ...] = ()
+    compared: tuple[ReadModel, ...] = ()
     arbiters: tuple[Juror, ...] = ()
     decision: str = ""
+    dependences: tuple[str, ...] = ()
     matches: tuple[MatchFigures, ...] = ()
     judges: tuple[JudgeFigures, ...] = ()
     verifiable: tuple[VerifiableFigures, ...] = ()
@@ -412,6 +445,8 @@ class ModelSummary:
         pairs_kept: Pairs that it learned from.
         failed_monitors: By name.
         seconds: What the iteration took.
+        closed_tasks: Share of closed tasks solved.
+        loops: Share of replies that go in circles.
     """
 
     model: str
@@ -427,6 +462,8 @@ class ModelSummary:
     pairs_kept: int | None = None
     failed_monitors: tuple[str, ...] = ()
     seconds: float | None = None
+    closed_tasks: Estimate | None = None
+    loops: Estimate | None = None
 
 
 @dataclass(frozen=True)

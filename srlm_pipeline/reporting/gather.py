@@ -12,18 +12,23 @@ import pandas as pd
 import yaml
 
 from srlm_pipeline.config import Settings
+from srlm_pipeline.data.chat import template_system_prompt
 from srlm_pipeline.errors import TableError
+from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before, standing_decision
-from srlm_pipeline.evaluation.evidence import failed_monitors, judgements_of, verifiable_difference
+from srlm_pipeline.evaluation.evidence import failed_monitors
 from srlm_pipeline.evaluation.head_to_head import HeadToHead
+from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.jury import jury_report
 from srlm_pipeline.evaluation.matches import length_ratio, match_result
+from srlm_pipeline.evaluation.measures import MEASURES, Measure, change, figure, measure_named
 from srlm_pipeline.evaluation.opening import juror_names
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES, Opponent, opponents_of
-from srlm_pipeline.evaluation.promotion import Decision
+from srlm_pipeline.evaluation.promotion import Decision, Rule
 from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
 from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reporting.facts import (
     Answer,
@@ -49,22 +54,27 @@ from srlm_pipeline.reporting.facts import (
     StageCost,
     TaskFigures,
     VerifiableFigures,
+    VitalSign,
 )
+from srlm_pipeline.reporting.read_facts import ReadingPage
+from srlm_pipeline.reporting.reading import reading_page, telling
 from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore, model_name, partition_key
 from srlm_pipeline.tables import (
+    EVALUATION_PROMPTS,
     GENERATED_PROMPTS,
     JUDGED_SCORES,
     MONITORS,
     PREFERENCE_PAIRS,
     REFUSED_PROMPTS,
-    VERIFIABLE,
     WIN_RATES,
     read_table,
 )
 
-_MONITOR_NAMES = {"kl": "distance from M1 (KL)", "distinct": "variety of the replies"}
+_MONITOR_NAMES = {"kl": "distance from M1 (KL)", "variety": "variety within replies"}
 _PAIRS_SHOWN, _PROMPTS_SHOWN, _REFUSED_SHOWN = 5, 8, 3
 OTHER_ANSWERS = "other model's answers"
+# The ends of a 95 % interval.
+_ONE_SIDED = 0.975
 # File name of the report over all iterations, beside those of the iterations.
 OVERVIEW = "index.html"
 
@@ -94,7 +104,8 @@ def gather_iteration(
     settings: Settings,
     store: ProjectStore,
     iteration: int,
-    replies: Mapping[str, pd.DataFrame],
+    assessments: Mapping[str, Assessment],
+    others: Mapping[str, pd.DataFrame],
     around: Surroundings,
 ) -> IterationReport:
     """Return the facts of one iteration.
@@ -103,7 +114,8 @@ def gather_iteration(
         settings: All settings.
         store: The project's tables, decisions and models.
         iteration: From 1; its promotion has been decided.
-        replies: Table `REPLIES` of this iteration's model, of all that it met, and of M1.
+        assessments: Of this iteration's model, of all that it met, and of the seed's models.
+        others: Table `REPLIES` of other models' answers that it met.
         around: What the tables do not say.
 
     Raises:
@@ -112,10 +124,12 @@ def gather_iteration(
     name, opponents = model_name(iteration + 1), opponents_of(store, iteration)
     decision = _decision(store, iteration)
     table = read_table(WIN_RATES, store.table_path("win_rates", iteration))
+    replies = replies_of(assessments, others)
     matches = _matches(table, name, replies, around.position_bias)
-    verifiable = read_table(VERIFIABLE, store.table_path("verifiable_scores", iteration))
     monitors = read_table(MONITORS, store.table_path("collapse_monitors", iteration))
-    compared = list(dict.fromkeys([SFT_BASELINE, model_name(1), *(o.name for o in opponents), name]))
+    compared = list(dict.fromkeys([BASE, SFT_BASELINE, model_name(1), *(o.name for o in opponents), name]))
+    resamples = settings.evaluation.bootstrap_samples
+    page = gather_reading(settings, store, iteration, assessments, decision, around)
     roles = {o.name: o for o in opponents}
     return IterationReport(
         project=settings.project,
@@ -124,9 +138,7 @@ def gather_iteration(
         previous=store.entering_model(iteration).name,
         champion=decision.champion,
         promoted=decision.promoted,
-        rules=tuple(
-            Finding(r.name, r.passed, r.explanation) for r in sorted(decision.rules, key=lambda rule: rule.passed)
-        ),
+        rules=tuple(Finding(r.name, r.passed, r.explanation) for r in sorted(decision.rules, key=_weight)),
         made_at=around.made_at,
         monitors=tuple(
             Finding(
@@ -136,8 +148,13 @@ def gather_iteration(
             )
             for row in monitors.itertuples()
         ),
+        vital_signs=tuple(_vital_sign(m, [assessments[model] for model in compared], resamples) for m in MEASURES),
+        reading=reading_name(iteration),
+        telling=telling(page),
+        compared=page.compared,
         arbiters=_jurors(settings, around.agreement),
         decision=settings.evaluation.decision,
+        dependences=dependences(settings),
         matches=tuple(
             _match_figures(
                 opponent,
@@ -149,13 +166,14 @@ def gather_iteration(
             )
             for opponent, result in matches.items()
         ),
-        judges=tuple(_judge_figures(store, model) for model in [BASE, *compared]),
+        judges=tuple(_judge_figures(assessments[model]) for model in compared),
         verifiable=tuple(
             replace(
-                _verifiable_figures(model, rows, settings.evaluation.bootstrap_samples),
-                ahead=_ahead(verifiable, name, model, settings.evaluation.bootstrap_samples),
+                _verifiable_figures(assessments[model], resamples),
+                ahead=_ahead(assessments[name], assessments[model], resamples),
             )
-            for model, rows in verifiable.groupby("model", sort=False)
+            for model in compared
+            if len(assessments[model].checkable)
         ),
         verifiable_source=settings.evaluation.verifiable.source,
         tasks=around.tasks,
@@ -184,7 +202,8 @@ def gather_overview(
     settings: Settings,
     store: ProjectStore,
     iterations: Sequence[int],
-    replies: Mapping[str, pd.DataFrame],
+    assessments: Mapping[str, Assessment],
+    others: Mapping[str, pd.DataFrame],
     around: Surroundings,
     seconds: Mapping[int, float],
 ) -> OverviewReport:
@@ -194,7 +213,8 @@ def gather_overview(
         settings: All settings.
         store: The project's tables, decisions and models.
         iterations: Those that have been decided, in order.
-        replies: Table `REPLIES` of all their models, and of all that these met.
+        assessments: Of all their models, of all that these met, and of the seed's models.
+        others: Table `REPLIES` of other models' answers that were met.
         around: What the tables do not say.
         seconds: What each iteration took, where it is known.
     """
@@ -204,12 +224,19 @@ def gather_overview(
             model=model,
             iteration=0 if model == first else None,
             promoted=None,
-            judge_accuracy=_judge_figures(store, model).pairwise,
-            length=float(replies[model]["reply"].str.len().mean()),
+            judge_accuracy=_judge_figures(assessments[model]).pairwise,
+            verifiable=_followed(assessments[model], settings.evaluation.bootstrap_samples),
+            closed_tasks=_named_figure(assessments[model], "closed_tasks"),
+            loops=_named_figure(assessments[model], "loops"),
+            length=float(assessments[model].evaluation_replies()["reply"].str.len().mean()),
         )
-        for model in (SFT_BASELINE, first)
+        for model in (BASE, SFT_BASELINE, first)
     ]
-    made = [_summary(settings, store, iteration, replies, around, seconds.get(iteration)) for iteration in iterations]
+    replies = replies_of(assessments, others)
+    made = [
+        _summary(settings, store, iteration, assessments, replies, around, seconds.get(iteration))
+        for iteration in iterations
+    ]
     last = max(iterations)
     return OverviewReport(
         project=settings.project,
@@ -222,6 +249,53 @@ def gather_overview(
     )
 
 
+def gather_reading(
+    settings: Settings,
+    store: ProjectStore,
+    iteration: int,
+    assessments: Mapping[str, Assessment],
+    decision: Decision,
+    around: Surroundings,
+) -> ReadingPage:
+    """Return the page on which an iteration's replies are read beside those of the models before it.
+
+    Args:
+        settings: `project` and `model` are read.
+        store: The project's evaluation prompts.
+        iteration: From 1.
+        assessments: Of the iteration's model, its champion, base model and SFT baseline.
+        decision: Names the champion.
+        around: What the tables do not say.
+    """
+    name = model_name(iteration + 1)
+    roles: dict[str, list[str]] = {}
+    for model, role in ((BASE, "base model"), (SFT_BASELINE, "SFT baseline"), (decision.champion, "champion")):
+        roles.setdefault(model, []).append(role)
+    roles = {model: played for model, played in roles.items() if model in assessments} | {name: ["new"]}
+    prompts = read_table(EVALUATION_PROMPTS, store.table_path("evaluation_prompts"))
+    known = prompts[prompts["reference"].notna()]
+    return reading_page(
+        settings.project,
+        f"Iteration {iteration}: what {name} says",
+        around.made_at,
+        {model: assessments[model] for model in roles},
+        {model: ", ".join(played) for model, played in roles.items()},
+        dict(zip(known["id"], known["reference"], strict=True)),
+        template_system_prompt(load_tokenizer(store.checkpoint(name).path, settings.model)),
+        report_name(iteration),
+    )
+
+
+def replies_of(assessments: Mapping[str, Assessment], others: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Return table `REPLIES` of the evaluation prompts, by model."""
+    return {name: assessment.evaluation_replies() for name, assessment in assessments.items()} | dict(others)
+
+
+def reading_name(iteration: int) -> str:
+    """Return the file name of the page with an iteration's replies."""
+    return f"{partition_key(iteration)}_replies.html"
+
+
 def report_name(iteration: int) -> str:
     """Return the file name of an iteration's report."""
     return f"{partition_key(iteration)}.html"
@@ -231,6 +305,7 @@ def _summary(
     settings: Settings,
     store: ProjectStore,
     iteration: int,
+    assessments: Mapping[str, Assessment],
     replies: Mapping[str, pd.DataFrame],
     around: Surroundings,
     seconds: float | None,
@@ -239,10 +314,7 @@ def _summary(
     met = read_table(WIN_RATES, store.table_path("win_rates", iteration))
     matches = _matches(met, name, replies, around.position_bias)
     monitors = read_table(MONITORS, store.table_path("collapse_monitors", iteration))
-    judge = _judge_figures(store, name)
-    table = read_table(VERIFIABLE, store.table_path("verifiable_scores", iteration))
-    own = table[table["model"] == name]
-    followed = _verifiable_figures(name, own, settings.evaluation.bootstrap_samples) if len(own) else None
+    judge = _judge_figures(assessments[name])
     pairs = read_table(PREFERENCE_PAIRS, store.table_path("preference_pairs", iteration))
     return ModelSummary(
         model=name,
@@ -258,7 +330,9 @@ def _summary(
             if o.name in matches
         },
         judge_accuracy=judge.pairwise,
-        verifiable=followed.instruction_strict if followed else None,
+        verifiable=_followed(assessments[name], settings.evaluation.bootstrap_samples),
+        closed_tasks=_named_figure(assessments[name], "closed_tasks"),
+        loops=_named_figure(assessments[name], "loops"),
         parse_rate=judge.parse_rate,
         length=float(replies[name]["reply"].str.len().mean()),
         pairs_kept=len(pairs),
@@ -274,6 +348,11 @@ def _decision(store: ProjectStore, iteration: int) -> Decision:
             "promotion", [f"nothing was decided of iteration {iteration}'s model; materialize promotion first"]
         )
     return decision
+
+
+def _weight(rule: Rule) -> int:
+    """Broken rules come first, then those that decided nothing, then those that are met."""
+    return {False: 0, None: 1, True: 2}[rule.passed]
 
 
 def _sentence(decision: Decision) -> str:
@@ -354,10 +433,10 @@ def _jurors(settings: Settings, agreement: Mapping[str, float]) -> tuple[Juror, 
     return tuple(jurors)
 
 
-def _judge_figures(store: ProjectStore, model: str) -> JudgeFigures:
-    accuracy = measure_judge(judgements_of(store, model))
+def _judge_figures(assessment: Assessment) -> JudgeFigures:
+    accuracy = measure_judge(assessment.judgements)
     return JudgeFigures(
-        model=model,
+        model=assessment.model,
         pairwise=_estimate(accuracy.pairwise_accuracy, accuracy.pairwise_low, accuracy.pairwise_high),
         length_baseline=accuracy.length_baseline,
         length_balanced=accuracy.length_balanced_accuracy,
@@ -371,15 +450,39 @@ def _judge_figures(store: ProjectStore, model: str) -> JudgeFigures:
     )
 
 
-def _verifiable_figures(model: str, rows: pd.DataFrame, resamples: int) -> VerifiableFigures:
-    found = measure_verifiable(rows, resamples)
+def _vital_sign(measure: Measure, assessments: Sequence[Assessment], resamples: int) -> VitalSign:
+    """Return a measure of some models; the last of them is the reported one, and compared with the others."""
+    figures = {assessment.model: figure(assessment, measure, resamples) for assessment in assessments}
+    reported = assessments[-1]
+    changes = {a.model: change(reported, a, measure, _ONE_SIDED, resamples) for a in assessments[:-1]}
+    return VitalSign(
+        measure.title,
+        measure.unit,
+        {name: _estimate(found.value, found.low, found.high) for name, found in figures.items()},
+        tuple(name for name, found in changes.items() if found and found.most < 0),
+        tuple(name for name, found in changes.items() if found and found.least > 0),
+        figures[reported.model].note,
+    )
+
+
+def _named_figure(assessment: Assessment, name: str) -> Estimate | None:
+    found = figure(assessment, measure_named(name))
+    return _estimate(found.value, found.low, found.high)
+
+
+def _followed(assessment: Assessment, resamples: int) -> Estimate | None:
+    return _verifiable_figures(assessment, resamples).instruction_strict if len(assessment.checkable) else None
+
+
+def _verifiable_figures(assessment: Assessment, resamples: int) -> VerifiableFigures:
+    found = measure_verifiable(assessment.checkable, resamples)
     figures = found.metrics()
 
     def share(name: str) -> Estimate:
         return Estimate(figures[name], figures[f"{name}_low"], figures[f"{name}_high"])
 
     return VerifiableFigures(
-        model=model,
+        model=assessment.model,
         n_prompts=found.n_prompts,
         n_instructions=found.n_instructions,
         prompt_strict=share("prompt_strict"),
@@ -390,10 +493,11 @@ def _verifiable_figures(model: str, rows: pd.DataFrame, resamples: int) -> Verif
     )
 
 
-def _ahead(table: pd.DataFrame, name: str, other: str, resamples: int) -> Estimate | None:
-    if other == name or (found := verifiable_difference(table, name, other, resamples)) is None:
+def _ahead(new: Assessment, other: Assessment, resamples: int) -> Estimate | None:
+    if other.model == new.model:
         return None
-    return Estimate(found.value, found.low, found.high)
+    found = change(new, other, measure_named("checkable"), _ONE_SIDED, resamples)
+    return Estimate(found.gain, found.least, found.most) if found else None
 
 
 def _scores(store: ProjectStore, iteration: int) -> tuple[Distribution, ...]:

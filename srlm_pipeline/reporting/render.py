@@ -28,7 +28,7 @@ _EXCHANGES_SHOWN = 5
 _ROLES_DRAWN = 4
 _HIGHEST_SCORE = 5.0
 # Control characters and halves of surrogate pairs, which HTML and UTF-8 do not allow.
-_UNPRINTABLE = dict.fromkeys(
+UNPRINTABLE = dict.fromkeys(
     [*(c for c in range(0x20) if chr(c) not in "\t\n\r"), *range(0x7F, 0xA0), *range(0xD800, 0xE000)], "\ufffd"
 )
 
@@ -262,6 +262,8 @@ def _curves(models: Sequence[ModelSummary], roles: Sequence[str]) -> list[LineCh
             reference=0.5,
         ),
         chart("Checkable instructions followed", lambda m: m.verifiable, words.share),
+        chart("Closed tasks solved", lambda m: m.closed_tasks, words.share),
+        chart("Replies that go in circles", lambda m: m.loops, words.share),
         chart("Mean reply length, characters", lambda m: _point(m.length), words.count),
         chart("Judgements with a readable score", lambda m: _point(m.parse_rate), words.share, (0.0, 1.0)),
         chart("Preference pairs kept", lambda m: _point(m.pairs_kept), words.count),
@@ -274,7 +276,8 @@ def _point(value: float | None) -> Estimate | None:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates, with the filters that write figures as people read them."""
     environment = Environment(
         loader=PackageLoader("srlm_pipeline.reporting"),
         autoescape=True,
@@ -302,4 +305,4 @@ def _environment() -> Environment:
 
 
 def _render(template: str, **values: object) -> str:
-    return _environment().get_template(template).render(**values).translate(_UNPRINTABLE)
+    return environment().get_template(template).render(**values).translate(UNPRINTABLE)

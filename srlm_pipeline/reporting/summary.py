@@ -20,8 +20,14 @@ def iteration_summary(report: IterationReport) -> str:
         "",
         *_findings("rule", report.rules),
         *_findings("monitor", report.monitors),
+        *_vital_signs(report),
         "## Head to head",
         "",
+        *(
+            [f"The loop's own opinion: the arbiter is not independent ({plain('; '.join(report.dependences))}).", ""]
+            if report.dependences
+            else []
+        ),
         f"{report.model} against | wins | ties | losses | win rate (95 %) | at equal length | orders disagree",
         "---|---|---|---|---|---|---",
         *(
@@ -71,13 +77,33 @@ def iteration_summary(report: IterationReport) -> str:
     return "\n".join(lines)
 
 
+def _vital_signs(report: IterationReport) -> list[str]:
+    if not report.vital_signs:
+        return []
+    names = list(report.vital_signs[0].models)
+    lines = ["## Vital signs, without any judge", "", " | ".join(["measure", *names, "with 95 % confidence"])]
+    lines.append("|".join(["---"] * (len(names) + 2)))
+    for sign in report.vital_signs:
+        write = words.main_share if sign.unit == "share" else lambda e: words.number(e.value if e else None)
+        told = "; ".join(
+            [
+                f"{word} than {', '.join(others)}"
+                for word, others in (("worse", sign.worse), ("better", sign.better))
+                if others
+            ]
+        )
+        note = f"not measured: {plain(sign.note)}" if sign.note else told or "no difference proved"
+        lines.append(" | ".join([sign.name, *(write(sign.models[name]) for name in names), note]))
+    return [*lines, ""]
+
+
 def plain(text: str) -> str:
     """Return one line in which nothing is markup."""
     return "".join("\\" + c if c in "\\`*_{}[]<>|#~&" else c for c in " ".join(text.split()))
 
 
 def _findings(kind: str, findings: tuple[Finding, ...]) -> list[str]:
-    verdicts = {True: "passed", False: "**failed**", None: "not measured"}
+    verdicts = {True: "passed", False: "**failed**", None: "not judged"}
     if not findings:
         return []
     return [

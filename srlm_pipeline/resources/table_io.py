@@ -18,14 +18,14 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
     "ranked_replies": tables.RANKED_REPLIES,
     "eft_dataset": tables.EFT,
     "evaluation_prompts": tables.EVALUATION_PROMPTS,
-    "seed_evaluation": tables.JUDGE_ACCURACY,
+    "seed_assessment": tables.VITAL_SIGNS,
+    "seed_evaluation": tables.WIN_RATES,
     "generated_prompts": tables.GENERATED_PROMPTS,
     "candidates": tables.CANDIDATES,
     "judged_scores": tables.JUDGED_SCORES,
     "preference_pairs": tables.PREFERENCE_PAIRS,
-    "judge_accuracy": tables.JUDGE_ACCURACY,
+    "assessment": tables.VITAL_SIGNS,
     "win_rates": tables.WIN_RATES,
-    "verifiable_scores": tables.VERIFIABLE,
     "collapse_monitors": tables.MONITORS,
 }
 

@@ -19,9 +19,12 @@ from srlm_pipeline.config import DataSettings, SourceSettings, VerifiableSetting
 from srlm_pipeline.data.rows import RowReport
 from srlm_pipeline.data.sources import digest_source, open_source
 from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.evaluation.samples import balanced_sample
 from srlm_pipeline.evaluation.verifiable.checks import KINDS, Kind
 
 NO_PROMPTS = "none"
+# The argument of the one kind of instruction that asks for a part of the prompt.
+_REPEATED = "prompt_to_repeat"
 Row = TypeVar("Row", bound=BaseModel)
 
 
@@ -56,6 +59,12 @@ class VerifiablePrompt:
     prompt: str
     instructions: tuple[Instruction, ...]
 
+    @property
+    def repeatable(self) -> str:
+        """The part of the prompt that a reply is asked to repeat; blank if there is none."""
+        asked = (getattr(instruction.arguments, _REPEATED, "") for instruction in self.instructions)
+        return next(filter(None, asked), "")
+
 
 # Pydantic's plugin for mypy gives every model's constructor an argument `kwargs` of its own.
 class _Row(BaseModel):  # type: ignore[no-redef]
@@ -67,6 +76,8 @@ class _Row(BaseModel):  # type: ignore[no-redef]
 
 def load_verifiable(settings: VerifiableSettings) -> tuple[VerifiablePrompt, ...]:
     """Return the prompts that the settings name, in the order of the file; none where they are switched off.
+
+    A limit takes them from all kinds of instruction in turn, by each prompt's first.
 
     Raises:
         DataError: Naming file, line and field: of an unknown kind of instruction, of arguments that are missing,
@@ -84,11 +95,9 @@ def load_verifiable(settings: VerifiableSettings) -> tuple[VerifiablePrompt, ...
             if (before := seen.setdefault((field, value), number)) != number:
                 raise report.error(number, f"{field}: the same as in {report.unit} {before}")
         prompts.append(VerifiablePrompt(str(row.key), row.prompt, _instructions(row, number, report)))
-        if len(prompts) == settings.limit:
-            break
     if not prompts:
         raise EmptyDataError(f"{report.name} has no prompts with checkable instructions")
-    return tuple(prompts)
+    return balanced_sample(prompts, lambda prompt: prompt.instructions[0].kind.name, settings.limit)
 
 
 def verifiable_digest(settings: VerifiableSettings) -> str:

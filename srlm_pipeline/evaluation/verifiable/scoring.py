@@ -113,17 +113,22 @@ def check_reply(prompt: VerifiablePrompt, reply: str) -> ReplyCheck:
     return ReplyCheck(strict, loose)
 
 
-def verifiable_table(model: str, prompts: Sequence[VerifiablePrompt], replies: Sequence[str]) -> pd.DataFrame:
+def verifiable_table(
+    model: str, prompts: Sequence[VerifiablePrompt], replies: Sequence[str], wrecked: Sequence[bool]
+) -> pd.DataFrame:
     """Check a model's replies; returns table `VERIFIABLE`.
 
     Args:
         model: Its name.
         prompts: What it was asked.
         replies: Same order.
+        wrecked: Whether a reply is a loop, an echo, a recital or empty: such a one follows nothing, for without commas
+            it is by accident.
     """
     rows = []
-    for prompt, reply in zip(prompts, replies, strict=True):
-        check = check_reply(prompt, reply)
+    for prompt, reply, wreck in zip(prompts, replies, wrecked, strict=True):
+        # A blank reply follows nothing.
+        check = check_reply(prompt, "" if wreck else reply)
         names = [instruction.kind.name for instruction in prompt.instructions]
         failed = [name for name, followed in zip(names, check.strict, strict=True) if not followed]
         rows.append(

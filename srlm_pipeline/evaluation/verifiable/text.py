@@ -50,6 +50,24 @@ def detect_language(text: str) -> str | None:
         return None
 
 
+def likely_language(text: str, least: float = 0.95) -> str | None:
+    """Return a text's language if the detector is sure of it; None else.
+
+    Args:
+        text: Short texts and code are often taken for some language or other, with less certainty.
+        least: Probability, by the detector.
+    """
+    from langdetect import LangDetectException
+
+    detector = _language_profiles().create()
+    detector.append(text)
+    try:
+        found = detector.get_probabilities()
+    except LangDetectException:
+        return None
+    return str(found[0].lang) if found and found[0].prob >= least else None
+
+
 def known_languages() -> frozenset[str]:
     """Return the codes that `detect_language` can answer."""
     return frozenset(_language_profiles().get_lang_list())

@@ -1,0 +1,168 @@
+"""What is known of each model, measured once: replies and what is wrong with them, tasks, instructions, judgements."""
+
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_result
+from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
+from srlm_pipeline.assets.training import iteration_model
+from srlm_pipeline.evaluation.assessing import assess, vital_signs
+from srlm_pipeline.evaluation.assessment import Assessment, read_assessments, write_assessment
+from srlm_pipeline.evaluation.forbidden import forbidden_digests
+from srlm_pipeline.evaluation.harness import run_harness
+from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy, measure_judge
+from srlm_pipeline.evaluation.measures import MEASURES, figure
+from srlm_pipeline.evaluation.opening import open_encoder
+from srlm_pipeline.evaluation.text_measures import describe_replies
+from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+from srlm_pipeline.models.loading import choose_device
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name
+
+# What scores of lm-evaluation-harness are called in metadata.
+HARNESS = "harness_"
+# Edited files make stale what was measured with them.
+_ASKED = forbidden_digests(definition_settings().evaluation)
+SEED_MODELS = (BASE, SFT_BASELINE, M1)
+
+
+@srlm_asset(
+    "judge",
+    "evaluation",
+    "seed",
+    group="seed",
+    kinds={"torch", "pandas", "mlflow"},
+    deps=[sft_baseline, seed_model],
+    versions=_ASKED,
+)
+def seed_assessment(
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    ranked_replies: pd.DataFrame,
+    evaluation_prompts: pd.DataFrame,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """Base model, SFT baseline and M1, measured without any judge: what each later model must not be worse than."""
+    watch = Stopwatch()
+    metadata: dict[str, Any] = {}
+    found: list[Assessment] = []
+    with project.tracked(context, ["judge", "evaluation"]) as run:
+        for name in SEED_MODELS:
+            found.append(_assess(context, project, name, ranked_replies, evaluation_prompts))
+            figures = assessment_metrics(found[-1], project.settings.evaluation.bootstrap_samples)
+            run.metrics({f"{name}/{k}": v for k, v in figures.items()})
+            metadata |= {f"{name}_{k}": v for k, v in short_names(figures).items()}
+            if name == M1:
+                run.curve(figures, 0)
+        run.metrics({"seconds": watch.seconds})
+    metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
+    return table_result(vital_signs(found, project.settings.evaluation.bootstrap_samples), metadata)
+
+
+@srlm_asset(
+    "judge",
+    "evaluation",
+    "seed",
+    group="iteration",
+    kinds={"torch", "pandas", "mlflow"},
+    per_iteration=True,
+    deps=[iteration_model, seed_assessment],
+    versions=_ASKED,
+    check_specs=[dg.AssetCheckSpec("beats_length", asset="assessment")],
+)
+def assessment(
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    ranked_replies: pd.DataFrame,
+    evaluation_prompts: pd.DataFrame,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """M_{t+1}, measured without any judge: vital signs, closed tasks, checkable instructions; and how it judges."""
+    settings = project.settings
+    iteration = iteration_number(context.partition_key)
+    watch = Stopwatch()
+    with project.tracked(context, ["judge", "evaluation"]) as run:
+        found = _assess(context, project, model_name(iteration + 1), ranked_replies, evaluation_prompts)
+        figures = assessment_metrics(found, settings.evaluation.bootstrap_samples)
+        run.curve(figures, iteration)
+        metadata: dict[str, Any] = {**short_names(figures)}
+        if settings.evaluation.harness_tasks:
+            scores = run_harness(
+                project.store.checkpoint(found.model).path,
+                settings.evaluation.harness_tasks,
+                settings.evaluation.harness_limit,
+                choose_device(settings.model.device),
+                settings.evaluation.batch_size,
+            )
+            run.curve({f"harness/{k}": v for k, v in scores.items()}, iteration)
+            metadata |= {f"{HARNESS}{k}": v for k, v in scores.items()}
+    metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
+    return table_result(
+        vital_signs([found], settings.evaluation.bootstrap_samples),
+        metadata,
+        [_beats_length(measure_judge(found.judgements))],
+    )
+
+
+def assessments(project: ProjectResource, names: list[str]) -> dict[str, Assessment]:
+    """Return what was measured of some models, by name.
+
+    Raises:
+        TableError: If one of them was not assessed, or they were not asked the same.
+    """
+    settings, store = project.settings, project.store
+    return read_assessments(store, [store.named_model(settings, name) for name in dict.fromkeys(names)])
+
+
+def assessment_metrics(assessment: Assessment, resamples: int) -> dict[str, float]:
+    """Return one model's figures under their names in MLflow: ``vital/loops``, ``judge/pairwise_accuracy``, ..."""
+    figures: dict[str, float] = {}
+    for measure in MEASURES:
+        found = figure(assessment, measure, resamples)
+        ends = {"": found.value, "_low": found.low, "_high": found.high}
+        figures |= {f"vital/{measure.name}{end}": value for end, value in ends.items() if value is not None}
+    figures |= {f"judge/{k}": v for k, v in measure_judge(assessment.judgements).metrics().items()}
+    if len(assessment.checkable):
+        followed = measure_verifiable(assessment.checkable, resamples)
+        figures |= {f"verifiable/{k}": v for k, v in followed.metrics().items()}
+    replies = assessment.evaluation_replies()
+    described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
+    return figures | {f"length/{k.removeprefix('length_')}": v for k, v in described.items()}
+
+
+def short_names(figures: dict[str, float]) -> dict[str, float]:
+    """Return figures under their names in Dagster's metadata: ``loops``, ``pairwise_accuracy``, ``length_mean``."""
+    return {name.replace("length/mean", "length/length_mean").split("/", 1)[1]: v for name, v in figures.items()}
+
+
+def _assess(
+    context: dg.AssetExecutionContext,
+    project: ProjectResource,
+    name: str,
+    ranked: pd.DataFrame,
+    prompts: pd.DataFrame,
+) -> Assessment:
+    settings, store = project.settings, project.store
+    checkpoint = store.named_model(settings, name)
+    found = assess(
+        checkpoint,
+        prompts,
+        ranked[ranked["split"] == "held_out"],
+        settings,
+        store,
+        project.engine,
+        project.progress(context),
+        open_encoder(settings, store),
+    )
+    write_assessment(found, store, checkpoint)
+    return found
+
+
+def _beats_length(accuracy: JudgeAccuracy) -> dg.AssetCheckResult:
+    balanced = accuracy.length_balanced_accuracy
+    told = (
+        f"{balanced:.1%}, where preferring the longer reply reaches 50 %"
+        if balanced is not None
+        else "could not be measured"
+    )
+    return check("beats_length", balanced is not None and balanced > 0.5, f"length-balanced accuracy {told}")

@@ -1,0 +1,243 @@
+"""The figures by which models are compared without asking any judge, each defined once.
+
+Whoever shows, tracks, or decides by such a figure goes through `MEASURES`. All are told item by item, so that two
+models are compared on the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srlm_pipeline.evaluation.assessment import Assessment, Part
+from srlm_pipeline.evaluation.judge_accuracy import agreement_by_prompt
+from srlm_pipeline.evaluation.statistics import (
+    DEFAULT_RESAMPLES,
+    PairedDifference,
+    bootstrap_interval,
+    exact_interval,
+    paired_difference,
+    paired_shares,
+)
+from srlm_pipeline.evaluation.text_measures import repeated_ngrams
+
+Unit = Literal["share", "cosine", "nats"]
+Values = Mapping[str, NDArray[np.float64]]
+# Word pairs of a reply's beginning: replies of any length can be compared.
+_VARIETY_WORDS = 64
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure.
+
+    Attributes:
+        name: In settings, tables and MLflow.
+        title: In words, as what a share is of, or a mean.
+        unit: ``share`` of 0 to 1, ``cosine`` of -1 to 1, or ``nats`` per token.
+        higher_is_better: Whether more of it is good.
+        values: By item, in a model's assessment; items that could not be measured are left out.
+        absent: Why it is not measured where there are no items.
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    higher_is_better: bool
+    values: Callable[[Assessment], Values]
+    absent: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measure of one model.
+
+    Attributes:
+        value: Mean over all values; None if there are none.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        n: Items.
+        note: Why it was not measured; blank if it was.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much one model is better than another in a measure, told on the same items.
+
+    Attributes:
+        new: The first model's figure on these items.
+        other: The second's.
+        gain: How much better the first is; below 0 it is worse, whichever way the measure counts.
+        least: What the gain is at least, with the confidence that was asked for (one-sided).
+        most: What it is at most, likewise.
+        n: Items.
+    """
+
+    new: float
+    other: float
+    gain: float
+    least: float
+    most: float
+    n: int
+
+
+def _sign(name: str) -> Callable[[Assessment], Values]:
+    def values(assessment: Assessment) -> Values:
+        # A closed task's few words are too few to tell.
+        return _by_item(assessment, ("evaluation", "checkable"), name)
+
+    return values
+
+
+def _by_item(assessment: Assessment, parts: tuple[Part, ...], column: str) -> Values:
+    rows = assessment.replies[assessment.replies["part"].isin(parts) & assessment.replies[column].notna()]
+    keys = rows["part"] + "/" + rows["prompt_id"]
+    return {key: np.array([value]) for key, value in zip(keys, rows[column].astype(float), strict=True)}
+
+
+def _cut_off(assessment: Assessment) -> Values:
+    rows = assessment.part("evaluation")
+    return {k: np.array([float(r == "length")]) for k, r in zip(rows["prompt_id"], rows["finish_reason"], strict=True)}
+
+
+def _followed(assessment: Assessment) -> Values:
+    rows = assessment.checkable
+    shares = rows["n_strict"] / rows["n_instructions"]
+    return {key: np.array([share]) for key, share in zip(rows["key"], shares, strict=True)}
+
+
+def _nats(assessment: Assessment) -> Values:
+    rows = assessment.likelihood
+    return {k: np.array([n / t]) for k, n, t in zip(rows["group_id"], rows["nats"], rows["n_tokens"], strict=True)}
+
+
+def _variety(assessment: Assessment) -> Values:
+    rows = assessment.part("evaluation")
+    starts = [" ".join(reply.split()[:_VARIETY_WORDS]) for reply in rows["reply"]]
+    return {
+        key: np.array([1 - repeated_ngrams(start, 2)]) for key, start in zip(rows["prompt_id"], starts, strict=True)
+    }
+
+
+_NO_REPLIES = "no replies were asked for"
+MEASURES: tuple[Measure, ...] = (
+    Measure("loops", "replies that go in circles", "share", False, _sign("loops"), _NO_REPLIES),
+    Measure("echoes", "replies that are the prompt copied", "share", False, _sign("echoes"), _NO_REPLIES),
+    Measure("recites", "replies that recite", "share", False, _sign("recites"), _NO_REPLIES),
+    Measure("empty", "empty replies", "share", False, _sign("empty"), _NO_REPLIES),
+    Measure("refuses", "replies that refuse", "share", False, _sign("refuses"), _NO_REPLIES),
+    Measure(
+        "other_language", "replies in another language than asked", "share", False, _sign("other_language"), _NO_REPLIES
+    ),
+    Measure("cut_off", "replies that the token limit ended", "share", False, _cut_off, _NO_REPLIES),
+    Measure(
+        "closed_tasks",
+        "closed tasks solved",
+        "share",
+        True,
+        lambda a: _by_item(a, ("closed",), "right"),
+        "evaluation.closed_tasks.source is none",
+    ),
+    Measure(
+        "checkable",
+        "checkable instructions followed",
+        "share",
+        True,
+        _followed,
+        "evaluation.verifiable.source is none",
+    ),
+    Measure(
+        "nearness",
+        "nearness to the reference replies",
+        "cosine",
+        True,
+        lambda a: _by_item(a, ("evaluation",), "nearness"),
+        "the evaluation prompts have no `reference`, or there is no sentence encoder (srlm doctor tells)",
+    ),
+    Measure(
+        "human_likelihood",
+        "surprise at the best human replies",
+        "nats",
+        False,
+        _nats,
+        "there are no held-out human replies",
+    ),
+    Measure(
+        "judge",
+        "human-ranked pairs judged right",
+        "share",
+        True,
+        lambda a: agreement_by_prompt(a.judgements),
+        "there are no held-out human rankings",
+    ),
+)
+# Watched beside them: what a reply says twice, long before it goes in circles.
+VARIETY = Measure("variety", "different word pairs within a reply", "share", True, _variety, _NO_REPLIES)
+
+
+def measure_named(name: str) -> Measure:
+    """Return a measure by its name.
+
+    Raises:
+        KeyError: If there is none.
+    """
+    return {measure.name: measure for measure in MEASURES}[name]
+
+
+def figure(assessment: Assessment, measure: Measure, resamples: int = DEFAULT_RESAMPLES) -> Figure:
+    """Return one model's figure with its 95 % interval: exact for shares of items, else a bootstrap over items."""
+    groups = list(measure.values(assessment).values())
+    if not groups:
+        return Figure(None, None, None, 0, measure.absent)
+    value = float(np.concatenate(groups).mean())
+    if _binary(groups):
+        low, high = exact_interval(round(value * len(groups)), len(groups))
+    else:
+        low, high = bootstrap_interval(groups, resamples)
+    return Figure(value, low, high, len(groups))
+
+
+def change(
+    new: Assessment,
+    other: Assessment,
+    measure: Measure,
+    confidence: float = 0.95,
+    resamples: int = DEFAULT_RESAMPLES,
+) -> Change | None:
+    """Return by how much a model is better than another; None if they have no item in common.
+
+    Args:
+        new: The model that is looked at.
+        other: Whom it is compared with.
+        measure: By what.
+        confidence: One-sided, of what the gain is at least.
+        resamples: Of the bootstrap.
+    """
+    sides = [measure.values(assessment) for assessment in (new, other)]
+    shared = [item for item in sides[0] if item in sides[1]]
+    if not shared:
+        return None
+    ours, theirs = ([side[item] for item in shared] for side in sides)
+    two_sided = 2 * confidence - 1
+    if _binary([*ours, *theirs]):
+        found = paired_shares(np.concatenate(ours), np.concatenate(theirs), two_sided)
+    else:
+        found = paired_difference(ours, theirs, resamples, confidence=two_sided)
+    means = [float(np.concatenate(side).mean()) for side in (ours, theirs)]
+    gains = found if measure.higher_is_better else PairedDifference(-found.value, -found.high, -found.low)
+    return Change(means[0], means[1], gains.value, gains.low, gains.high, len(shared))
+
+
+def _binary(groups: list[NDArray[np.float64]]) -> bool:
+    return all(len(group) == 1 and group[0] in (0.0, 1.0) for group in groups)

@@ -1,0 +1,178 @@
+import numpy as np
+import pytest
+from assessed import assessed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srlm_pipeline.evaluation.assessment import Assessment
+from srlm_pipeline.evaluation.measures import MEASURES, VARIETY, Measure, change, figure, measure_named
+from srlm_pipeline.evaluation.statistics import exact_interval, paired_shares
+from srlm_pipeline.evaluation.vital_signs import SIGNS
+
+LESS_IS_BETTER = {*SIGNS, "cut_off", "human_likelihood"}
+WHOLE = assessed(
+    "M2",
+    ["to be or not to be", "so it goes", "yes", "no"],
+    closed=[1, 0, 1],
+    followed=[2, 1],
+    scores=[(4, 1), (3, 3), (None, 2), (1, 5)],
+    nats=[1.0, 2.0, 6.0],
+    nearness=[0.5, 0.25, None, 0.75],
+    cut_off=[True, False, False, False],
+    loops=[True, True, False, False],
+    refuses=[False, False, True, False],
+)
+EVERY = pytest.mark.parametrize("measure", [*MEASURES, VARIETY], ids=lambda measure: measure.name)
+
+
+def with_figures(measure: Measure, *values: float) -> Assessment:
+    """A model whose items have these values, of 0 and 1, in one measure."""
+    if measure.name in (*SIGNS, "cut_off"):
+        return assessed("m", **{measure.name: [bool(v) for v in values]})  # type: ignore[arg-type]
+    if measure.name == "judge":
+        return assessed("m", loops=[False], scores=[(v, 1 - v) for v in values])
+    if measure.name == "variety":
+        return assessed("m", ["all of it different" if v else "a a a" for v in values])
+    given = {"closed_tasks": "closed", "checkable": "followed", "human_likelihood": "nats"}
+    name = given.get(measure.name, measure.name)
+    return assessed("m", **{"loops": [False], name: [2 * int(v) if name == "followed" else v for v in values]})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "n"),
+    [
+        # Of four replies to evaluation prompts and two to checkable ones.
+        ("loops", 2 / 6, 6),
+        ("refuses", 1 / 6, 6),
+        ("empty", 0.0, 6),
+        ("cut_off", 1 / 4, 4),
+        ("closed_tasks", 2 / 3, 3),
+        ("checkable", 3 / 4, 2),
+        ("nearness", 0.5, 3),
+        ("human_likelihood", 3.0, 3),
+        ("judge", (1 + 0.5 + 0.5 + 0) / 4, 4),
+    ],
+)
+def test_figures_worked_by_hand(name: str, value: float, n: int) -> None:
+    found = figure(WHOLE, measure_named(name), 200)
+    assert found.value == pytest.approx(value)
+    assert (found.n, found.note) == (n, "")
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= value <= found.high
+
+
+def test_variety_is_that_of_a_replys_beginning() -> None:
+    # "to be" comes twice among five pairs; the other replies say nothing twice.
+    assert figure(WHOLE, VARIETY, 50).value == pytest.approx((4 / 5 + 3) / 4)
+    opening = " ".join(f"word{n}" for n in range(64))
+    assert figure(assessed("m", [f"{opening} so so so so"]), VARIETY, 50).value == 1
+
+
+def test_a_share_of_items_has_an_exact_interval() -> None:
+    found = figure(WHOLE, measure_named("closed_tasks"))
+    assert (found.low, found.high) == pytest.approx(exact_interval(2, 3))
+    none = figure(WHOLE, measure_named("empty"))
+    assert none.low == 0
+    assert none.high == pytest.approx(exact_interval(0, 6)[1])
+
+
+@EVERY
+def test_what_nobody_was_asked_for_has_no_figure_and_says_why(measure: Measure) -> None:
+    nothing = assessed("m", closed=[1]) if measure.name != "closed_tasks" else assessed("m", loops=[False])
+    nothing = Assessment(
+        "m",
+        "",
+        nothing.replies if measure.name == "closed_tasks" else nothing.replies.iloc[:0],
+        nothing.checkable,
+        nothing.judgements,
+        nothing.likelihood,
+    )
+    found = figure(nothing, measure)
+    assert (found.value, found.low, found.high, found.n, found.note) == (None, None, None, 0, measure.absent)
+    assert measure.absent
+    assert change(nothing, WHOLE, measure) is None
+    assert change(WHOLE, nothing, measure) is None
+
+
+@EVERY
+def test_whoever_has_more_of_what_is_good_gains(measure: Measure) -> None:
+    more, less = with_figures(measure, *[1] * 30, *[0] * 10), with_figures(measure, *[1] * 10, *[0] * 30)
+    found = change(more, less, measure, resamples=200)
+    assert found is not None
+    sign = 1 if measure.higher_is_better else -1
+    assert found.gain * sign > 0
+    assert found.gain == pytest.approx(sign * (found.new - found.other))
+    assert (found.least > 0) == (found.gain > 0) == (found.most > 0)
+    assert found.least < found.gain < found.most
+    assert measure.higher_is_better == (measure.name not in LESS_IS_BETTER)
+
+
+@EVERY
+def test_compared_with_itself_nothing_is_gained(measure: Measure) -> None:
+    found = change(WHOLE, WHOLE, measure, resamples=100)
+    assert found is not None
+    assert found.gain == 0
+    assert found.new == found.other == figure(WHOLE, measure, 100).value
+    assert found.least <= 0 <= found.most
+
+
+@EVERY
+def test_the_other_way_round_the_gain_is_a_loss(measure: Measure) -> None:
+    one, other = with_figures(measure, 1, 1, 0, 1, 1), with_figures(measure, 0, 1, 1, 0, 0)
+    there, back = change(one, other, measure, resamples=500), change(other, one, measure, resamples=500)
+    assert there is not None
+    assert back is not None
+    assert (there.gain, there.least, there.most) == pytest.approx((-back.gain, -back.most, -back.least))
+
+
+def test_only_items_that_both_were_measured_on_are_compared() -> None:
+    new, other = assessed("M2", nearness=[0.9, 0.8, None, 0.1]), assessed("M1", nearness=[0.7, 0.7, 0.6])
+    found = change(new, other, measure_named("nearness"), resamples=100)
+    assert found is not None
+    assert (found.new, found.other, found.gain, found.n) == pytest.approx((0.85, 0.7, 0.15, 2))
+    apart = assessed("M1", nearness=[None, None, 0.5])
+    assert change(new, apart, measure_named("nearness")) is None
+
+
+def test_differences_are_paired_item_by_item() -> None:
+    # Whatever is hard is hard for both: the difference is the same everywhere, and so known exactly.
+    hard = np.linspace(0, 5, 20)
+    new, other = assessed("M2", loops=[False], nats=list(hard + 1)), assessed("M1", loops=[False], nats=list(hard + 2))
+    found = change(new, other, measure_named("human_likelihood"), resamples=200)
+    assert found is not None
+    assert (found.gain, found.least, found.most) == pytest.approx((1, 1, 1))
+
+
+def test_shares_are_compared_as_pairs_of_the_same_items() -> None:
+    a, b = [1, 1, 0, 1, 0, 1], [1, 0, 0, 0, 1, 1]
+    found = change(assessed("M2", loops=a), assessed("M1", loops=b), measure_named("loops"), confidence=0.9)
+    ends = paired_shares(np.array(a, dtype=float), np.array(b, dtype=float), 0.8)
+    assert found is not None
+    assert (found.gain, found.least, found.most) == (-ends.value, -ends.high, -ends.low)
+    # Nobody loops: that it cannot be worse is not known for that.
+    never = assessed("M2", loops=[False] * 20)
+    alike = change(never, never, measure_named("loops"))
+    assert alike is not None
+    assert alike.least < -0.01
+
+
+@given(st.floats(0.6, 0.99), st.floats(0.6, 0.99))
+@settings(max_examples=20)
+def test_more_confidence_says_less(one: float, other: float) -> None:
+    less, more = sorted([one, other])
+    for name in ("closed_tasks", "checkable"):
+        a, b = with_figures(measure_named(name), 1, 1, 1, 0, 1), with_figures(measure_named(name), 0, 1, 0, 0, 1)
+        wide, narrow = (change(a, b, measure_named(name), c, 100) for c in (more, less))
+        assert wide is not None
+        assert narrow is not None
+        assert wide.least <= narrow.least + 1e-12
+        assert wide.most >= narrow.most - 1e-12
+
+
+def test_measures_are_found_by_their_names_which_are_all_different() -> None:
+    assert len({measure.name for measure in MEASURES}) == len(MEASURES)
+    assert all(measure_named(measure.name) is measure for measure in MEASURES)
+    assert {measure.name for measure in MEASURES} >= set(SIGNS)
+    with pytest.raises(KeyError):
+        measure_named("beauty")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.common import ROOT
 from benchmarks.table import fill_blocks, markdown_table
 
 DOCUMENT = ROOT / "docs" / "evaluation.md"
+GROUPS = Path("oasst", "eft_groups.jsonl")
 # SmolLM2's, as its chat template writes it.
 SYSTEM_PROMPT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 REPLIES: dict[str, Callable[[str], str]] = {
@@ -63,7 +67,13 @@ def measure(name: str) -> Trivial:
 def main() -> None:
     from srlm_pipeline.files import replacing_file
 
-    filled = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), {"trivial": table()}, keep=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with human replies")
+    args = parser.parse_args()
+    blocks = {"trivial": table()}
+    if (args.data / GROUPS).is_file():
+        blocks["people"] = people(args.data)
+    filled = fill_blocks(DOCUMENT.read_text(encoding="utf-8"), blocks, keep=True)
     with replacing_file(DOCUMENT) as temporary:
         temporary.write_text(filled, encoding="utf-8")
 
@@ -75,6 +85,34 @@ def table() -> str:
     return markdown_table(
         ["reply to everything", "instructions followed", "were nothing flagged", "tasks solved"], rows
     )
+
+
+def people(data: Path) -> str:
+    """Return, as Markdown, which signs replies show that people wrote: a scale to read models' figures by.
+
+    Args:
+        data: Folder with Open Assistant's ranked replies.
+    """
+    from srlm_pipeline.config import DataSettings
+    from srlm_pipeline.data.loaders import load_evaluation_prompts
+    from srlm_pipeline.evaluation.vital_signs import SIGNS, Exchange, read_signs
+
+    lines = (data / GROUPS).read_text(encoding="utf-8").splitlines()
+    groups = [json.loads(line) for line in lines if line.strip()]
+    ordered = [(g["prompt"], sorted(g["replies"], key=lambda reply: reply["rank"])) for g in groups]
+    written = load_evaluation_prompts(DataSettings()).table
+    sides = {
+        f"Open Assistant, the best of each of {len(groups)} prompts": [(p, r[0]["text"]) for p, r in ordered],
+        "Open Assistant, the worst": [(p, r[-1]["text"]) for p, r in ordered],
+        f"the package's {len(written)} reference replies": list(
+            zip(written["prompt"], written["reference"], strict=True)
+        ),
+    }
+    rows = []
+    for name, pairs in sides.items():
+        found = read_signs([Exchange(prompt, reply) for prompt, reply in pairs], SYSTEM_PROMPT)
+        rows.append([name, *(f"{sum(sign in signs for signs in found) / len(found):.1%}" for sign in SIGNS)])
+    return markdown_table(["replies", *(sign.replace("_", " ") for sign in SIGNS)], rows)
 
 
 if __name__ == "__main__":

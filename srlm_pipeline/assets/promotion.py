@@ -52,14 +52,16 @@ def promotion(
     found = assessments(project, [BASE, SFT_BASELINE, champion, checkpoint.name])
     new, leader_before = found[checkpoint.name], found[champion]
     mine, theirs = new.evaluation_replies(), leader_before.evaluation_replies()
-    met = match_result(win_rates[win_rates["opponent"] == champion], mine, theirs)
-    agrees = metadata_of(context.instance, "seed_evaluation", None).get("arbiter_agreement")
-    said = opinion((met.wins, met.ties, met.losses), settings.promotion, met.length_controlled, agrees)
-    if said is None:
+    played = win_rates[win_rates["opponent"] == champion]
+    if played.empty:
         raise TableError(
             "win_rates",
             [f"there is no match against {champion}, the champion; materialize win_rates[{context.partition_key}]"],
         )
+    met = match_result(played, mine, theirs)
+    agrees = metadata_of(context.instance, "seed_evaluation", None).get("arbiter_agreement")
+    said = opinion((met.wins, met.ties, met.losses), settings.promotion, met.length_controlled, agrees)
+    assert said is not None, "a match has prompts"
     read = tally(VoteBook(store.votes_path).all(), new, leader_before)
     evidence = Evidence(
         champion=champion,

@@ -27,6 +27,7 @@ from benchmarks.zoo import ANIMALS, Animal, Sources, make_animal
 if TYPE_CHECKING:
     from srlm_pipeline.config import Settings
     from srlm_pipeline.evaluation.assessment import Assessment
+    from srlm_pipeline.evaluation.opponents import Role
     from srlm_pipeline.evaluation.promotion import Decision
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.store import ProjectStore
@@ -141,9 +142,8 @@ class Zoo:
 
     def try_model(self, trial: Trial) -> tuple[Decision, float]:
         """Return what the gate decides, and the loop's own arbiter's win rate."""
-        from srlm_pipeline.evaluation.evidence import compare_all, opinion
+        from srlm_pipeline.evaluation.evidence import compare_all, length_growth, opinion
         from srlm_pipeline.evaluation.independence import dependences
-        from srlm_pipeline.evaluation.matches import length_ratio
         from srlm_pipeline.evaluation.measuring import match
         from srlm_pipeline.evaluation.opening import open_arbiter
         from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion
@@ -155,7 +155,11 @@ class Zoo:
         promotion = self.settings.promotion
         said = opinion((met.wins, met.ties, met.losses), promotion, met.length_controlled)
         assert said is not None, "there are evaluation prompts"
-        others = {"champion": champion, "baseline": self.assessed["sft_baseline"], "base": self.assessed["base"]}
+        others: dict[Role, Assessment] = {
+            "champion": champion,
+            "baseline": self.assessed["sft_baseline"],
+            "base": self.assessed["base"],
+        }
         rules = decide_promotion(
             Evidence(
                 champion=trial.champion,
@@ -164,7 +168,7 @@ class Zoo:
                 compared=compare_all(new, others, promotion, self.settings.evaluation.bootstrap_samples),
                 # What people say of them is what the gate is compared with.
                 people=None,
-                length_growth=length_ratio(mine, theirs),
+                length_growth=length_growth(new, others),
             ),
             promotion,
         )

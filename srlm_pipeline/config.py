@@ -598,22 +598,25 @@ class MarginSettings(Section):
     Its proof has to be given: with 95 % confidence it is not worse by more than the margin.
     """
 
-    loops: float | None = Field(0.07, gt=0, le=1, description="share of replies that repeat themselves")
-    echoes: float | None = Field(0.07, gt=0, le=1, description="share of replies that are the prompt copied")
-    recites: float | None = Field(0.05, gt=0, le=1, description="share of replies that recite or are a stock reply")
-    empty: float | None = Field(0.05, gt=0, le=1, description="share of replies without a word")
-    refuses: float | None = Field(0.07, gt=0, le=1, description="share of replies that refuse")
-    other_language: float | None = Field(
-        0.05, gt=0, le=1, description="share of replies in another language than asked"
-    )
+    unfit: float | None = Field(0.1, gt=0, le=1, description="share of replies that show any of the signs below")
+    loops: float | None = Field(0.1, gt=0, le=1, description="share of replies that go in circles")
+    echoes: float | None = Field(0.1, gt=0, le=1, description="share of replies that are the prompt copied")
+    recites: float | None = Field(0.1, gt=0, le=1, description="share of replies that recite or are a stock reply")
+    empty: float | None = Field(0.1, gt=0, le=1, description="share of replies without a word")
+    refuses: float | None = Field(0.1, gt=0, le=1, description="share of replies that refuse")
+    other_language: float | None = Field(0.1, gt=0, le=1, description="share of replies in another language than asked")
     cut_off: float | None = Field(0.2, gt=0, le=1, description="share of replies that the token limit ended")
     closed_tasks: float | None = Field(0.08, gt=0, le=1, description="share of closed tasks that are solved")
-    checkable: float | None = Field(0.1, gt=0, le=1, description="share of checkable instructions that are followed")
-    nearness: float | None = Field(0.04, gt=0, le=2, description="mean cosine to the reference replies")
+    checkable: float | None = Field(0.12, gt=0, le=1, description="share of checkable instructions that are followed")
+    nearness: float | None = Field(
+        0.06, gt=0, le=2, description="mean cosine to the reference replies, where both models' replies are fit"
+    )
     human_likelihood: float | None = Field(
         0.2, gt=0, description="nats per token by which the best human replies have become less likely"
     )
-    judge: float | None = Field(0.1, gt=0, le=1, description="share of human-ranked pairs that are judged right")
+    judge: float | None = Field(
+        0.1, gt=0, le=1, description="share of human-ranked pairs that are judged right, where the other can judge"
+    )
 
 
 class PromotionSettings(Section):
@@ -643,7 +646,7 @@ class PromotionSettings(Section):
         description="people must have read so many pairs of replies of the new model and the champion, and prefer "
         "the new one with 95 % confidence",
     )
-    max_length_growth: float | None = Field(1.3, gt=0, description="mean reply length against the champion")
+    max_length_growth: float | None = Field(1.3, gt=0, description="mean reply length against the longest before")
     monitors: bool = Field(True, description="no failed monitor")
 
 

@@ -36,7 +36,7 @@ DAMAGES = {
     "follows nothing": {"followed": 0.1},
     "beside the point": {"nearness": 0.35},
     "surprised by people": {"nats": 3.4},
-    "judges at random": {"judge": 0.4},
+    "judges the wrong way": {"judge": 0.2},
     "over-trained": {"loops": 0.3, "recites": 0.1, "right": 0.4, "nearness": 0.4},
 }
 

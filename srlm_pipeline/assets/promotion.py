@@ -9,10 +9,12 @@ from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
 from srlm_pipeline.assets.evaluation import seed_evaluation
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.errors import TableError
+from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
-from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, opinion
+from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, length_growth, opinion
 from srlm_pipeline.evaluation.independence import dependences
-from srlm_pipeline.evaluation.matches import length_ratio, match_result
+from srlm_pipeline.evaluation.matches import match_result
+from srlm_pipeline.evaluation.opponents import Role
 from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
 from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
@@ -63,18 +65,18 @@ def promotion(
     said = opinion((met.wins, met.ties, met.losses), settings.promotion, met.length_controlled, agrees)
     assert said is not None, "a match has prompts"
     read = tally(VoteBook(store.votes_path).all(), new, leader_before)
+    before: dict[Role, Assessment] = {
+        "champion": leader_before,
+        "baseline": found[SFT_BASELINE],
+        "base": found[BASE],
+    }
     evidence = Evidence(
         champion=champion,
         opinion=said,
         dependences=dependences(settings),
-        compared=compare_all(
-            new,
-            {"champion": leader_before, "baseline": found[SFT_BASELINE], "base": found[BASE]},
-            settings.promotion,
-            settings.evaluation.bootstrap_samples,
-        ),
+        compared=compare_all(new, before, settings.promotion, settings.evaluation.bootstrap_samples),
         people=opinion((read.wins, read.ties, read.losses), settings.promotion),
-        length_growth=length_ratio(mine, theirs),
+        length_growth=length_growth(new, before),
         failed_monitors=failed_monitors(collapse_monitors),
     )
     rules = decide_promotion(evidence, settings.promotion)

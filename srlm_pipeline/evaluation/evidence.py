@@ -8,7 +8,8 @@ import pandas as pd
 
 from srlm_pipeline.config import PromotionSettings
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.measures import MEASURES, Measure, change
+from srlm_pipeline.evaluation.matches import length_ratio
+from srlm_pipeline.evaluation.measures import MEASURES, Measure, change, why_not_compared
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES, Role
 from srlm_pipeline.evaluation.promotion import Compared, Opinion
 from srlm_pipeline.evaluation.statistics import win_rate_interval
@@ -35,16 +36,31 @@ def compare_all(
         for name, other in named.items():
             in_words = ", ".join(ROLE_NAMES[role] for role in roles if others[role].model == name)
             gain = change(new, other, measure, sure_confidence(settings), resamples)
+            untold = why_not_compared(other, new, measure, resamples)
+            # Over one that does no better than chance a gain is one all the same.
+            counts = gain is not None and (not untold or measure.chance is not None)
             found.append(
                 Compared(
                     measure,
                     name,
                     in_words,
                     change(new, other, measure, CONFIDENCE, resamples),
-                    gain.least if gain else None,
+                    gain.least if gain and counts else None,
+                    untold,
                 )
             )
     return found
+
+
+def length_growth(new: Assessment, others: Mapping[Role, Assessment]) -> float:
+    """Return a model's mean reply length divided by the longest among others', told on the evaluation prompts.
+
+    Args:
+        new: The model.
+        others: By role.
+    """
+    mine = new.evaluation_replies()
+    return min(length_ratio(mine, other.evaluation_replies()) for other in others.values())
 
 
 def sure_confidence(settings: PromotionSettings) -> float:

@@ -24,11 +24,15 @@ from srlm_pipeline.evaluation.statistics import (
     paired_shares,
 )
 from srlm_pipeline.evaluation.text_measures import repeated_ngrams
+from srlm_pipeline.evaluation.vital_signs import SIGNS
 
 Unit = Literal["share", "cosine", "nats"]
+Pairing = Literal["plain", "excused", "both_fit"]
 Values = Mapping[str, NDArray[np.float64]]
 # Word pairs of a reply's beginning: replies of any length can be compared.
 _VARIETY_WORDS = 64
+# Fewer prompts with fit replies on both sides say nothing of their quality.
+_FEWEST_FIT = 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Measure:
         higher_is_better: Whether more of it is good.
         values: By item, in a model's assessment; items that could not be measured are left out.
         absent: Why it is not measured where there are no items.
+        pairing: How two models' items are compared. ``excused``: a reply that is unfit in one way is no merit in
+            another, so an item tells nothing where either model's reply is unfit otherwise: who copies the prompt goes
+            in no circles. ``both_fit``: only items where both replies are fit tell anything.
+        lenient: Whether it is enough not to be worse than one of the other models: who says little is never cut off.
+        chance: What knowing nothing reaches; who does not provably exceed it has nothing to lose.
     """
 
     name: str
@@ -50,6 +59,9 @@ class Measure:
     higher_is_better: bool
     values: Callable[[Assessment], Values]
     absent: str
+    pairing: Pairing = "plain"
+    lenient: bool = False
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,12 @@ def _sign(name: str) -> Callable[[Assessment], Values]:
     return values
 
 
+def _unfit(assessment: Assessment) -> Values:
+    rows = assessment.replies[assessment.replies["part"].isin(("evaluation", "checkable"))]
+    keys, unfit = rows["part"] + "/" + rows["prompt_id"], rows[list(SIGNS)].any(axis=1).astype(float)
+    return {key: np.array([value]) for key, value in zip(keys, unfit, strict=True)}
+
+
 def _by_item(assessment: Assessment, parts: tuple[Part, ...], column: str) -> Values:
     rows = assessment.replies[assessment.replies["part"].isin(parts) & assessment.replies[column].notna()]
     keys = rows["part"] + "/" + rows["prompt_id"]
@@ -108,7 +126,8 @@ def _by_item(assessment: Assessment, parts: tuple[Part, ...], column: str) -> Va
 
 def _cut_off(assessment: Assessment) -> Values:
     rows = assessment.part("evaluation")
-    return {k: np.array([float(r == "length")]) for k, r in zip(rows["prompt_id"], rows["finish_reason"], strict=True)}
+    cut = (rows["finish_reason"] == "length").astype(float)
+    return {f"evaluation/{key}": np.array([value]) for key, value in zip(rows["prompt_id"], cut, strict=True)}
 
 
 def _followed(assessment: Assessment) -> Values:
@@ -132,15 +151,22 @@ def _variety(assessment: Assessment) -> Values:
 
 _NO_REPLIES = "no replies were asked for"
 MEASURES: tuple[Measure, ...] = (
-    Measure("loops", "replies that go in circles", "share", False, _sign("loops"), _NO_REPLIES),
-    Measure("echoes", "replies that are the prompt copied", "share", False, _sign("echoes"), _NO_REPLIES),
-    Measure("recites", "replies that recite", "share", False, _sign("recites"), _NO_REPLIES),
-    Measure("empty", "empty replies", "share", False, _sign("empty"), _NO_REPLIES),
-    Measure("refuses", "replies that refuse", "share", False, _sign("refuses"), _NO_REPLIES),
+    Measure("unfit", "replies with something wrong at first sight", "share", False, _unfit, _NO_REPLIES),
+    Measure("loops", "replies that go in circles", "share", False, _sign("loops"), _NO_REPLIES, "excused"),
+    Measure("echoes", "replies that are the prompt copied", "share", False, _sign("echoes"), _NO_REPLIES, "excused"),
+    Measure("recites", "replies that recite", "share", False, _sign("recites"), _NO_REPLIES, "excused"),
+    Measure("empty", "empty replies", "share", False, _sign("empty"), _NO_REPLIES, "excused"),
+    Measure("refuses", "replies that refuse", "share", False, _sign("refuses"), _NO_REPLIES, "excused"),
     Measure(
-        "other_language", "replies in another language than asked", "share", False, _sign("other_language"), _NO_REPLIES
+        "other_language",
+        "replies in another language than asked",
+        "share",
+        False,
+        _sign("other_language"),
+        _NO_REPLIES,
+        "excused",
     ),
-    Measure("cut_off", "replies that the token limit ended", "share", False, _cut_off, _NO_REPLIES),
+    Measure("cut_off", "replies that the token limit ended", "share", False, _cut_off, _NO_REPLIES, lenient=True),
     Measure(
         "closed_tasks",
         "closed tasks solved",
@@ -164,6 +190,7 @@ MEASURES: tuple[Measure, ...] = (
         True,
         lambda a: _by_item(a, ("evaluation",), "nearness"),
         "the evaluation prompts have no `reference`, or there is no sentence encoder (srlm doctor tells)",
+        "both_fit",
     ),
     Measure(
         "human_likelihood",
@@ -180,6 +207,7 @@ MEASURES: tuple[Measure, ...] = (
         True,
         lambda a: agreement_by_prompt(a.judgements),
         "there are no held-out human rankings",
+        chance=0.5,
     ),
 )
 # Watched beside them: what a reply says twice, long before it goes in circles.
@@ -224,7 +252,7 @@ def change(
         confidence: One-sided, of what the gain is at least.
         resamples: Of the bootstrap.
     """
-    sides = [measure.values(assessment) for assessment in (new, other)]
+    sides = _paired(new, other, measure)
     shared = [item for item in sides[0] if item in sides[1]]
     if not shared:
         return None
@@ -237,6 +265,48 @@ def change(
     means = [float(np.concatenate(side).mean()) for side in (ours, theirs)]
     gains = found if measure.higher_is_better else PairedDifference(-found.value, -found.high, -found.low)
     return Change(means[0], means[1], gains.value, gains.low, gains.high, len(shared))
+
+
+def why_not_compared(other: Assessment, new: Assessment, measure: Measure, resamples: int) -> str:
+    """Return why a comparison would tell nothing; blank if it tells something.
+
+    Args:
+        other: Whom a model is compared with.
+        new: That model.
+        measure: By what.
+        resamples: Of the bootstrap.
+    """
+    if measure.chance is not None:
+        found = figure(other, measure, resamples)
+        if found.low is not None and found.low <= measure.chance:
+            return f"{other.model} does no better than chance ({amount(measure.chance, measure.unit)})"
+    if measure.pairing == "both_fit" and measure.values(new) and measure.values(other):
+        sides = _paired(new, other, measure)
+        fit = len(sides[0].keys() & sides[1].keys())
+        if fit < _FEWEST_FIT:
+            return f"only {fit} prompts have fit replies of both {new.model} and {other.model}"
+    return ""
+
+
+def amount(value: float, unit: Unit) -> str:
+    """Return a figure in words: a share in percent, others with their unit."""
+    return f"{value:.1%}" if unit == "share" else f"{value:.3f}" if unit == "cosine" else f"{value:.2f} nats"
+
+
+def _paired(new: Assessment, other: Assessment, measure: Measure) -> tuple[Values, Values]:
+    """Return both models' values, as far as they can be held against each other."""
+    ours, theirs = measure.values(new), measure.values(other)
+    if measure.pairing == "plain":
+        return ours, theirs
+    unfit = [{item for item, value in _unfit(assessment).items() if value[0]} for assessment in (new, other)]
+    if measure.pairing == "both_fit":
+        fit = {item: value for item, value in ours.items() if item not in unfit[0] | unfit[1]}
+        return fit, theirs
+    nothing = np.array([0.0])
+    return (
+        {item: nothing if item in unfit[1] else value for item, value in ours.items()},
+        {item: nothing if item in unfit[0] else value for item, value in theirs.items()},
+    )
 
 
 def _binary(groups: list[NDArray[np.float64]]) -> bool:

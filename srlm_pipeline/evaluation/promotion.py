@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import PromotionSettings
-from srlm_pipeline.evaluation.measures import Change, Measure, Unit
+from srlm_pipeline.evaluation.measures import Change, Measure, Unit, amount
 from srlm_pipeline.files import replacing_file
 
 # 0.65 - 0.6 is a little more than 0.05.
@@ -50,6 +50,7 @@ class Compared:
         change: None if there was nothing to compare.
         sure_gain: What the gain is at least, at the confidence that is left when every measure is asked; None as
             `change`.
+        untold: Why a comparison would tell nothing; blank if it tells something.
     """
 
     measure: Measure
@@ -57,6 +58,7 @@ class Compared:
     role: str
     change: Change | None
     sure_gain: float | None = None
+    untold: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class Evidence:
         dependences: Why the arbiters are not independent of what they decide on; nothing if they are.
         compared: The new model beside every model that it must not be worse than, by every measure.
         people: What people say who read blind; None if nobody did.
-        length_growth: Mean reply length divided by the champion's.
+        length_growth: Mean reply length divided by the longest among champion, SFT baseline and base model: a champion
+            of few words must not forbid a sentence.
         failed_monitors: Names.
     """
 
@@ -143,7 +146,7 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
             Rule(
                 "replies did not just get longer",
                 evidence.length_growth <= settings.max_length_growth + _ROUNDING,
-                f"mean length {evidence.length_growth:.2f} times the champion's, "
+                f"mean length {evidence.length_growth:.2f} times the longest of those before, "
                 f"{settings.max_length_growth:.2f} allowed",
                 evidence.length_growth,
                 settings.max_length_growth,
@@ -163,11 +166,6 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
     return tuple(rules)
 
 
-def amount(value: float, unit: Unit) -> str:
-    """Return a figure in words: a share in percent, others with their unit."""
-    return f"{value:.1%}" if unit == "share" else f"{value:.3f}" if unit == "cosine" else f"{value:.2f} nats"
-
-
 def _points(value: float, unit: Unit) -> str:
     return f"{100 * value:.1f} points" if unit == "share" else amount(value, unit)
 
@@ -175,6 +173,10 @@ def _points(value: float, unit: Unit) -> str:
 def _no_harm(compared: Sequence[Compared], measure: Measure, margin: float) -> Rule:
     """Ask for proof that the new model is not worse than any of the others by more than the margin."""
     name = f"no harm: {measure.title}"
+    told = [c for c in compared if not c.untold]
+    if not told:
+        return Rule(name, None, f"not decided by: {'; '.join(c.untold for c in compared)}", None, -margin)
+    compared = told
     known = [(c, c.change) for c in compared if c.change is not None]
     if len(known) < len(compared):
         # Nobody was asked, or everybody but one: the second is no proof of anything.
@@ -187,7 +189,9 @@ def _no_harm(compared: Sequence[Compared], measure: Measure, margin: float) -> R
             None,
             -margin,
         )
-    worst, found = min(known, key=lambda pair: pair[1].least)
+    # The most lenient comparison counts where one is enough, else the hardest.
+    decisive = max if measure.lenient else min
+    worst, found = decisive(known, key=lambda pair: pair[1].least)
     return Rule(
         name,
         found.least >= -margin - _ROUNDING,

@@ -598,7 +598,7 @@ class MarginSettings(Section):
     Its proof has to be given: with 95 % confidence it is not worse by more than the margin.
     """
 
-    unfit: float | None = Field(0.1, gt=0, le=1, description="share of replies that show any of the signs below")
+    unfit: float | None = Field(0.12, gt=0, le=1, description="share of replies that show any of the signs below")
     loops: float | None = Field(0.1, gt=0, le=1, description="share of replies that go in circles")
     echoes: float | None = Field(0.1, gt=0, le=1, description="share of replies that are the prompt copied")
     recites: float | None = Field(0.1, gt=0, le=1, description="share of replies that recite or are a stock reply")
@@ -612,7 +612,7 @@ class MarginSettings(Section):
         0.06, gt=0, le=2, description="mean cosine to the reference replies, where both models' replies are fit"
     )
     human_likelihood: float | None = Field(
-        0.2, gt=0, description="nats per token by which the best human replies have become less likely"
+        0.25, gt=0, description="nats per token by which the best human replies have become less likely"
     )
     judge: float | None = Field(
         0.1, gt=0, le=1, description="share of human-ranked pairs that are judged right, where the other can judge"

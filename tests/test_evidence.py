@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from srlm_pipeline.evaluation.evidence import (
     compare_all,
     failed_monitors,
     least_win_rate,
+    length_growth,
     opinion,
     sure_confidence,
 )
@@ -69,6 +71,16 @@ def verdict(compared: Sequence[Compared], said: Opinion, dependences: Sequence[s
     return [rule.name for rule in decide_promotion(evidence, FEW) if rule.passed is False]
 
 
+def only(name: str, **settings: Any) -> PromotionSettings:
+    margins = MarginSettings(**dict.fromkeys({m.name for m in MEASURES} - {name}))
+    return PromotionSettings(**{"against": (), "margins": margins, **settings})
+
+
+def judging(model: str, right: int) -> Assessment:
+    """A model that judges so many of 40 human-ranked pairs right."""
+    return assessed(model, loops=[False], scores=[(1, 0)] * right + [(0, 1)] * (40 - right))
+
+
 def share_promoted(lead: float, indecision: float, evaluations: int) -> float:
     """How often an independent arbiter's verdicts alone promote a model that is alike in everything else."""
     random = np.random.default_rng(7)
@@ -120,6 +132,58 @@ def test_a_gain_is_told_at_the_confidence_that_many_measures_leave() -> None:
     assert sure.least < usual.least
 
 
+@pytest.mark.parametrize(("champion", "new", "promoted"), [(20, 2, False), (20, 38, True), (38, 20, False)])
+def test_over_who_judges_by_chance_nothing_is_lost_and_much_can_be_gained(
+    champion: int, new: int, promoted: bool
+) -> None:
+    asked = only("judge")
+    (found,) = compare_all(judging("M2", new), {"champion": judging("M1", champion)}, asked, 50)
+    assert found.untold == ("M1 does no better than chance (50.0%)" if champion == 20 else "")
+    assert found.change is not None
+    assert found.change.gain == pytest.approx((new - champion) / 40)
+    assert found.sure_gain is not None
+    assert (found.sure_gain > 0) == promoted
+    evidence = Evidence("M1", Opinion(0.5, 0.4, 0.4, 0.5, 100), ("M1",), [found], None, 1.0)
+    gain, harm, *_ = decide_promotion(evidence, asked)
+    assert gain.passed is promoted
+    assert harm.passed is (None if champion == 20 else False)
+
+
+@pytest.mark.parametrize(("fit", "untold"), [(20, False), (19, True)])
+def test_nearness_on_too_few_fit_replies_is_neither_a_gain_nor_a_harm(fit: int, untold: bool) -> None:
+    asked = only("nearness")
+    near, far = ([0.5 + by + n / 1000 for n in range(30)] for by in (0.3, 0.0))
+    circles = [True] * (30 - fit)
+    for ours, theirs, passed in ((near, far, True), (far, near, False)):
+        new, champion = assessed("M2", nearness=ours, loops=circles), assessed("M1", nearness=theirs)
+        (found,) = compare_all(new, {"champion": champion}, asked, 50)
+        assert found.untold == ("only 19 prompts have fit replies of both M2 and M1" if untold else "")
+        assert (found.sure_gain is None) == untold
+        evidence = Evidence("M1", Opinion(0.5, 0.4, 0.4, 0.5, 100), ("M1",), [found], None, 1.0)
+        gain, harm, *_ = decide_promotion(evidence, asked)
+        assert gain.passed is (passed and not untold)
+        assert harm.passed is (None if untold else passed)
+
+
+def test_who_copies_instead_of_going_in_circles_has_gained_nothing() -> None:
+    champion, new = assessed("M1", loops=[True] * 60 + [False] * 40), assessed("M2", echoes=[True] * 60 + [False] * 40)
+    found = compare_all(new, {"champion": champion}, PromotionSettings(against=()), 50)
+    gains = {c.measure.name: c.change.gain for c in found if c.change is not None}
+    assert (gains["unfit"], gains["loops"], gains["echoes"]) == (0, 0, 0)
+    assert all(c.sure_gain <= 0 for c in found if c.sure_gain is not None)
+
+
+def test_who_says_little_is_outdone_in_being_cut_off_without_harm() -> None:
+    terse, wordy, wordier = (
+        assessed(name, cut_off=[True] * n + [False] * (100 - n)) for name, n in (("M1", 0), ("base", 60), ("M2", 61))
+    )
+    asked = only("cut_off", against=("base",), proven_gain=False)
+    for others, passed in (({"champion": terse, "base": wordy}, True), ({"champion": terse, "base": terse}, False)):
+        compared = compare_all(wordier, others, asked, 50)  # type: ignore[arg-type]
+        evidence = Evidence("M1", Opinion(0.5, 0.4, 0.4, 0.5, 100), ("M1",), compared, None, 1.0)
+        assert decide_promotion(evidence, asked)[0].passed is passed
+
+
 def test_an_opinion_has_its_lower_ends() -> None:
     said = opinion((60, 20, 20), FEW, 0.65, 0.7)
     assert said is not None
@@ -137,6 +201,22 @@ def test_what_could_not_be_measured_is_no_proof_of_health() -> None:
 def test_lengths_are_compared_where_both_replied() -> None:
     assert length_ratio(replies("M2", 10, 30, 99), replies("other", 10, 10)) == 2.0
     assert length_ratio(replies("M2", 10), replies("M1", 0)) == float("inf")
+
+
+def test_growth_is_that_over_the_longest_of_those_before() -> None:
+    def writes(name: str, *lengths: int) -> Assessment:
+        return assessed(name, ["x" * length for length in lengths], followed=[1, 1])
+
+    new = writes("M2", 20, 40)
+    others = {"champion": writes("M1", 5, 5), "baseline": writes("sft", 10, 20), "base": writes("base", 25, 15)}
+    assert length_growth(new, others) == pytest.approx(30 / 20)  # type: ignore[arg-type]
+    assert length_growth(new, {"champion": others["champion"]}) == pytest.approx(30 / 5)
+    # A champion without a word forbids no sentence; without anybody who says one, any is too long.
+    silent = writes("M1", 0, 0)
+    assert length_growth(new, {"champion": silent, "base": others["base"]}) == pytest.approx(30 / 20)
+    assert length_growth(new, {"champion": silent}) == float("inf")
+    # Where both replied.
+    assert length_growth(new, {"champion": others["champion"], "base": writes("base", 20)}) == pytest.approx(1)
 
 
 def test_a_match_is_counted_again_from_its_table() -> None:

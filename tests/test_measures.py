@@ -5,11 +5,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.measures import MEASURES, VARIETY, Measure, change, figure, measure_named
+from srlm_pipeline.evaluation.measures import (
+    MEASURES,
+    VARIETY,
+    Measure,
+    amount,
+    change,
+    figure,
+    measure_named,
+    why_not_compared,
+)
 from srlm_pipeline.evaluation.statistics import exact_interval, paired_shares
 from srlm_pipeline.evaluation.vital_signs import SIGNS
 
-LESS_IS_BETTER = {*SIGNS, "cut_off", "human_likelihood"}
+LESS_IS_BETTER = {*SIGNS, "unfit", "cut_off", "human_likelihood"}
 WHOLE = assessed(
     "M2",
     ["to be or not to be", "so it goes", "yes", "no"],
@@ -29,6 +38,8 @@ def with_figures(measure: Measure, *values: float) -> Assessment:
     """A model whose items have these values, of 0 and 1, in one measure."""
     if measure.name in (*SIGNS, "cut_off"):
         return assessed("m", **{measure.name: [bool(v) for v in values]})  # type: ignore[arg-type]
+    if measure.name == "unfit":
+        return assessed("m", recites=[bool(v) for v in values])
     if measure.name == "judge":
         return assessed("m", loops=[False], scores=[(v, 1 - v) for v in values])
     if measure.name == "variety":
@@ -42,6 +53,7 @@ def with_figures(measure: Measure, *values: float) -> Assessment:
     ("name", "value", "n"),
     [
         # Of four replies to evaluation prompts and two to checkable ones.
+        ("unfit", 3 / 6, 6),
         ("loops", 2 / 6, 6),
         ("refuses", 1 / 6, 6),
         ("empty", 0.0, 6),
@@ -113,7 +125,9 @@ def test_compared_with_itself_nothing_is_gained(measure: Measure) -> None:
     found = change(WHOLE, WHOLE, measure, resamples=100)
     assert found is not None
     assert found.gain == 0
-    assert found.new == found.other == figure(WHOLE, measure, 100).value
+    assert found.new == found.other
+    if measure.pairing == "plain":
+        assert found.new == figure(WHOLE, measure, 100).value
     assert found.least <= 0 <= found.most
 
 
@@ -168,6 +182,121 @@ def test_more_confidence_says_less(one: float, other: float) -> None:
         assert narrow is not None
         assert wide.least <= narrow.least + 1e-12
         assert wide.most >= narrow.most - 1e-12
+
+
+# What two models' items tell of each other
+
+
+def test_the_first_measure_is_whether_anything_is_wrong_and_two_signs_count_once() -> None:
+    assert MEASURES[0].name == "unfit"
+    every = {sign: [n in (place, 7) for n in range(9)] for place, sign in enumerate(SIGNS)}
+    assert len(SIGNS) < 7
+    assert figure(assessed("m", **every), measure_named("unfit")).value == pytest.approx((len(SIGNS) + 1) / 9)
+
+
+def test_signs_excuse_each_other_nearness_asks_for_fit_replies_and_nothing_else_is_paired_otherwise() -> None:
+    pairings = {measure.name: measure.pairing for measure in [*MEASURES, VARIETY] if measure.pairing != "plain"}
+    assert pairings == {**dict.fromkeys(SIGNS, "excused"), "nearness": "both_fit"}
+    assert [measure.name for measure in MEASURES if measure.lenient] == ["cut_off"]
+    assert [(measure.name, measure.chance) for measure in MEASURES if measure.chance is not None] == [("judge", 0.5)]
+
+
+def test_who_copies_the_prompt_gains_nothing_for_not_going_in_circles() -> None:
+    copies, circles = assessed("M2", echoes=[True] * 4), assessed("M1", loops=[True] * 4)
+    for new, other in ((copies, circles), (circles, copies)):
+        for name in ("loops", "echoes", "unfit"):
+            found = change(new, other, measure_named(name))
+            assert found is not None
+            assert (found.gain, found.n) == (0, 4)
+
+
+def test_a_sign_counts_where_the_other_reply_is_fit_whichever_model_shows_it() -> None:
+    # Circles beside a copy, beside a fit reply; a copy and a fit reply beside circles; both fit; both in circles.
+    one = assessed("M2", loops=[True, True, False, False, False, True], echoes=[False, False, True])
+    two = assessed("M1", loops=[False, False, True, True, False, True], echoes=[True])
+    circles, copies = measure_named("loops"), measure_named("echoes")
+    even = change(one, two, circles)
+    assert even is not None
+    assert (even.gain, even.n) == (0, 6)
+    ends = paired_shares(np.array([0.0, 1, 0, 0, 0, 0]), np.array([0.0, 0, 0, 1, 0, 0]), 0.9)
+    assert (even.least, even.most) == pytest.approx((-ends.high, -ends.low))
+    nothing = change(one, two, copies)
+    assert nothing is not None
+    assert (nothing.new, nothing.other, nothing.gain) == (0, 0, 0)
+    fit = assessed("M0", loops=[False] * 6)
+    for sign, count in ((circles, 3), (copies, 1)):
+        worse, better = change(one, fit, sign), change(fit, one, sign)
+        assert worse is not None
+        assert better is not None
+        assert (worse.gain, better.gain) == pytest.approx((-count / 6, count / 6))
+
+
+def test_a_reply_that_is_wrong_in_two_ways_is_worse_than_a_fit_one_in_both() -> None:
+    both, fit = assessed("M2", loops=[True, False], refuses=[True, False]), assessed("M1", loops=[False] * 2)
+    for name in ("loops", "refuses", "unfit"):
+        found = change(both, fit, measure_named(name))
+        assert found is not None
+        assert (found.new, found.other, found.gain) == (0.5, 0, -0.5)
+
+
+def test_nearness_is_compared_where_both_replies_are_fit() -> None:
+    near = measure_named("nearness")
+    new = assessed("M2", nearness=[0.0] * 3 + [0.9] * 22, loops=[True] * 3)
+    other = assessed("M1", nearness=[0.5] * 3 + [0.99] * 2 + [0.5] * 20, refuses=[False] * 3 + [True] * 2)
+    found = change(new, other, near, resamples=50)
+    assert found is not None
+    assert (found.new, found.other, found.gain, found.n) == pytest.approx((0.9, 0.5, 0.4, 20))
+    back = change(other, new, near, resamples=50)
+    assert back is not None
+    assert (back.gain, back.n) == pytest.approx((-0.4, 20))
+    assert why_not_compared(other, new, near, 50) == ""
+    circling = assessed("M2", nearness=[0.9] * 25, loops=[True] * 25)
+    assert change(circling, other, near) is None
+    assert why_not_compared(other, circling, near, 50) == "only 0 prompts have fit replies of both M2 and M1"
+
+
+def test_too_few_prompts_with_fit_replies_tell_nothing_of_nearness() -> None:
+    near = measure_named("nearness")
+    new = assessed("M2", nearness=[0.9] * 25, loops=[True] * 3)
+    other = assessed("M1", nearness=[0.5] * 25, refuses=[False] * 3 + [True] * 3)
+    assert why_not_compared(other, new, near, 50) == "only 19 prompts have fit replies of both M2 and M1"
+    assert why_not_compared(new, other, near, 50) == "only 19 prompts have fit replies of both M1 and M2"
+    # That nobody measured it is another reason.
+    assert why_not_compared(other, assessed("M2", loops=[False] * 30), near, 50) == ""
+    assert why_not_compared(assessed("M1", loops=[False] * 30), new, near, 50) == ""
+
+
+@pytest.mark.parametrize(
+    ("right", "untold"),
+    [
+        (30, ""),
+        (27, ""),
+        (26, "M1 does no better than chance (50.0%)"),
+        (20, "M1 does no better than chance (50.0%)"),
+        (2, "M1 does no better than chance (50.0%)"),
+    ],
+)
+def test_who_does_not_provably_judge_better_than_chance_has_nothing_to_lose(right: int, untold: str) -> None:
+    def judges(name: str, count: int) -> Assessment:
+        return assessed(name, loops=[False], scores=[(1, 0)] * count + [(0, 1)] * (40 - count))
+
+    assert (exact_interval(right, 40)[0] > 0.5) == (not untold)
+    for mine in (0, 20, 40):
+        assert why_not_compared(judges("M1", right), judges("M2", mine), measure_named("judge"), 100) == untold
+    assert why_not_compared(assessed("M1", loops=[False]), judges("M2", 40), measure_named("judge"), 100) == ""
+
+
+@EVERY
+def test_a_comparison_tells_something_unless_chance_or_unfit_replies_forbid(measure: Measure) -> None:
+    alike = with_figures(measure, *[0] * 3)
+    assert bool(why_not_compared(alike, alike, measure, 50)) == (measure.name in ("judge", "nearness"))
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"), [(0.1234, "share", "12.3%"), (0.1234, "cosine", "0.123"), (1.234, "nats", "1.23 nats")]
+)
+def test_figures_have_their_units(value: float, unit: str, text: str) -> None:
+    assert amount(value, unit) == text  # type: ignore[arg-type]
 
 
 def test_measures_are_found_by_their_names_which_are_all_different() -> None:

@@ -14,7 +14,6 @@ from srlm_pipeline.evaluation.promotion import (
     Evidence,
     Opinion,
     Rule,
-    amount,
     decide_promotion,
     read_decision,
     write_decision,
@@ -99,7 +98,7 @@ def test_before_an_arbiter_of_the_loop_a_win_is_only_shown() -> None:
 # No harm
 
 
-@pytest.mark.parametrize("name", NO_HARM)
+@pytest.mark.parametrize("name", [measure.name for measure in MEASURES if not measure.lenient])
 @pytest.mark.parametrize("opponent", OTHERS)
 def test_each_measure_alone_refuses_what_may_be_worse_by_more_than_its_margin(name: str, opponent: str) -> None:
     measure, margin = measure_named(name), getattr(SETTINGS.margins, name)
@@ -112,18 +111,34 @@ def test_each_measure_alone_refuses_what_may_be_worse_by_more_than_its_margin(na
     assert (found.value, found.threshold) == pytest.approx((-0.0001 - margin, -margin))
 
 
+@pytest.mark.parametrize("spared", OTHERS)
+def test_where_one_opponent_is_enough_only_what_is_worse_than_all_of_them_is_refused(spared: str) -> None:
+    measure, margin = measure_named("cut_off"), SETTINGS.margins.cut_off
+    assert margin is not None
+    worse = [beside(measure, opponent, -0.9) for opponent in OTHERS]
+    allowed = put(worse, beside(measure, spared, 0.01 - margin))
+    harmful = put(worse, beside(measure, spared, 0.0099 - margin))
+    assert failed(replace(GOOD, compared=allowed), ONLY_MARGINS) == []
+    assert failed(replace(GOOD, compared=harmful), ONLY_MARGINS) == [NO_HARM["cut_off"]]
+    found = rule(replace(GOOD, compared=harmful), NO_HARM["cut_off"])
+    assert (found.value, found.threshold) == pytest.approx((-0.0001 - margin, -margin))
+    assert f" of {spared} ({OTHERS[spared]})" in found.explanation
+
+
 def test_the_opponent_that_it_is_worst_against_is_named() -> None:
     measure = measure_named("loops")
     compared = put(put(ALIKE, beside(measure, "sft_baseline", -0.2)), beside(measure, "base", -0.1))
-    assert rule(replace(GOOD, compared=compared), NO_HARM["loops"]).explanation == (
+    asked = PromotionSettings(margins=MarginSettings(loops=0.1))
+    assert rule(replace(GOOD, compared=compared), NO_HARM["loops"], asked).explanation == (
         "30.0% after 50.0% of sft_baseline (SFT baseline); with 95 % confidence worse by at most 21.0 points, "
-        "7.0 points allowed"
+        "10.0 points allowed"
     )
 
 
 def test_what_is_surely_better_is_said_to_be() -> None:
     compared = [beside(measure_named("human_likelihood"), opponent, 0.3) for opponent in OTHERS]
-    assert rule(replace(GOOD, compared=compared), NO_HARM["human_likelihood"]).explanation == (
+    asked = PromotionSettings(margins=MarginSettings(human_likelihood=0.2))
+    assert rule(replace(GOOD, compared=compared), NO_HARM["human_likelihood"], asked).explanation == (
         "0.80 nats after 0.50 nats of M1 (champion); with 95 % confidence better by at least 0.29 nats, "
         "0.20 nats allowed"
     )
@@ -131,23 +146,61 @@ def test_what_is_surely_better_is_said_to_be() -> None:
 
 def test_what_was_measured_of_nobody_is_shown_and_refuses_nothing() -> None:
     evidence = replace(GOOD, compared=without(BETTER, "nearness", *OTHERS))
-    found = rule(evidence, NO_HARM["nearness"])
-    assert (found.passed, found.value, found.threshold) == (None, None, -0.04)
+    found = rule(evidence, NO_HARM["nearness"], PromotionSettings(margins=MarginSettings(nearness=0.06)))
+    assert (found.passed, found.value, found.threshold) == (None, None, -0.06)
     assert found.explanation == f"not measured: {measure_named('nearness').absent}"
     assert failed(evidence) == []
 
 
+@pytest.mark.parametrize("name", ["judge", "cut_off"])
 @pytest.mark.parametrize("lacking", [("base",), ("M1", "sft_baseline")])
-def test_what_could_not_be_compared_with_everybody_is_no_proof(lacking: tuple[str, ...]) -> None:
-    evidence = replace(GOOD, compared=without(BETTER, "judge", *lacking))
-    assert failed(evidence) == [NO_HARM["judge"]]
-    assert rule(evidence, NO_HARM["judge"]).explanation == f"could not be compared with {', '.join(lacking)}"
+def test_what_could_not_be_compared_with_everybody_is_no_proof(lacking: tuple[str, ...], name: str) -> None:
+    evidence = replace(GOOD, compared=without(BETTER, name, *lacking))
+    assert failed(evidence) == [NO_HARM[name]]
+    assert rule(evidence, NO_HARM[name]).explanation == f"could not be compared with {', '.join(lacking)}"
 
 
 def test_a_wider_margin_allows_more() -> None:
-    evidence = replace(GOOD, compared=put(BETTER, beside(measure_named("cut_off"), "base", -0.25)))
-    assert failed(evidence) == [NO_HARM["cut_off"]]
-    assert failed(evidence, PromotionSettings(margins=MarginSettings(cut_off=0.26))) == []
+    evidence = replace(GOOD, compared=put(BETTER, beside(measure_named("checkable"), "base", -0.25)))
+    assert failed(evidence) == [NO_HARM["checkable"]]
+    assert failed(evidence, PromotionSettings(margins=MarginSettings(checkable=0.26))) == []
+
+
+def test_whom_a_comparison_tells_nothing_of_is_not_decided_by() -> None:
+    judge = measure_named("judge")
+    untold = replace(beside(judge, "base", -0.4), untold="base does no better than chance (50.0%)")
+    evidence = replace(GOOD, compared=put(BETTER, untold))
+    assert failed(evidence) == []
+    assert "base" not in rule(evidence, NO_HARM["judge"]).explanation
+    # The others are asked all the same.
+    harmed = put(evidence.compared, beside(judge, "sft_baseline", -0.2))
+    assert failed(replace(GOOD, compared=harmed)) == [NO_HARM["judge"]]
+    assert rule(replace(GOOD, compared=harmed), NO_HARM["judge"]).value == pytest.approx(-0.21)
+    lacking = without(evidence.compared, "judge", "M1")
+    assert failed(replace(GOOD, compared=lacking)) == [NO_HARM["judge"]]
+    assert rule(replace(GOOD, compared=lacking), NO_HARM["judge"]).explanation == "could not be compared with M1"
+
+
+def test_where_no_comparison_tells_anything_the_reasons_are_shown_and_nothing_is_refused() -> None:
+    near = measure_named("nearness")
+    compared = BETTER
+    for count, opponent in enumerate(OTHERS):
+        other = beside(near, opponent, -0.4) if count else unmeasured(near, opponent)
+        compared = put(compared, replace(other, untold=f"only {count} prompts are fit"))
+    evidence = replace(GOOD, compared=compared)
+    found = rule(evidence, NO_HARM["nearness"], PromotionSettings(margins=MarginSettings(nearness=0.06)))
+    assert (found.passed, found.value, found.threshold) == (None, None, -0.06)
+    assert found.explanation == (
+        "not decided by: only 0 prompts are fit; only 1 prompts are fit; only 2 prompts are fit"
+    )
+    assert failed(evidence) == []
+
+
+def test_even_the_most_lenient_comparison_has_to_tell_something() -> None:
+    measure = measure_named("cut_off")
+    worse = [beside(measure, opponent, -0.9) for opponent in OTHERS]
+    compared = put(worse, replace(beside(measure, "M1", 0.5), untold="it is not known"))
+    assert failed(replace(GOOD, compared=compared), ONLY_MARGINS) == [NO_HARM["cut_off"]]
 
 
 # A proven gain
@@ -185,6 +238,16 @@ def test_one_gain_among_many_has_to_be_surer_than_a_single_one() -> None:
 def test_being_better_than_somebody_else_is_no_gain() -> None:
     compared = put(put(ALIKE, beside(measure_named("judge"), "base", 0.3)), beside(MEASURES[0], "sft_baseline", 0.3))
     assert failed(replace(GOOD, compared=compared)) == [GAIN]
+
+
+def test_a_gain_over_a_champion_that_knows_nothing_counts_if_it_is_told() -> None:
+    judge = measure_named("judge")
+    told = replace(beside(judge, "M1", 0.3), untold="M1 does no better than chance (50.0%)")
+    assert failed(replace(GOOD, compared=put(ALIKE, told))) == []
+    assert rule(replace(GOOD, compared=put(ALIKE, told)), GAIN).explanation == (
+        "human-ranked pairs judged right: 80.0% after 50.0%, better by at least 28.0 points"
+    )
+    assert failed(replace(GOOD, compared=put(ALIKE, replace(told, sure_gain=None)))) == [GAIN]
 
 
 def test_gains_are_all_told() -> None:
@@ -268,6 +331,12 @@ def test_replies_may_grow_by_the_limit_only(growth: float, passed: bool) -> None
     assert failed(replace(GOOD, length_growth=growth)) == ([] if passed else [LONGER])
 
 
+def test_growth_is_told_against_the_longest_of_those_before() -> None:
+    assert rule(replace(GOOD, length_growth=2.0), LONGER).explanation == (
+        "mean length 2.00 times the longest of those before, 1.30 allowed"
+    )
+
+
 def test_a_failed_monitor_is_named() -> None:
     evidence = replace(GOOD, failed_monitors=("parse rate", "length growth"))
     assert failed(evidence) == [COLLAPSE]
@@ -288,13 +357,6 @@ def test_every_rule_can_be_switched_off() -> None:
 
 def test_every_measure_has_a_margin_and_every_margin_a_measure() -> None:
     assert set(MarginSettings.model_fields) == set(NO_HARM)
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"), [(0.1234, "share", "12.3%"), (0.1234, "cosine", "0.123"), (1.234, "nats", "1.23 nats")]
-)
-def test_figures_have_their_units(value: float, unit: str, text: str) -> None:
-    assert amount(value, unit) == text  # type: ignore[arg-type]
 
 
 @given(

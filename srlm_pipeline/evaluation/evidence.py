@@ -37,8 +37,8 @@ def compare_all(
             in_words = ", ".join(ROLE_NAMES[role] for role in roles if others[role].model == name)
             gain = change(new, other, measure, sure_confidence(settings), resamples)
             untold = why_not_compared(other, new, measure, resamples)
-            # Over one that does no better than chance a gain is one all the same.
-            counts = gain is not None and (not untold or measure.chance is not None)
+            # Over one that does no better than chance a gain is one all the same, if it is above chance.
+            counts = not untold or (measure.chance is not None and not why_not_compared(new, other, measure, resamples))
             found.append(
                 Compared(
                     measure,

@@ -47,8 +47,8 @@ class Measure:
         values: By item, in a model's assessment; items that could not be measured are left out.
         absent: Why it is not measured where there are no items.
         pairing: How two models' items are compared. ``excused``: a reply that is unfit in one way is no merit in
-            another, so an item tells nothing where either model's reply is unfit otherwise: who copies the prompt goes
-            in no circles. ``both_fit``: only items where both replies are fit tell anything.
+            another, so a sign counts only where the other model's reply is fit: who copies the prompt goes in no
+            circles. ``both_fit``: only items where both replies are fit tell anything.
         lenient: Whether it is enough not to be worse than one of the other models: who says little is never cut off.
         chance: What knowing nothing reaches; who does not provably exceed it has nothing to lose.
     """
@@ -262,7 +262,8 @@ def change(
         found = paired_shares(np.concatenate(ours), np.concatenate(theirs), two_sided)
     else:
         found = paired_difference(ours, theirs, resamples, confidence=two_sided)
-    means = [float(np.concatenate(side).mean()) for side in (ours, theirs)]
+    # As each is, whatever was excused in the comparison.
+    means = [float(np.concatenate([measure.values(side)[item] for item in shared]).mean()) for side in (new, other)]
     gains = found if measure.higher_is_better else PairedDifference(-found.value, -found.high, -found.low)
     return Change(means[0], means[1], gains.value, gains.low, gains.high, len(shared))
 

@@ -227,7 +227,25 @@ def _stock_places(exchanges: Sequence[Exchange]) -> set[int]:
         stock = sum(n * len(s) for s, n in Counter(spoken).items() if len(said[s]) >= _STOCK_REPLIES)
         if stock and stock >= _STOCK_SHARE * len(_WORD.findall(exchanges[place].reply)):
             found.add(place)
-    return found | _nearly_the_same(exchanges, prompts)
+    return found | _the_same(exchanges, prompts) | _nearly_the_same(exchanges, prompts)
+
+
+def _the_same(exchanges: Sequence[Exchange], prompts: Sequence[str]) -> set[int]:
+    """Return the places of replies of any length that reply to other prompts as well, word for word.
+
+    An answer that the prompt itself offers, as one of a few to choose from, is none.
+    """
+    words = [tuple(w.lower() for w in _WORD.findall(e.reply)) for e in exchanges]
+    asked: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for spoken, prompt in zip(words, prompts, strict=True):
+        asked[spoken].add(prompt)
+    return {
+        place
+        for place, (spoken, exchange) in enumerate(zip(words, exchanges, strict=True))
+        if spoken
+        and len(asked[spoken]) >= _STOCK_REPLIES
+        and spoken not in _grams([w.lower() for w in _WORD.findall(exchange.prompt)], len(spoken))
+    }
 
 
 def _nearly_the_same(exchanges: Sequence[Exchange], prompts: Sequence[str]) -> set[int]:

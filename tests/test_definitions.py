@@ -80,7 +80,7 @@ READERS: dict[str, set[str]] = {
     "baselines: {reward_model: {epochs: 3}}": {"reward_model"},
     "baselines: {rlhf: {kl_coefficient: 0.2}}": {"rlhf_model"},
     "promotion: {min_win_rate: 0.6}": {"promotion"},
-    "promotion: {margins: {loops: 0.1}}": {"promotion"},
+    "promotion: {margins: {loops: 0.2}}": {"promotion"},
     "evaluation: {max_new_tokens: 100}": MEASURING,
     "evaluation: {encoder: none}": MEASURING,
     "evaluation: {bootstrap_samples: 123}": MEASURING | {"promotion"},

@@ -222,7 +222,9 @@ def test_a_sign_counts_where_the_other_reply_is_fit_whichever_model_shows_it() -
     assert (even.least, even.most) == pytest.approx((-ends.high, -ends.low))
     nothing = change(one, two, copies)
     assert nothing is not None
-    assert (nothing.new, nothing.other, nothing.gain) == (0, 0, 0)
+    # Shown as each is; held against each other nothing is left.
+    assert (nothing.new, nothing.other) == pytest.approx((1 / 6, 1 / 6))
+    assert nothing.gain == 0
     fit = assessed("M0", loops=[False] * 6)
     for sign, count in ((circles, 3), (copies, 1)):
         worse, better = change(one, fit, sign), change(fit, one, sign)

@@ -295,9 +295,15 @@ def test_a_stock_sentence_within_a_longer_answer_is_no_recital() -> None:
     assert told(ASKED[:3], answers) == [set()] * 3
 
 
-def test_short_answers_may_be_the_same() -> None:
+def test_one_word_may_answer_many_prompts() -> None:
     assert told(ASKED, ["Yes."] * 4) == [set()] * 4
-    assert told(ASKED, ["I do not know that."] * 4) == [set()] * 4
+
+
+def test_the_very_same_few_words_to_three_prompts_are_a_stock_reply_unless_the_prompt_offers_them() -> None:
+    assert told(ASKED, ["It depends."] * 4) == [{"recites"}] * 4
+    assert told(ASKED, ["It depends.", "It depends.", "Yes.", "No."]) == [set()] * 4
+    offered = [f"{prompt} Say: it depends." for prompt in ASKED]
+    assert told(offered, ["It depends."] * 4) == [set()] * 4
 
 
 def test_nearly_the_same_reply_to_three_prompts_is_a_stock_reply() -> None:

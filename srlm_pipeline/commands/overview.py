@@ -30,11 +30,7 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
         Column("vs base\nw/t/l", no_wrap=True),
         Column("vs SFT\nw/t/l", no_wrap=True),
         Column("vs prev\nw/t/l", no_wrap=True),
-        "loops",
-        "re-\ncites",
-        "tasks",
-        "judge\naccur.",
-        "pairs",
+        *(Column(head, no_wrap=True) for head in ("loops", "re-\ncites", "tasks", "judge", "pairs")),
         Column("verdict", no_wrap=True),
         padding=(0, 0),
         box=box.SIMPLE,
@@ -50,7 +46,7 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
             "" if name == BASE else "seed",
             *met,
             NONE,
-            *(share(assessed.get(f"{name}_{figure}")) for figure in _FIGURES),
+            *(rounded(assessed.get(f"{name}_{figure}")) for figure in _FIGURES),
             NONE,
             NONE,
             style=None if exists else "dim",
@@ -65,7 +61,7 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
             name,
             key,
             *(match_text(wins, f"vs_{role}_") for role in ("base", "baseline", "previous")),
-            *(share(own.get(figure)) for figure in _FIGURES),
+            *(rounded(own.get(figure)) for figure in _FIGURES),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
             {True: "promoted", False: "rejected", None: NONE}[promoted],
         )
@@ -90,6 +86,11 @@ def match_text(metadata: dict[str, Any], prefix: str) -> str:
     if f"{prefix}wins" not in metadata:
         return NONE
     return "/".join(str(int(metadata[f"{prefix}{part}"])) for part in ("wins", "ties", "losses"))
+
+
+def rounded(value: Any) -> str:
+    """Return a share in whole percent, for narrow columns."""
+    return f"{value:.0%}" if isinstance(value, float | int) else NONE
 
 
 def share(value: Any) -> str:

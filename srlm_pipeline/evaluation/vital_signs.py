@@ -231,7 +231,7 @@ def _stock_places(exchanges: Sequence[Exchange]) -> set[int]:
 
 
 def _the_same(exchanges: Sequence[Exchange], prompts: Sequence[str]) -> set[int]:
-    """Return the places of replies of any length that reply to other prompts as well, word for word.
+    """Return the places of replies of two words or more that reply to other prompts as well, word for word.
 
     An answer that the prompt itself offers, as one of a few to choose from, is none.
     """
@@ -242,7 +242,7 @@ def _the_same(exchanges: Sequence[Exchange], prompts: Sequence[str]) -> set[int]
     return {
         place
         for place, (spoken, exchange) in enumerate(zip(words, exchanges, strict=True))
-        if spoken
+        if len(spoken) > 1
         and len(asked[spoken]) >= _STOCK_REPLIES
         and spoken not in _grams([w.lower() for w in _WORD.findall(exchange.prompt)], len(spoken))
     }

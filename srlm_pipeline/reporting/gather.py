@@ -276,7 +276,7 @@ def gather_reading(
     known = prompts[prompts["reference"].notna()]
     return reading_page(
         settings.project,
-        f"Iteration {iteration}: what {name} says",
+        f"Iteration {iteration}: {name}",
         around.made_at,
         {model: assessments[model] for model in roles},
         {model: ", ".join(played) for model, played in roles.items()},

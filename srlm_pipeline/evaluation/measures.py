@@ -263,7 +263,8 @@ def change(
     else:
         found = paired_difference(ours, theirs, resamples, confidence=two_sided)
     # As each is, whatever was excused in the comparison.
-    means = [float(np.concatenate([measure.values(side)[item] for item in shared]).mean()) for side in (new, other)]
+    as_they_are = [measure.values(assessment) for assessment in (new, other)]
+    means = [float(np.concatenate([values[item] for item in shared]).mean()) for values in as_they_are]
     gains = found if measure.higher_is_better else PairedDifference(-found.value, -found.high, -found.low)
     return Change(means[0], means[1], gains.value, gains.low, gains.high, len(shared))
 

@@ -244,7 +244,7 @@ def test_among_many_measures_hardly_ever_one_is_better_by_chance() -> None:
     rng = np.random.default_rng(5)
     unsure = Opinion(0.5, 0.4, 0.4, 0.5, 100)
     gains = []
-    for _ in range(20):
+    for _ in range(200):
         compared = compare_all(drawn(rng, "M2"), {"champion": drawn(rng, "M1")}, FEW, 200)
         gains.append("better than the champion" not in " ".join(verdict(compared, unsure)))
     assert np.mean(gains) <= 0.05
@@ -270,7 +270,7 @@ def test_what_is_worse_by_the_margin_is_seldom_taken_for_harmless() -> None:
     rng = np.random.default_rng(9)
     tasks, margin = measure_named("closed_tasks"), 0.2
     passed = []
-    for _ in range(120):
+    for _ in range(300):
         found = change(drawn(rng, "M2", -margin), drawn(rng, "M1"), tasks)
         assert found is not None
         passed.append(found.least >= -margin)

@@ -292,8 +292,9 @@ def test_every_decision_is_written_down_with_its_rules(finished: Home) -> None:
         unmeasured = [rule.name for rule in decision.rules if rule.passed is None]
         assert names[0].startswith("better than the champion")
         assert sum(name.startswith("no harm: ") for name in names) == len(MEASURES)
-        # Two copies of M1 decide, and there is no sentence encoder.
-        assert unmeasured == [
+        # Two copies of M1 decide, and there is no sentence encoder. A tiny model may judge no better than chance.
+        judging = f"no harm: {measure_named('judge').title}"
+        assert [name for name in unmeasured if name != judging] == [
             f"no harm: {measure_named('nearness').title}",
             f"the loop's own opinion of it against {decision.champion}",
         ]
@@ -322,8 +323,8 @@ def test_the_status_shows_what_every_model_wins_and_what_is_wrong_with_it(finish
     headers = [str(column.header) for column in table.columns]
     m3 = dict(zip(headers, cells[-1], strict=True))
     told = finished.materialization("assessment", "iter_002").metadata
-    assert m3["loops"] == f"{told['loops'].value:.1%}"
-    assert m3["tasks"] == f"{told['closed_tasks'].value:.1%}"
+    assert m3["loops"] == f"{told['loops'].value:.0%}"
+    assert m3["tasks"] == f"{told['closed_tasks'].value:.0%}"
     assert m3["vs base\nw/t/l"].count("/") == m3["vs prev\nw/t/l"].count("/") == 2
     assert cells[2][2].count("/") == 2, "M1 against the base model"
     assert "matches are its own opinion" in str(table.caption)

@@ -179,16 +179,15 @@ class Bench:
             )
         for note in notes:
             self.say(note)
+        around = circumstances()
         result = {
             "name": self.name,
             "title": self.title,
             "smoke": self.args.smoke,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": {**machine(), "device": describe_device(self.args.device), "load_average": self.load},
+            **around,
+            "machine": {**around["machine"], "device": describe_device(self.args.device), "load_average": self.load},
             "limits": asdict(self.limits),
             "slowest_bf16_flops": slowest,
-            "versions": versions(),
             # Folders by their names: where they lie on this machine is nobody's business.
             "arguments": {k: v.name if isinstance(v, Path) else str(v) for k, v in vars(self.args).items()},
             "measurements": [asdict(m) for m in measurements],
@@ -201,12 +200,31 @@ class Bench:
 
 def write_result(result: Mapping[str, Any]) -> Path:
     """Write a result atomically; trials go where they are not taken for measurements."""
+    target = (SMOKE_RESULTS if result["smoke"] else RESULTS) / f"{result['name']}.json"
+    _write(target, result)
+    return target
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what was found so far atomically, below what it was found with."""
+    _write(path, {**circumstances(), **content})
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what stands at the head of every record: when, of which commit, on which machine, with which packages."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
     from srlm_pipeline.files import replacing_file
 
-    target = (SMOKE_RESULTS if result["smoke"] else RESULTS) / f"{result['name']}.json"
-    with replacing_file(target) as temporary:
-        temporary.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return target
+    with replacing_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def interleave(bench: Bench, contenders: Mapping[str, Callable[[int], Any]], repetitions: int) -> dict[str, list[Any]]:

@@ -15,11 +15,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import RESULTS, ROOT, SMOKE_RESULTS, commit, machine, model_folder, options, parse, versions
+from benchmarks.common import RESULTS, ROOT, SMOKE_RESULTS, model_folder, options, parse, write_record
 from benchmarks.self_improvement import SMOKE_SETTINGS
 from benchmarks.table import fill_blocks, markdown_table
 from benchmarks.zoo import ANIMALS, Animal, Sources, make_animal
@@ -118,13 +117,12 @@ class Zoo:
         home = open_store(self.settings)
         self.home: ProjectStore = home
         self._prompts = load_evaluation_prompts(self.settings.data).table
-        ranked = load_ranked_replies(self.settings.data).table
-        self._held_out = ranked[ranked["split"] == "held_out"]
+        self._ranked = load_ranked_replies(self.settings.data).table
         asked = fingerprint(
             self.settings.fingerprint("evaluation", "judge", "seed"),
             verifiable_digest(self.settings.evaluation.verifiable),
             closed_tasks_digest(self.settings.evaluation.closed_tasks.source),
-            [*self._prompts["prompt"], *self._held_out["text"]],
+            [*self._prompts["prompt"], *self._ranked["text"][self._ranked["split"] == "held_out"]],
         )
         # With other questions nothing is taken over.
         self._store = ProjectStore(args.work / "measured" / asked, home.shared)
@@ -183,24 +181,15 @@ class Zoo:
 
     def _measure(self, checkpoint: Checkpoint) -> None:
         from srlm_pipeline.errors import TableError
-        from srlm_pipeline.evaluation.assessing import assess
-        from srlm_pipeline.evaluation.assessment import read_assessment, write_assessment
-        from srlm_pipeline.evaluation.opening import open_encoder
+        from srlm_pipeline.evaluation.assessing import assess_and_keep
+        from srlm_pipeline.evaluation.assessment import read_assessment
 
         try:
             found = read_assessment(self._store, checkpoint)
         except TableError:
-            found = assess(
-                checkpoint,
-                self._prompts,
-                self._held_out,
-                self.settings,
-                self._store,
-                self._open,
-                self._progress,
-                open_encoder(self.settings, self._store),
+            found = assess_and_keep(
+                checkpoint, self._prompts, self._ranked, self.settings, self._store, self._open, self._progress
             )
-            write_assessment(found, self._store, checkpoint)
         self.assessed[checkpoint.name] = found
 
     def _open(self, checkpoint: Checkpoint, batch_size: int) -> Any:
@@ -271,21 +260,14 @@ class Record:
 
     def save(self) -> None:
         """Write everything, atomically."""
-        from srlm_pipeline.files import replacing_file
-
         content = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": machine(),
-            "versions": versions(),
             "damaged": self._count(damaged=True),
             "controls": self._count(damaged=False),
             "readers": self.readers,
             "models": self.models,
             "rows": self.rows,
         }
-        with replacing_file(self.path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_record(self.path, content)
 
     def _count(self, damaged: bool) -> dict[str, int]:
         tried = [row for row in self.rows if row["damaged"] == damaged]

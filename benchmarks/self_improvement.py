@@ -17,11 +17,10 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import RESULTS, ROOT, SMOKE_RESULTS, commit, machine, model_folder, options, parse, versions
+from benchmarks.common import RESULTS, ROOT, SMOKE_RESULTS, model_folder, options, parse, write_record
 from benchmarks.oasst_split import Parts, write_parts
 from benchmarks.outside import outside_rankings, read_ranked
 
@@ -130,19 +129,8 @@ class Record:
 
     def save(self) -> None:
         """Write everything, atomically."""
-        from srlm_pipeline.files import replacing_file
-
-        content = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "machine": machine(),
-            "versions": versions(),
-            "settings": CONFIG.read_text(encoding="utf-8"),
-            "arbiter": self.arbiter,
-            "arms": self.arms,
-        }
-        with replacing_file(self.path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        settings = CONFIG.read_text(encoding="utf-8")
+        write_record(self.path, {"settings": settings, "arbiter": self.arbiter, "arms": self.arms})
         print(f"[self_improvement] written to {self.path}", flush=True)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,7 +112,7 @@ def make_animal(animal: Animal, seed: int, sources: Sources, folder: Path, progr
         return known
     # Named by all that decides: what another recipe left there must not be continued.
     work = folder / f".{name}-{source.digest}-{lineage['recipe']}"
-    made = recipe.make(source, sources.settings, seed, work, f"making {name}", progress)
+    made = recipe.make(Making(source, sources.settings, seed, work, f"making {name}", progress))
     return save_checkpoint(made, target, name, source.digest, lineage, sources.settings.model.save_dtype)
 
 
@@ -122,6 +122,37 @@ def exchanges(kind: str, seed: int, sources: Sources) -> list[Exchange]:
 
 
 # Recipes: how a model becomes another one.
+
+
+@dataclass(frozen=True)
+class Making:
+    """What every recipe needs.
+
+    Attributes:
+        source: The model to start from.
+        settings: Of the quickstart.
+        seed: Of the training, or of noise.
+        work: Folder for what is unfinished.
+        description: Of the progress.
+        progress: Where it is shown.
+    """
+
+    source: Checkpoint
+    settings: Settings
+    seed: int
+    work: Path
+    description: str
+    progress: ProgressReporter
+
+
+class _Recipe(Protocol):
+    """How a model becomes another one."""
+
+    def digest(self) -> str:
+        """Return what tells this recipe from others, data and settings included."""
+
+    def make(self, making: Making) -> LoadedModel:
+        """Return the other model."""
 
 
 @dataclass(frozen=True)
@@ -141,36 +172,34 @@ class _Taught:
     def digest(self) -> str:
         return _digest(self.rows, self.training.model_dump(), *self.own)
 
-    def make(
-        self,
-        source: Checkpoint,
-        settings: Settings,
-        seed: int,
-        work: Path,
-        description: str,
-        progress: ProgressReporter,
-    ) -> LoadedModel:
+    def make(self, making: Making) -> LoadedModel:
         from srlm_pipeline.training.sft import SftExample, train_sft
 
-        rows = [*self.rows, *(good_own_replies(source, self.own, settings, seed, progress) if self.own else ())]
-        examples = [SftExample(prompt, reply) for prompt, reply in rows]
-        return train_sft(source.path, examples, self.training, settings.model, seed, work, description, progress).loaded
+        rows = [*self.rows, *(good_own_replies(making, self.own) if self.own else ())]
+        return train_sft(
+            making.source.path,
+            [SftExample(prompt, reply) for prompt, reply in rows],
+            self.training,
+            making.settings.model,
+            making.seed,
+            making.work,
+            making.description,
+            making.progress,
+        ).loaded
 
 
-def good_own_replies(
-    source: Checkpoint, prompts: Sequence[str], settings: Settings, seed: int, progress: ProgressReporter
-) -> list[Exchange]:
+def good_own_replies(making: Making, prompts: Sequence[str]) -> list[Exchange]:
     """Return a model's own replies that came to an end, do not repeat themselves, and are no copies of the prompt."""
     from srlm_pipeline.evaluation.text_measures import repeated_ngrams
     from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
     from srlm_pipeline.generation.opening import open_engine
 
-    engine = open_engine(source, settings, 64)
+    engine = open_engine(making.source, making.settings, 64)
     requests = [
-        GenerationRequest(str(place), engine.render(prompt), derive_seed(seed, "zoo", place))
+        GenerationRequest(str(place), engine.render(prompt), derive_seed(making.seed, "zoo", place))
         for place, prompt in enumerate(prompts)
     ]
-    with progress.task(f"replies of {source.name}", len(requests), "replies") as task:
+    with making.progress.task(f"replies of {making.source.name}", len(requests), "replies") as task:
         completions = engine.generate(requests, Sampling(0.7, 0.9, 160), lambda batch: task.advance(len(batch)))
     return [
         (prompt, completion.text)
@@ -192,20 +221,19 @@ class _Preferring:
     def digest(self) -> str:
         return _digest([asdict(example) for example in self.examples], self.training.model_dump())
 
-    def make(
-        self,
-        source: Checkpoint,
-        settings: Settings,
-        seed: int,
-        work: Path,
-        description: str,
-        progress: ProgressReporter,
-    ) -> LoadedModel:
+    def make(self, making: Making) -> LoadedModel:
         from srlm_pipeline.training.dpo import train_dpo
 
         # The first iteration of a run with this seed trains so.
         return train_dpo(
-            source.path, self.examples, self.training, settings.model, seed + 1, work, description, progress
+            making.source.path,
+            self.examples,
+            self.training,
+            making.settings.model,
+            making.seed + 1,
+            making.work,
+            making.description,
+            making.progress,
         ).loaded
 
 
@@ -218,20 +246,13 @@ class _Noisy:
     def digest(self) -> str:
         return _digest(self.strength)
 
-    def make(
-        self,
-        source: Checkpoint,
-        settings: Settings,
-        seed: int,
-        work: Path,
-        description: str,
-        progress: ProgressReporter,
-    ) -> LoadedModel:
+    def make(self, making: Making) -> LoadedModel:
         from srlm_pipeline.models.loading import load_model
 
-        loaded = load_model(source.path, settings.model.model_copy(update={"device": "cpu"}), dtype="float32")
-        with progress.task(description, 1, "models") as task:
-            add_noise(loaded.model, self.strength, seed)
+        on_cpu = making.settings.model.model_copy(update={"device": "cpu"})
+        loaded = load_model(making.source.path, on_cpu, dtype="float32")
+        with making.progress.task(making.description, 1, "models") as task:
+            add_noise(loaded.model, self.strength, making.seed)
             task.advance()
         return loaded
 
@@ -261,7 +282,7 @@ _NOISE = {"noise_weak": 0.08, "noise_middle": 0.12, "noise_strong": 0.2}
 _PREFERENCES = {"over_trained": (2, False), "over_trained_3x": (6, False), "reversed_pairs": (2, True)}
 
 
-def _recipe(animal: Animal, seed: int, sources: Sources) -> _Taught | _Preferring | _Noisy:
+def _recipe(animal: Animal, seed: int, sources: Sources) -> _Recipe:
     if animal.kind in _NOISE:
         return _Noisy(_NOISE[animal.kind])
     if animal.kind in _LESSONS:

@@ -13,6 +13,7 @@ from benchmarks.zoo import (
     ANIMALS,
     BRIEFLY,
     Animal,
+    Making,
     Sources,
     add_noise,
     closed_items,
@@ -307,11 +308,13 @@ def test_an_animal_is_made_once_and_says_from_what(kind: str, tiny_sources: Sour
 
 
 @pytest.mark.slow
-def test_own_replies_are_kept_if_they_came_to_an_end_without_repeating_themselves(tiny_sources: Sources) -> None:
+def test_own_replies_are_kept_if_they_came_to_an_end_without_repeating_themselves(
+    tiny_sources: Sources, tmp_path: Path
+) -> None:
     prompts = [f"tell me of {n}" for n in range(12)]
-    first, again, other = (
-        good_own_replies(tiny_sources.base, prompts, tiny_sources.settings, seed, NullProgress()) for seed in (1, 1, 2)
-    )
+    base, settings = tiny_sources.base, tiny_sources.settings
+    makings = [Making(base, settings, seed, tmp_path, "", NullProgress()) for seed in (1, 1, 2)]
+    first, again, other = (good_own_replies(making, prompts) for making in makings)
     assert first == again != other
     for prompt, reply in first:
         assert prompt in prompts and prompt not in reply

@@ -8,13 +8,12 @@ import pandas as pd
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_result
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
 from srlm_pipeline.assets.training import iteration_model
-from srlm_pipeline.evaluation.assessing import assess, vital_signs
-from srlm_pipeline.evaluation.assessment import Assessment, read_assessments, write_assessment
+from srlm_pipeline.evaluation.assessing import assess_and_keep, vital_signs
+from srlm_pipeline.evaluation.assessment import Assessment, read_assessments
 from srlm_pipeline.evaluation.forbidden import forbidden_digests
 from srlm_pipeline.evaluation.harness import run_harness
 from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy, measure_judge
 from srlm_pipeline.evaluation.measures import MEASURES, figure
-from srlm_pipeline.evaluation.opening import open_encoder
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
 from srlm_pipeline.models.loading import choose_device
@@ -143,19 +142,8 @@ def _assess(
     prompts: pd.DataFrame,
 ) -> Assessment:
     settings, store = project.settings, project.store
-    checkpoint = store.named_model(settings, name)
-    found = assess(
-        checkpoint,
-        prompts,
-        ranked[ranked["split"] == "held_out"],
-        settings,
-        store,
-        project.engine,
-        project.progress(context),
-        open_encoder(settings, store),
-    )
-    write_assessment(found, store, checkpoint)
-    return found
+    model = store.named_model(settings, name)
+    return assess_and_keep(model, prompts, ranked, settings, store, project.engine, project.progress(context))
 
 
 def _beats_length(accuracy: JudgeAccuracy) -> dg.AssetCheckResult:

@@ -9,11 +9,12 @@ import pandas as pd
 
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.chat import template_system_prompt
-from srlm_pipeline.evaluation.assessment import Assessment, Part
+from srlm_pipeline.evaluation.assessment import Assessment, Part, write_assessment
 from srlm_pipeline.evaluation.closed_tasks import ClosedTask, is_right, load_closed_tasks
 from srlm_pipeline.evaluation.divergence import reply_log_probabilities
 from srlm_pipeline.evaluation.measures import MEASURES, figure
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies
+from srlm_pipeline.evaluation.opening import open_encoder
 from srlm_pipeline.evaluation.references import Encoder
 from srlm_pipeline.evaluation.verifiable.prompts import VerifiablePrompt, load_verifiable
 from srlm_pipeline.evaluation.verifiable.scoring import verifiable_table
@@ -25,6 +26,36 @@ from srlm_pipeline.models.loading import load_model, load_tokenizer
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.store import ProjectStore
 from srlm_pipeline.tables import ASSESSED_REPLIES, LIKELIHOOD, VITAL_SIGNS
+
+
+def assess_and_keep(
+    checkpoint: Checkpoint,
+    prompts: pd.DataFrame,
+    ranked: pd.DataFrame,
+    settings: Settings,
+    store: ProjectStore,
+    open_engine: OpenEngine,
+    progress: ProgressReporter,
+) -> Assessment:
+    """Assess a model as the settings say, and write down what was found under the model's digest.
+
+    Args:
+        checkpoint: The model.
+        prompts: Table `EVALUATION_PROMPTS`.
+        ranked: Table `RANKED_REPLIES`; the held-out rows are used.
+        settings: `evaluation`, `judge`, `model` and `seed` are read.
+        store: For journals and the assessment.
+        open_engine: Loads a checkpoint with a batch size.
+        progress: Where progress is shown.
+
+    Raises:
+        DataError: If the checkable prompts or closed tasks cannot be read.
+    """
+    held_out = ranked[ranked["split"] == "held_out"]
+    encoder = open_encoder(settings, store)
+    found = assess(checkpoint, prompts, held_out, settings, store, open_engine, progress, encoder)
+    write_assessment(found, store, checkpoint)
+    return found
 
 
 def assess(

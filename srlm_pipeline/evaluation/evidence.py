@@ -35,17 +35,19 @@ def compare_all(
     for measure in asked:
         for name, other in named.items():
             in_words = ", ".join(ROLE_NAMES[role] for role in roles if others[role].model == name)
-            gain = change(new, other, measure, sure_confidence(settings), resamples)
             untold = why_not_compared(other, new, measure, resamples)
             # Over one that does no better than chance a gain is one all the same, if it is above chance.
             counts = not untold or (measure.chance is not None and not why_not_compared(new, other, measure, resamples))
+            # A gain is asked for over the champion alone.
+            asked_gain = counts and other is others["champion"]
+            gain = change(new, other, measure, sure_confidence(settings), resamples) if asked_gain else None
             found.append(
                 Compared(
                     measure,
                     name,
                     in_words,
                     change(new, other, measure, CONFIDENCE, resamples),
-                    gain.least if gain and counts else None,
+                    gain.least if gain else None,
                     untold,
                 )
             )

@@ -26,10 +26,8 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
     assessed = metadata_of(instance, "seed_assessment", None)
     table = Table(
         Column("model", no_wrap=True),
-        Column("made in", no_wrap=True),
-        Column("vs base\nw/t/l", no_wrap=True),
-        Column("vs SFT\nw/t/l", no_wrap=True),
-        Column("vs prev\nw/t/l", no_wrap=True),
+        # Of all columns these alone may be broken where a terminal is narrow; nothing is cut off.
+        *(Column(f"vs {who}\nw/t/l", overflow="fold") for who in ("base", "SFT", "prev")),
         *(Column(head, no_wrap=True) for head in ("loops", "re-\ncites", "tasks", "judge", "pairs")),
         Column("verdict", no_wrap=True),
         padding=(0, 0),
@@ -43,7 +41,6 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
         met = [match_text(seed, f"M1_vs_{role}_") if name == first else NONE for role in ("base", "baseline")]
         table.add_row(
             name,
-            "" if name == BASE else "seed",
             *met,
             NONE,
             *(rounded(assessed.get(f"{name}_{figure}")) for figure in _FIGURES),
@@ -59,7 +56,6 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
         promoted = metadata_of(instance, "promotion", key).get("promoted")
         table.add_row(
             name,
-            key,
             *(match_text(wins, f"vs_{role}_") for role in ("base", "baseline", "previous")),
             *(rounded(own.get(figure)) for figure in _FIGURES),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
@@ -75,9 +71,10 @@ def caption(assessed: dict[str, Any], settings: Settings) -> str | None:
         return None
     own = " The arbiter is not independent of the loop: matches are its own opinion." if dependences(settings) else ""
     return (
-        "w/t/l: wins, ties, losses. loops, recites: share of replies that go in circles, or recite. tasks: closed "
-        "tasks solved. Judge accuracy: share of held-out human preferences that the model's scores agree with; "
-        f"preferring the longer reply gets {share(baseline)}.{own} Read the replies: srlm report --open, srlm read."
+        "M2 is made in partition iter_001, M3 in iter_002, ... w/t/l: wins, ties, losses. loops, recites: share of "
+        "replies that go in circles, or recite. tasks: closed tasks solved. Judge accuracy: share of held-out human "
+        f"preferences that the model's scores agree with; preferring the longer reply gets {share(baseline)}.{own} "
+        "Read the replies: srlm report --open, srlm read."
     )
 
 

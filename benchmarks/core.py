@@ -42,8 +42,8 @@ def answer(engine: TextEngine, prompts: Sequence[tuple[str, str]], settings: Set
     """Return the table `CANDIDATES` of prompts, given as id and text."""
     import pandas as pd
 
-    from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
-    from srlm_pipeline.generation.stage import generate_all
+    from srlm_pipeline.generation.engine import Sampling, derive_seed
+    from srlm_pipeline.generation.stage import Ask, generate_all
     from srlm_pipeline.progress import NullProgress
 
     chosen = settings.candidates
@@ -52,11 +52,9 @@ def answer(engine: TextEngine, prompts: Sequence[tuple[str, str]], settings: Set
         for i, text in prompts
         for k in range(chosen.per_prompt)
     ]
-    requests = [
-        GenerationRequest(f"{r['prompt_id']}#{r['sample']}", engine.render(r["prompt"]), r["seed"]) for r in rows
-    ]
+    asks = [Ask(f"{r['prompt_id']}#{r['sample']}", r["prompt"], r["seed"]) for r in rows]
     sampling = Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens)
-    completions = generate_all(engine, requests, sampling, stage, NullProgress())
+    completions = generate_all(engine, asks, sampling, stage, NullProgress())
     return pd.DataFrame(rows).assign(
         completion=[c.text for c in completions],
         n_tokens=[c.n_tokens for c in completions],

@@ -414,11 +414,11 @@ class Measuring:
     def score_arbiter(self, checkpoint: Checkpoint, rubric: Rubric) -> Arbiter:
         """Return a model that settles matches by its expected scores."""
         from srlm_pipeline.evaluation.arbiters import ScoreArbiter
-        from srlm_pipeline.evaluation.opening import score_journal
+        from srlm_pipeline.evaluation.opening import judgement_journal
         from srlm_pipeline.judging.judges import DistributionJudge
 
         engine = self._open(checkpoint, self._settings.judge.batch_size)
-        return ScoreArbiter(DistributionJudge(engine, rubric), score_journal(self._store, checkpoint, rubric))
+        return ScoreArbiter(DistributionJudge(engine, rubric), judgement_journal(self._store, checkpoint))
 
     def match(self, mine: pd.DataFrame, theirs: pd.DataFrame, arbiter: Arbiter) -> dict[str, float]:
         """Return the result of a match."""

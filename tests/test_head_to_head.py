@@ -253,12 +253,12 @@ def test_same_reply_to_another_prompt_is_judged_for_itself() -> None:
 def test_score_arbiter_judges_nothing_that_its_journal_holds(tmp_path: Path) -> None:
     first = FakeEngine(weigh=weigh_score)
     replies = ["grade=4", "grade=2"], ["grade=1", "grade=3"]
-    before, _ = match(scoring(first, Journal(tmp_path, "f")), *replies)
+    before, _ = match(scoring(first, Journal(tmp_path)), *replies)
     again = FakeEngine(weigh=weigh_score)
-    after, _ = match(scoring(again, Journal(tmp_path, "f")), *replies)
+    after, _ = match(scoring(again, Journal(tmp_path)), *replies)
     pd.testing.assert_frame_equal(after, before)
     assert (len(first.prefixes), again.prefixes) == (4, [])
-    match(scoring(again, Journal(tmp_path, "f")), ["grade=4", "grade=2"], ["grade=1", "grade=5"])
+    match(scoring(again, Journal(tmp_path)), ["grade=4", "grade=2"], ["grade=1", "grade=5"])
     assert [grades(prefix) for prefix in again.prefixes] == [[5]]
 
 

@@ -97,7 +97,7 @@ def test_a_member_s_journal_outlives_the_others(tmp_path: Path) -> None:
         return [0, 0, 0, 1.0, 0, 0]
 
     def member(engine: FakeEngine, name: str) -> Member:
-        return Member(DistributionJudge(engine, "short"), 1.0, Journal(tmp_path / name, "f"))
+        return Member(DistributionJudge(engine, "short"), 1.0, Journal(tmp_path / name))
 
     first = FakeEngine(weigh=weigh)
     PanelJudge([member(first, "one")]).judge(ITEMS, NullProgress())

@@ -331,10 +331,10 @@ def test_interrupted_run_continues_to_the_same_prompts(tmp_path: Path, dies_at: 
     assert whole.rejected
     with pytest.raises(KeyboardInterrupt):
         generate(
-            FakeEngine(invent, dies_at=dies_at), chosen_settings(novelty_rouge_l=STRICT), journal=Journal(tmp_path, "f")
+            FakeEngine(invent, dies_at=dies_at), chosen_settings(novelty_rouge_l=STRICT), journal=Journal(tmp_path)
         )
     engine = FakeEngine(invent)
-    resumed = generate(engine, chosen_settings(novelty_rouge_l=STRICT), journal=Journal(tmp_path, "f"))
+    resumed = generate(engine, chosen_settings(novelty_rouge_l=STRICT), journal=Journal(tmp_path))
     pd.testing.assert_frame_equal(resumed.prompts, whole.prompts)
     assert (resumed.attempts, resumed.rejected) == (whole.attempts, whole.rejected)
     assert [int(r.key) for r in engine.requests] == list(range(dies_at, dies_at + len(engine.requests)))

@@ -349,9 +349,9 @@ def test_distribution_judge_without_mass_on_the_scores_gives_none() -> None:
 def test_distribution_judge_goes_on_where_its_journal_ends(tmp_path: Path) -> None:
     items = [JudgeItem(str(n), "p", f"reply {n}") for n in range(300)]
     first = ScriptedEngine(masses=distribution(s2=0.5, s3=0.5))
-    DistributionJudge(first, "short").judge(items[:140], NullProgress(), Journal(tmp_path, "f"))
+    DistributionJudge(first, "short").judge(items[:140], NullProgress(), Journal(tmp_path))
     second = ScriptedEngine(masses=distribution(s4=1.0))
-    judgements = DistributionJudge(second, "short").judge(items, NullProgress(), Journal(tmp_path, "f"))
+    judgements = DistributionJudge(second, "short").judge(items, NullProgress(), Journal(tmp_path))
     assert len(second.prefixes) == 160
     assert [j.key for j in judgements] == [i.key for i in items]
     assert [j.score for j in judgements] == [2.5] * 140 + [4.0] * 160
@@ -405,7 +405,7 @@ def test_hybrid_judge_does_not_weigh_a_rationale_that_was_cut_off() -> None:
     x, y, z = hybrid(engine).judge(items, NullProgress())
     assert len(engine.prefixes) == 1
     assert (x.score, x.spread, x.n_valid, x.n_invalid) == (None, None, 0, 1)
-    assert json.loads(x.raw) == {"rationale": "x#rationale\nScore: 5", "probabilities": None}
+    assert json.loads(x.raw) == {"rationale": "x\nScore: 5", "probabilities": None}
     assert (y.score, y.n_valid) == (2.0, 1)
     assert (z.key, z.score, z.raw) == ("z", None, x.raw)
 
@@ -414,6 +414,14 @@ def test_hybrid_judge_without_mass_on_the_scores_gives_none() -> None:
     engine = ScriptedEngine(lambda request: completion(request, "Fine.\nScore: 5\n"), distribution(s5=0.001))
     (judgement,) = hybrid(engine).judge([JudgeItem("a", "p", "x")], NullProgress())
     assert (judgement.score, judgement.spread, judgement.n_valid, judgement.n_invalid) == (None, None, 0, 1)
+
+
+@pytest.mark.parametrize("mode", ["sampled", "hybrid", "distribution"])
+def test_two_replies_of_one_key_never_share_a_judgement(mode: str) -> None:
+    engine = ScriptedEngine(lambda request: completion(request, "Good.\nScore: 5"), distribution(s2=1.0))
+    judge = make_judge(engine, JudgeSettings(mode=mode), 1, "stage")
+    with pytest.raises(ValueError, match="have the same key"):
+        judge.judge([JudgeItem("1#0", "p", "good"), JudgeItem("1#0", "p", "bad")], NullProgress())
 
 
 @pytest.mark.parametrize("dies_at", [0, 7, 300, 428])
@@ -434,19 +442,19 @@ def test_hybrid_judge_goes_on_in_either_half_where_its_journal_ends(tmp_path: Pa
     interrupted = Mortal(write, distribution(s2=0.5, s3=0.5))
     interrupted._dies_at = dies_at
     with pytest.raises(KeyboardInterrupt):
-        hybrid(interrupted).judge(items, NullProgress(), Journal(tmp_path, "f"))
+        hybrid(interrupted).judge(items, NullProgress(), Journal(tmp_path))
     kept = len(interrupted.prefixes)
     assert kept == (128 if dies_at == 428 else 0)
 
     second = ScriptedEngine(write, distribution(s4=1.0))
-    judgements = hybrid(second).judge(items, NullProgress(), Journal(tmp_path, "f"))
+    judgements = hybrid(second).judge(items, NullProgress(), Journal(tmp_path))
     assert len(second.requests) == 300 - len(interrupted.requests)
     assert len(second.prefixes) == 300 - kept
     assert [j.key for j in judgements] == [i.key for i in items]
     assert sorted(j.score or 0 for j in judgements) == [2.5] * kept + [4.0] * (300 - kept)
 
     third = ScriptedEngine(write, distribution(s0=1.0))
-    assert hybrid(third).judge(items, NullProgress(), Journal(tmp_path, "f")) == judgements
+    assert hybrid(third).judge(items, NullProgress(), Journal(tmp_path)) == judgements
     assert not third.requests and not third.prefixes
 
 

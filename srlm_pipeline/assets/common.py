@@ -183,13 +183,9 @@ def histogram(values: pd.Series, title: str) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{title}](data:image/png;base64,{encoded})")
 
 
-def speed(n_tokens: int, seconds: float) -> dict[str, float]:
-    """Return how many tokens a stage wrote, how long it took and how fast it was."""
-    return {
-        "tokens": n_tokens,
-        "seconds": round(seconds, 2),
-        "tokens_per_second": round(n_tokens / max(seconds, 1e-9), 1),
-    }
+def speed(n_done: int, seconds: float) -> float | None:
+    """Return how much a stage did per second; None if everything was finished before."""
+    return round(n_done / max(seconds, 1e-9), 2) if n_done else None
 
 
 def mlflow_link(url: str) -> dict[str, dg.UrlMetadataValue]:

@@ -169,12 +169,11 @@ def eft_dataset(
     else:
         baseline = store.checkpoint(SFT_BASELINE)
         judge = SampledJudge(project.engine(baseline, settings.judge.batch_size), settings.judge, settings.seed, "eft")
-        items = [JudgeItem(f"{r.group_id}#{r.rank}", r.prompt, r.text) for r in train.itertuples()]
-        journal = Journal(
-            store.journal_folder("eft"),
-            fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
-        )
+        # Replies of equal rank are told apart by what they say.
+        items = [JudgeItem(fingerprint(r.prompt, r.text), r.prompt, r.text) for r in train.itertuples()]
+        journal = Journal(store.journal_folder("eft"))
         built = eft_from_judgements(train, judge.judge(items, project.progress(context), journal))
+        journal.prune()
         require_enough(built, settings.eft.min_prompts)
     if settings.eft.max_score_share is not None:
         built = thin(built, settings.eft.max_score_share, settings.seed)

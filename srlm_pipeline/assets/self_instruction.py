@@ -71,8 +71,8 @@ def generated_prompts(
     evaluation_prompts: pd.DataFrame,
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """New prompts, invented few-shot from the seeds and from earlier inventions, filtered for novelty."""
-    from srlm_pipeline.generation.journal import Journal, fingerprint
-    from srlm_pipeline.prompting.few_shot import SeedPrompt, few_shot_exchange, generate_prompts
+    from srlm_pipeline.generation.journal import Journal
+    from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
 
     iteration = iteration_number(context.partition_key)
     settings, store = project.iteration_settings(iteration), project.store
@@ -86,6 +86,7 @@ def generated_prompts(
         for row in read_table(GENERATED_PROMPTS, store.table_path("generated_prompts", earlier)).itertuples()
     ]
     forbidden = forbidden_prompts(evaluation_prompts["prompt"], settings.evaluation)
+    journal = Journal(store.journal_folder(stage))
     with project.tracked(context, ["prompt_generation"]) as run:
         made = generate_prompts(
             project.engine(generator, settings.prompt_generation.batch_size),
@@ -95,18 +96,10 @@ def generated_prompts(
             settings.seed,
             stage,
             project.progress(context),
-            Journal(
-                store.journal_folder(stage),
-                fingerprint(
-                    generator.digest,
-                    settings.fingerprint("prompt_generation", "seed"),
-                    few_shot_exchange(()),
-                    (p.prompt for p in (*seeds, *known)),
-                    forbidden,
-                ),
-            ),
+            journal,
             known,
         )
+        journal.prune()
         write_table(made.refused, REFUSED_PROMPTS, store.table_path("refused_prompts", iteration))
         accepted = len(made.prompts) / made.attempts
         run.curve({"prompts/accepted_share": accepted, "prompts/seconds": watch.seconds}, iteration)
@@ -139,9 +132,9 @@ def candidates(
     context: dg.AssetExecutionContext, project: ProjectResource, generated_prompts: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """N replies of M_t to every prompt."""
-    from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
-    from srlm_pipeline.generation.journal import Journal, fingerprint
-    from srlm_pipeline.generation.stage import generate_all
+    from srlm_pipeline.generation.engine import Sampling, derive_seed
+    from srlm_pipeline.generation.journal import Journal
+    from srlm_pipeline.generation.stage import Ask, generate_all
 
     iteration = iteration_number(context.partition_key)
     settings, store = project.iteration_settings(iteration), project.store
@@ -159,35 +152,30 @@ def candidates(
         for row in generated_prompts.itertuples()
         for sample in range(settings.candidates.per_prompt)
     ]
-    requests = [
-        GenerationRequest(f"{row['prompt_id']}#{row['sample']}", engine.render(str(row["prompt"])), int(row["seed"]))
-        for row in rows
-    ]
+    asks = [Ask(f"{row['prompt_id']}#{row['sample']}", str(row["prompt"]), int(row["seed"])) for row in rows]
+    journal = Journal(store.journal_folder(stage))
     chosen = settings.candidates
     with project.tracked(context, ["candidates"]) as run:
         completions = generate_all(
             engine,
-            requests,
+            asks,
             Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens),
             "answering prompts",
             project.progress(context),
-            Journal(
-                store.journal_folder(stage),
-                fingerprint(
-                    model.digest, settings.fingerprint("candidates", "seed"), generated_prompts["prompt"].tolist()
-                ),
-            ),
+            journal,
         )
+        journal.prune()
         table = pd.DataFrame(rows).assign(
             completion=[c.text for c in completions],
             n_tokens=[c.n_tokens for c in completions],
             finish_reason=[c.finish_reason for c in completions],
         )[list(CANDIDATES.columns)]
-        facts = speed(int(table["n_tokens"].sum()), watch.seconds)
+        # Of what was written now, not before an interruption.
+        pace = speed(sum(item["n_tokens"] for item in journal.added.values()), watch.seconds)
         run.curve(
             {
                 "candidates/length_mean": float(table["completion"].str.len().mean()),
-                "candidates/tokens_per_second": facts["tokens_per_second"],
+                "candidates/tokens_per_second": pace,
             },
             iteration,
         )
@@ -196,7 +184,9 @@ def candidates(
         "model": model.name,
         "mean_tokens": float(table["n_tokens"].mean()),
         "cut_off_share": float((table["finish_reason"] == "length").mean()),
-        **facts,
+        "tokens": int(table["n_tokens"].sum()),
+        "tokens_per_second": pace,
+        "seconds": round(watch.seconds, 2),
         **mlflow_link(run.url),
     }
     checks = [check("empty_completions", empty == 0, f"{empty:.1%} of the replies are empty", share=empty)]
@@ -220,7 +210,7 @@ def judged_scores(
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Scores of M_t's replies, 0 to 5, by M_t itself (LLM-as-a-Judge) or by a panel."""
     from srlm_pipeline.evaluation.opening import open_judge
-    from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.generation.journal import Journal
     from srlm_pipeline.judging.judges import JudgeItem
 
     iteration = iteration_number(context.partition_key)
@@ -231,14 +221,10 @@ def judged_scores(
     judge = open_judge(settings, store, project.engine, model, stage)
     items = [JudgeItem(f"{r.prompt_id}#{r.sample}", r.prompt, r.completion) for r in candidates.itertuples()]
     with project.tracked(context, ["judge"]) as run:
-        judgements = judge.judge(
-            items,
-            project.progress(context),
-            Journal(
-                store.journal_folder(stage),
-                fingerprint(judge.name, settings.fingerprint("judge", "seed"), (i.prompt + i.response for i in items)),
-            ),
-        )
+        journal = Journal(store.journal_folder(stage))
+        judgements = judge.judge(items, project.progress(context), journal)
+        journal.prune()
+        pace = speed(len(journal.added), watch.seconds)
         table = candidates.assign(
             judge=judge.name,
             score=[j.score for j in judgements],
@@ -258,7 +244,7 @@ def judged_scores(
                 "scores/judge_disagreement": float(table["disagreement"].mean())
                 if table["disagreement"].notna().any()
                 else None,
-                "judge/items_per_second": len(items) / watch.seconds,
+                "judge/items_per_second": pace,
             },
             iteration,
         )
@@ -268,7 +254,7 @@ def judged_scores(
         "mean_score": float(table["score"].mean()) if valid else float("nan"),
         "score_histogram": histogram(table["score"], f"Replies of {model.name}, {context.partition_key}"),
         "seconds": round(watch.seconds, 2),
-        "judgements_per_second": round(len(items) / watch.seconds, 2),
+        "judgements_per_second": pace,
         **mlflow_link(run.url),
     }
     least = settings.judge.min_parse_rate

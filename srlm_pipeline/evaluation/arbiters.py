@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, TextWriter
+from srlm_pipeline.generation.engine import Sampling, TextEngine, TextWriter
 from srlm_pipeline.generation.journal import Journal, fingerprint
-from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.generation.stage import Ask, generate_all
 from srlm_pipeline.judging.judges import Judge, JudgeItem
 from srlm_pipeline.judging.parser import Winner, parse_verdict
 from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, COMPARISON_START, comparison_prompt, verdict_prompt
@@ -128,23 +128,19 @@ class VerdictArbiter:
 
     def prefer_first(self, comparisons: Sequence[Comparison], progress: ProgressReporter) -> NDArray[np.float64]:
         """Return 1, 0 or -1, NaN for no opinion; see `Arbiter.prefer_first`. Of equal replies nothing is asked."""
-        requests = {
-            c: GenerationRequest(
-                fingerprint(c.prompt, c.first, c.second),
-                self._writer.render(verdict_prompt(c.prompt, c.first, c.second)),
-                seed=0,
-            )
+        asks = {
+            c: Ask(fingerprint(c.prompt, c.first, c.second), verdict_prompt(c.prompt, c.first, c.second), seed=0)
             for c in comparisons
             if c.first.strip() != c.second.strip()
         }
         answers = generate_all(
             self._writer,
-            list(requests.values()),
+            list(asks.values()),
             Sampling(max_new_tokens=self._max_new_tokens),
             "comparing replies",
             progress,
             self._journal,
         )
         values: dict[Winner | None, float] = {"A": 1.0, "tie": 0.0, "B": -1.0, None: np.nan}
-        said = {c: values[parse_verdict(a.text, a.finish_reason)] for c, a in zip(requests, answers, strict=True)}
+        said = {c: values[parse_verdict(a.text, a.finish_reason)] for c, a in zip(asks, answers, strict=True)}
         return np.array([said.get(c, 0.0) for c in comparisons], dtype=float)

@@ -16,11 +16,12 @@ from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.arbiters import Arbiter, Comparison
 from srlm_pipeline.evaluation.head_to_head import HeadToHead, play_match
 from srlm_pipeline.evaluation.jury import Jury, decide
-from srlm_pipeline.evaluation.opening import open_arbiter, score_journal
-from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
+from srlm_pipeline.evaluation.opening import judgement_journal, open_arbiter
+from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
+from srlm_pipeline.generation.engine import Sampling
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
-from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.generation.stage import Ask, generate_all
 from srlm_pipeline.judging.judges import JudgeItem, Judgement, make_judge
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import ProgressReporter
@@ -50,35 +51,24 @@ def evaluation_replies(
         progress: Where progress is shown.
         purpose: Keeps the replies to other prompts apart.
     """
-    chosen = settings.evaluation
-    journal = Journal(
-        store.journal_folder(f"{purpose}/{checkpoint.name}"),
-        fingerprint(checkpoint.digest, max_new_tokens, prompts["prompt"].tolist()),
+    engine = DeferredEngine(ModelSlot(open_engine), checkpoint, settings.evaluation.batch_size)
+    # Greedy: the seed has no say.
+    done = generate_all(
+        engine,
+        [Ask(row.id, row.prompt, settings.seed) for row in prompts.itertuples()],
+        Sampling(max_new_tokens=max_new_tokens),
+        f"{checkpoint.name} answers the {purpose.split('/')[0].replace('_', ' ')} prompts",
+        progress,
+        Journal(store.journal_folder(f"{purpose}/{checkpoint.name}")),
     )
-    keys = prompts["id"].tolist()
-    if any(key not in journal.items for key in keys):
-        engine = open_engine(checkpoint, chosen.batch_size)
-        requests = [
-            GenerationRequest(row.id, engine.render(row.prompt), derive_seed(settings.seed, "evaluation", row.id))
-            for row in prompts.itertuples()
-        ]
-        generate_all(
-            engine,
-            requests,
-            Sampling(max_new_tokens=max_new_tokens),
-            f"{checkpoint.name} answers the {purpose.split('/')[0].replace('_', ' ')} prompts",
-            progress,
-            journal,
-        )
-    done = [journal.items[key] for key in keys]
     return pd.DataFrame(
         {
             "model": checkpoint.name,
-            "prompt_id": keys,
+            "prompt_id": prompts["id"].tolist(),
             "prompt": prompts["prompt"].tolist(),
-            "reply": [item["text"] for item in done],
-            "n_tokens": [item["n_tokens"] for item in done],
-            "finish_reason": [item["finish_reason"] for item in done],
+            "reply": [reply.text for reply in done],
+            "n_tokens": [reply.n_tokens for reply in done],
+            "finish_reason": [reply.finish_reason for reply in done],
         }
     )[list(REPLIES.columns)]
 
@@ -104,11 +94,7 @@ def judge_ranked_replies(
     stage = f"judge_accuracy/{checkpoint.name}"
     judge = make_judge(open_engine(checkpoint, settings.judge.batch_size), settings.judge, settings.seed, stage)
     items = [JudgeItem(fingerprint(row.prompt, row.text), row.prompt, row.text) for row in ranked.itertuples()]
-    journal = (
-        score_journal(store, checkpoint, settings.judge.rubric)
-        if settings.judge.mode == "distribution"
-        else Journal(store.journal_folder(stage), fingerprint(judge.name, settings.fingerprint("judge", "seed")))
-    )
+    journal = judgement_journal(store, checkpoint)
     return accuracy_table(checkpoint.name, ranked, judge.judge(items, progress, journal))
 
 

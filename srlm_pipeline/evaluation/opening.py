@@ -18,7 +18,7 @@ from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
 from srlm_pipeline.judging.judges import DistributionJudge, Judge, SampledJudge, make_judge
 from srlm_pipeline.judging.panel import Member, PanelJudge
-from srlm_pipeline.judging.rubric import Rubric, judge_prompt, verdict_prompt
+from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.models.sentence_encoder import (
     ENCODER,
@@ -98,17 +98,15 @@ def juror_names(settings: EvaluationSettings) -> list[str]:
     return names
 
 
-def score_journal(store: ProjectStore, checkpoint: Checkpoint, rubric: Rubric, folder: str | None = None) -> Journal:
-    """Return the journal of a model's expected scores, by content: whoever asks, a reply is judged once.
+def judgement_journal(store: ProjectStore, checkpoint: Checkpoint, folder: str | None = None) -> Journal:
+    """Return the journal of a model's judgements: whoever asks, and in whichever mode, a reply is judged once.
 
     Args:
         store: Of the project.
         checkpoint: The judging model.
-        rubric: Which wording.
         folder: Of the model's journals; None: its name, which is unique among the project's own models.
     """
-    path = store.journal_folder(f"expected_scores/{folder or checkpoint.name}")
-    return Journal(path, fingerprint(checkpoint.digest, rubric))
+    return Journal(store.journal_folder(f"judgements/{folder or checkpoint.name}"))
 
 
 def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore, slot: ModelSlot) -> Arbiter:
@@ -127,7 +125,7 @@ def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore
     engine = DeferredEngine(slot, checkpoint, judge.batch_size)
     if chosen.method == "comparison":
         return ComparisonArbiter(engine)
-    return ScoreArbiter(DistributionJudge(engine, judge.rubric), score_journal(store, checkpoint, judge.rubric, folder))
+    return ScoreArbiter(DistributionJudge(engine, judge.rubric), judgement_journal(store, checkpoint, folder))
 
 
 def _open_verifiers(settings: Settings) -> Arbiter:
@@ -161,8 +159,8 @@ def _open_server_arbiter(chosen: ArbiterSettings, settings: Settings, store: Pro
 
     server = chosen.server
     engine = ChatEngine(server, chosen.model)
+    journal = _server_journal(store, server, chosen.model)
     if chosen.method == "comparison":
-        journal = _server_journal(store, server, chosen.model, "verdicts", verdict_prompt("", "", ""))
         return VerdictArbiter(engine, server.max_new_tokens, journal)
     greedy = settings.judge.model_copy(
         update={
@@ -173,7 +171,6 @@ def _open_server_arbiter(chosen: ArbiterSettings, settings: Settings, store: Pro
             "max_new_tokens": server.max_new_tokens,
         }
     )
-    journal = _server_journal(store, server, chosen.model, "scores", judge_prompt(_SERVER_RUBRIC, "", "", "rationale"))
     return ScoreArbiter(SampledJudge(engine, greedy, settings.seed, "arbiter"), journal)
 
 
@@ -185,29 +182,13 @@ def _open_member(
         from srlm_pipeline.generation.chat_engine import ChatEngine
 
         sampled = judge.model_copy(update={"mode": "sampled", "max_new_tokens": server.max_new_tokens})
-        journal = _server_journal(
-            store,
-            server,
-            member.model,
-            "judgements",
-            judge_prompt(judge.rubric, "", "", "rationale"),
-            str(judge.samples),
-            str(judge.temperature),
-            str(judge.top_p),
-        )
-        engine = ChatEngine(server, member.model)
-        return Member(SampledJudge(engine, sampled, settings.seed, "panel"), member.weight, journal)
+        # No seed of the run's: what was paid for is not asked again because an iteration is done again.
+        asked = SampledJudge(ChatEngine(server, member.model), sampled, 0, "panel")
+        return Member(asked, member.weight, _server_journal(store, server, member.model))
     checkpoint, folder = (policy, None) if member.model == SELF else _outside_model(member.model)
     chosen = judge.model_copy(update={"mode": member.mode or judge.mode})
     opened = make_judge(DeferredEngine(slot, checkpoint, judge.batch_size), chosen, settings.seed, "panel")
-    if chosen.mode == "distribution":
-        return Member(opened, member.weight, score_journal(store, checkpoint, judge.rubric, folder))
-    how = chosen.model_dump_json(include={"rubric", "samples", "temperature", "top_p", "max_new_tokens"})
-    journal = Journal(
-        store.journal_folder(f"judgements/{folder or checkpoint.name}/{chosen.mode}"),
-        fingerprint(checkpoint.digest, how, settings.seed),
-    )
-    return Member(opened, member.weight, journal)
+    return Member(opened, member.weight, judgement_journal(store, checkpoint, folder))
 
 
 def _outside_model(model: str) -> tuple[Checkpoint, str]:
@@ -216,22 +197,10 @@ def _outside_model(model: str) -> tuple[Checkpoint, str]:
     return outside_checkpoint(source, source.name), f"outside/{_folder_name(source.name, model)}"
 
 
-def _server_journal(
-    store: ProjectStore, server: ServerSettings, model: str, kind: str, prompt: str, *decisive: str
-) -> Journal:
-    """Return the journal of a server's answers: whatever the project does, what was paid for is not asked again.
-
-    Args:
-        store: Of the project.
-        server: Who answers.
-        model: Its name for the model.
-        kind: Of answers.
-        prompt: What is asked, without what it is asked about.
-        decisive: What else the answers depend on.
-    """
-    whole = fingerprint(str(server.base_url), model, prompt, server.max_new_tokens, decisive)
-    # A folder of its own, for a journal removes the others of its folder.
-    return Journal(store.journal_folder(f"servers/{_folder_name(model, whole)}/{kind}"), whole)
+def _server_journal(store: ProjectStore, server: ServerSettings, model: str) -> Journal:
+    """Return the journal of a server's answers: whatever the project does, what was paid for is not asked again."""
+    name = _folder_name(model, fingerprint(str(server.base_url), model))
+    return Journal(store.journal_folder(f"servers/{name}"))
 
 
 def _called(model: str) -> str:

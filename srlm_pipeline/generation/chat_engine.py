@@ -120,8 +120,14 @@ class ChatEngine:
         """Name of the model and of the server; what weights are behind it is not known."""
         return f"{self._model}@{self._host}"
 
-    def render(self, text: str) -> str:
-        """Return the message as it is: the server applies the chat template."""
+    def render(self, text: str, reply_start: str = "") -> str:
+        """Return the message as it is: the server applies the chat template.
+
+        Raises:
+            ValueError: If the reply is to begin in some way; nobody can ask a chat server for that.
+        """
+        if reply_start:
+            raise ValueError(f"{self.digest} cannot be told how its reply begins")
         return text
 
     def generate(

@@ -43,7 +43,7 @@ class GenerationRequest:
     """One completion to be written.
 
     Attributes:
-        key: Unique name within the stage; the journal's key.
+        key: Unique name within the stage.
         prompt: The exact text to be continued, chat template applied.
         seed: Of this item's own random numbers.
     """
@@ -88,8 +88,13 @@ class TextWriter(Protocol):
         """
         ...
 
-    def render(self, text: str) -> str:
-        """Return the string that the model continues in reply to one user message."""
+    def render(self, text: str, reply_start: str = "") -> str:
+        """Return the string that the model continues in reply to one user message.
+
+        Args:
+            text: The user's message.
+            reply_start: What the reply begins with. Neither can hold a special token, whatever it says.
+        """
         ...
 
     @property
@@ -116,15 +121,6 @@ class TextEngine(TextWriter, Protocol):
 
         Returns:
             Shape (len(prefixes), len(options)); rows sum to at most 1, the rest is other tokens' probability.
-        """
-        ...
-
-    def render(self, text: str, reply_start: str = "") -> str:
-        """Return the string that the model continues in reply to one user message.
-
-        Args:
-            text: The user's message.
-            reply_start: What the reply begins with. Neither can hold a special token, whatever it says.
         """
         ...
 

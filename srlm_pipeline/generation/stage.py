@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, TextWriter
-from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.progress import ProgressReporter
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One completion that a stage needs.
+
+    Attributes:
+        key: Unique name within the stage.
+        message: What the user says, as it is; the model's chat template is applied where it is really asked.
+        seed: Of this item's own random numbers.
+        reply_start: What the reply begins with.
+    """
+
+    key: str
+    message: str
+    seed: int
+    reply_start: str = ""
 
 
 def generate_all(
     engine: TextWriter,
-    requests: Sequence[GenerationRequest],
+    asks: Sequence[Ask],
     sampling: Sampling,
     description: str,
     progress: ProgressReporter,
@@ -22,7 +40,7 @@ def generate_all(
 
     Args:
         engine: The model.
-        requests: Keys must be unique.
+        asks: Keys must be unique.
         sampling: Shared by all.
         description: Shown with the progress.
         progress: Where progress is shown.
@@ -30,22 +48,47 @@ def generate_all(
 
     Returns:
         Completions in the order of the requests.
+
+    Raises:
+        ValueError: If two requests have the same key.
     """
-    finished: dict[str, Completion] = {}
-    if journal is not None:
-        done = journal.items
-        finished = {r.key: Completion(key=r.key, **done[r.key]) for r in requests if r.key in done}
-    rest = [request for request in requests if request.key not in finished]
+    refuse_duplicates([ask.key for ask in asks])
+    entries = {ask.key: _entry(engine.digest, ask, sampling) for ask in asks} if journal is not None else {}
+    known = journal.find(entries.values()) if journal is not None else {}
+    finished = {key: Completion(key=key, **known[entry]) for key, entry in entries.items() if entry in known}
+    rest = [
+        GenerationRequest(ask.key, engine.render(ask.message, ask.reply_start), ask.seed)
+        for ask in asks
+        if ask.key not in finished
+    ]
     n_tokens = 0
-    with progress.task(description, len(requests), "replies", len(requests) - len(rest)) as task:
+    with progress.task(description, len(asks), "replies", len(asks) - len(rest)) as task:
 
         def keep(batch: list[Completion]) -> None:
             nonlocal n_tokens
             if journal is not None:
-                journal.append({c.key: {k: v for k, v in asdict(c).items() if k != "key"} for c in batch})
+                journal.append({entries[c.key]: {k: v for k, v in asdict(c).items() if k != "key"} for c in batch})
             finished.update({c.key: c for c in batch})
             n_tokens += sum(c.n_tokens for c in batch)
             task.advance(len(batch), f"{n_tokens:,} tokens")
 
         engine.generate(rest, sampling, keep)
-    return [finished[request.key] for request in requests]
+    return [finished[ask.key] for ask in asks]
+
+
+def refuse_duplicates(keys: Sequence[str]) -> None:
+    """Raise an error if two items of a stage have the same key: one would get the other's result.
+
+    Raises:
+        ValueError: Naming a key.
+    """
+    often = [key for key, n in Counter(keys).items() if n > 1]
+    if often:
+        raise ValueError(f"two items of a stage have the same key, e.g. {often[0]!r}")
+
+
+def _entry(digest: str, ask: Ask, sampling: Sampling) -> str:
+    """Return the key of a completion in journals: everything that it depends on."""
+    drawn = f"{sampling.temperature}/{sampling.top_p}/{ask.seed}" if sampling.temperature else "greedy"
+    ends = (*sampling.stop, f"after {sampling.stop_after}")
+    return fingerprint(digest, ask.message, ask.reply_start, drawn, sampling.max_new_tokens, ends)

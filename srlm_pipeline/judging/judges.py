@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from srlm_pipeline.config import JudgeSettings
-from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, TextWriter, derive_seed
-from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.generation.engine import Sampling, TextEngine, TextWriter, derive_seed
+from srlm_pipeline.generation.journal import Journal, fingerprint
+from srlm_pipeline.generation.stage import Ask, generate_all, refuse_duplicates
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, Rubric, judge_prompt
 from srlm_pipeline.progress import ProgressReporter
@@ -29,7 +29,7 @@ class JudgeItem:
     """One reply to be judged.
 
     Attributes:
-        key: Unique within the stage.
+        key: Unique within the stage; seeds derive from it.
         prompt: The user's instruction.
         response: The reply.
     """
@@ -103,16 +103,16 @@ class SampledJudge:
         """Judge every item K times; see `Judge.judge`."""
         settings = self._settings
         distinct = _distinct(items)
-        requests = [
-            GenerationRequest(
+        asks = [
+            Ask(
                 f"{item.key}#{k}",
-                self._engine.render(judge_prompt(settings.rubric, item.prompt, item.response, "rationale")),
+                judge_prompt(settings.rubric, item.prompt, item.response, "rationale"),
                 derive_seed(self._run_seed, self._stage, item.key, k),
             )
             for item in distinct
             for k in range(settings.samples)
         ]
-        completions = generate_all(self._engine, requests, _sampling(settings), "judging", progress, journal)
+        completions = generate_all(self._engine, asks, _sampling(settings), "judging", progress, journal)
         judgements = []
         for place, item in enumerate(distinct):
             own = completions[place * settings.samples : (place + 1) * settings.samples]
@@ -155,7 +155,7 @@ class DistributionJudge:
         judgements = _expected_scores(
             self._engine,
             distinct,
-            lambda i: self._engine.render(judge_prompt(self._rubric, i.prompt, i.response, "direct"), SCORE_START),
+            lambda i: (judge_prompt(self._rubric, i.prompt, i.response, "direct"), SCORE_START),
             progress,
             journal,
         )
@@ -185,71 +185,74 @@ class HybridJudge:
     def judge(
         self, items: Sequence[JudgeItem], progress: ProgressReporter, journal: Journal | None = None
     ) -> list[Judgement]:
-        """Judge every item once; see `Judge.judge`. The journal holds rationales and scores under keys of their own."""
+        """Judge every item once; see `Judge.judge`."""
         distinct = _distinct(items)
-        requests = [
-            GenerationRequest(
-                f"{item.key}#rationale", self._render(item), derive_seed(self._run_seed, self._stage, item.key, 0)
-            )
+        asks = [
+            Ask(item.key, self._message(item), derive_seed(self._run_seed, self._stage, item.key, 0))
             for item in distinct
         ]
         completions = generate_all(
-            self._engine, requests, _sampling(self._settings), "writing rationales", progress, journal
+            self._engine, asks, _sampling(self._settings), "writing rationales", progress, journal
         )
         # A rationale that was cut off has no place of the score.
         places = {
-            f"{item.key}#score": (item, _score_place(completion.text))
+            item.key: _score_place(completion.text)
             for item, completion in zip(distinct, completions, strict=True)
             if completion.finish_reason == "stop"
         }
         weighed = _expected_scores(
             self._engine,
-            [replace(item, key=key) for key, (item, _) in places.items()],
-            lambda item: self._render(item, places[item.key][1]),
+            [item for item in distinct if item.key in places],
+            lambda item: (self._message(item), places[item.key]),
             progress,
             journal,
         )
         scores = dict(zip(places, weighed, strict=True))
         judgements = [
-            _with_rationale(item.key, completion.text, scores.get(f"{item.key}#score"))
+            _with_rationale(item.key, completion.text, scores.get(item.key))
             for item, completion in zip(distinct, completions, strict=True)
         ]
         return _for_all(items, distinct, judgements)
 
-    def _render(self, item: JudgeItem, reply_start: str = "") -> str:
-        message = judge_prompt(self._settings.rubric, item.prompt, item.response, "rationale")
-        return self._engine.render(message, reply_start)
+    def _message(self, item: JudgeItem) -> str:
+        return judge_prompt(self._settings.rubric, item.prompt, item.response, "rationale")
 
 
 def _expected_scores(
     engine: TextEngine,
     items: Sequence[JudgeItem],
-    render: Callable[[JudgeItem], str],
+    asked: Callable[[JudgeItem], tuple[str, str]],
     progress: ProgressReporter,
     journal: Journal | None,
 ) -> list[Judgement]:
-    """Return every item's expected score, by the distribution that follows its rendered prompt.
+    """Return every item's expected score, by the distribution that follows the beginning of a reply.
 
     Args:
         engine: The judging model.
         items: All different.
-        render: Gives the prompt up to the place of the score; a chunk at a time, so that few are held.
+        asked: Gives the message, and what the reply begins with: all up to the place of the score.
         progress: Where progress is shown.
         journal: Finished scores are read from it and added to it.
     """
-    finished: dict[str, dict[str, Any]] = dict(journal.items) if journal else {}
+    refuse_duplicates([item.key for item in items])
+    entries = {item.key: fingerprint(engine.digest, *asked(item), SCORES) for item in items}
+    known = journal.find(entries.values()) if journal is not None else {}
+    finished = {key: known[entry] for key, entry in entries.items() if entry in known}
     # Alike lengths together, so that batches are little padded.
     rest = sorted((i for i in items if i.key not in finished), key=lambda i: -len(i.prompt + i.response))
     with progress.task("judging", len(items), "judgements", len(items) - len(rest)) as task:
         for start in range(0, len(rest), _JOURNAL_CHUNK):
+            # Rendered a chunk at a time, so that few are held.
             chunk = rest[start : start + _JOURNAL_CHUNK]
-            masses = engine.next_token_distribution([render(item) for item in chunk], SCORES, task.advance)
+            masses = engine.next_token_distribution(
+                [engine.render(*asked(item)) for item in chunk], SCORES, task.advance
+            )
             new = {
                 item.key: _without_key(expected_score(item.key, row.tolist()))
                 for item, row in zip(chunk, masses, strict=True)
             }
             if journal is not None:
-                journal.append(new)
+                journal.append({entries[key]: judged for key, judged in new.items()})
             finished.update(new)
     return [Judgement(key=item.key, **finished[item.key]) for item in items]
 

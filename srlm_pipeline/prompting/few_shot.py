@@ -15,9 +15,9 @@ import pandas as pd
 
 from srlm_pipeline.config import PromptGenerationSettings
 from srlm_pipeline.errors import EmptyDataError
-from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
+from srlm_pipeline.generation.engine import Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.generation.stage import generate_all
+from srlm_pipeline.generation.stage import Ask, generate_all
 from srlm_pipeline.progress import NullProgress, ProgressReporter
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS
@@ -97,17 +97,12 @@ def generate_prompts(
         while len(accepted) < settings.count and attempts < limit:
             numbers = range(attempts, min(attempts + _ROUND, limit))
             chosen = {n: _choose_examples(seeds, pool, settings, derive_seed(run_seed, stage, n)) for n in numbers}
-            requests = [
-                GenerationRequest(
-                    f"{n:06d}",
-                    engine.render(*few_shot_exchange([e.prompt for e in examples])),
-                    derive_seed(run_seed, stage, n, "sample"),
-                )
-                for n, examples in chosen.items()
-            ]
-            for request, completion in zip(
-                requests, generate_all(engine, requests, sampling, stage, NullProgress(), journal), strict=True
-            ):
+            asks = []
+            for n, examples in chosen.items():
+                message, begun = few_shot_exchange([e.prompt for e in examples])
+                asks.append(Ask(f"{n:06d}", message, derive_seed(run_seed, stage, n, "sample"), begun))
+            completions = generate_all(engine, asks, sampling, stage, NullProgress(), journal)
+            for number, completion in zip(numbers, completions, strict=True):
                 if len(accepted) >= settings.count:
                     break
                 attempts += 1
@@ -121,7 +116,7 @@ def generate_prompts(
                 if reason is None and evaluation.nearest(text) >= settings.novelty_rouge_l:
                     reason = "like_an_evaluation_prompt"
                 if reason is not None:
-                    refused.append({"attempt": int(request.key), "reason": reason, "prompt": text})
+                    refused.append({"attempt": number, "reason": reason, "prompt": text})
                     continue
                 prompt_id = f"{stage.rsplit('/', 1)[-1]}-{len(accepted):05d}"
                 accepted.append(
@@ -129,7 +124,7 @@ def generate_prompts(
                         "prompt_id": prompt_id,
                         "prompt": text,
                         "source": "few_shot",
-                        "parent_ids": ",".join(e.id for e in chosen[int(request.key)]),
+                        "parent_ids": ",".join(e.id for e in chosen[number]),
                         "nearest_rouge_l": nearest,
                         "n_words": len(text.split()),
                     }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = ROOT / "docs" / "evaluation.md"
 VOTES = RESULTS / "gate_votes.jsonl"
-SMOKE = {"seeds": [20], "only": ["noise_strong", "one_sentence", "polished"]}
+SMOKE = {"seeds": [20], "only": ["noise_strong", "one_sentence", "polished"], "measured_with": []}
 # Enough pairs for the over-trained models.
 PAIRS = "prompt_generation.count=96"
 
@@ -60,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--seeds", type=int, nargs="+", default=[20, 21], help="of the animals")
     parser.add_argument("--only", nargs="+", help="kinds of animals")
+    parser.add_argument(
+        "--measured-with",
+        nargs="*",
+        metavar="SETTING=VALUE",
+        default=["evaluation.verifiable.limit=null"],
+        help="beside the quickstart's settings; the default asks all prompts, as the other presets do",
+    )
     parser.add_argument(
         "--work", type=Path, default=ROOT / "dagster_home" / "gate", help="models and what was measured of them"
     )
@@ -102,26 +109,24 @@ class Zoo:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
+        from srlm_pipeline.assets.measured import ASSESSED, assessed_contents
         from srlm_pipeline.commands.terminal import terminal_reporter
         from srlm_pipeline.config import load_settings, merge_overrides
         from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
-        from srlm_pipeline.evaluation.closed_tasks import closed_tasks_digest
-        from srlm_pipeline.evaluation.verifiable.prompts import verifiable_digest
         from srlm_pipeline.generation.journal import fingerprint
         from srlm_pipeline.store import ProjectStore, open_store
         from srlm_pipeline.tables import PREFERENCE_PAIRS, read_table
 
         self._args, self._progress = args, terminal_reporter()
         overrides = run_quickstart(args)
-        self.settings: Settings = load_settings("quickstart", merge_overrides(overrides))
+        self.settings: Settings = load_settings("quickstart", merge_overrides([*overrides, *args.measured_with]))
         home = open_store(self.settings)
         self.home: ProjectStore = home
         self._prompts = load_evaluation_prompts(self.settings.data).table
         self._ranked = load_ranked_replies(self.settings.data).table
         asked = fingerprint(
-            self.settings.fingerprint("evaluation", "judge", "seed"),
-            verifiable_digest(self.settings.evaluation.verifiable),
-            closed_tasks_digest(self.settings.evaluation.closed_tasks.source),
+            self.settings.fingerprint(*ASSESSED),
+            assessed_contents(self.settings),
             [*self._prompts["prompt"], *self._ranked["text"][self._ranked["split"] == "held_out"]],
         )
         # With other questions nothing is taken over.

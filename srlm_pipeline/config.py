@@ -13,12 +13,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from importlib import resources
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 from srlm_pipeline.errors import SettingsError
 
@@ -29,17 +30,49 @@ EMBEDDED_DATA = "embedded"
 OVERRIDES_VARIABLE = "SRLM_OVERRIDES"
 
 
+Role = Literal["result", "verdict", "resources"]
+
+
+def verdict(default: Any, **more: Any) -> Any:
+    """Return a field that decides only what is thought of a result, as a threshold does; see `role_of`."""
+    return Field(default, json_schema_extra={_ROLE: "verdict"}, **more)
+
+
+def resources(default: Any, **more: Any) -> Any:
+    """Return a field that decides only how something is computed, as a batch size does; see `role_of`."""
+    return Field(default, json_schema_extra={_ROLE: "resources"}, **more)
+
+
+def role_of(field: FieldInfo) -> Role:
+    """Return what a change of a setting means.
+
+    ``result``: something else comes out, so what was made with another value is stale. ``verdict``: the same comes
+    out, and is judged anew. ``resources``: the same comes out, and nothing is done again.
+    """
+    extra = field.json_schema_extra
+    role: Any = extra.get(_ROLE, "result") if isinstance(extra, dict) else "result"
+    return cast("Role", role)
+
+
+_ROLE = "role"
+
+
 class Section(BaseModel):
     """A group of settings; immutable, and closed to unknown keys.
 
     Attributes:
         short_form: The field that a plain text in place of the whole section stands for, if there is one.
-        apart: Fields that are no part of the section's fingerprint: most of its readers do not depend on them.
+        apart: Results that are no part of the section's fingerprint: most of its readers do not depend on them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     short_form: ClassVar[str | None] = None
     apart: ClassVar[frozenset[str]] = frozenset()
+
+    def results(self) -> dict[str, Any]:
+        """Return what the section's readers make something else of, by name."""
+        fields = type(self).model_fields
+        return {k: v for k, v in self if k not in self.apart and role_of(fields[k]) == "result"}
 
     def short(self) -> Any:
         """Return the field that stands for the whole section, or the section itself."""
@@ -54,14 +87,14 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """How models are loaded and stored."""
 
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    device: str = resources("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = resources(
         "auto", description="compute type; auto: bfloat16 where the device has it, float32 otherwise"
     )
     save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "bfloat16", description="type of the saved weights; float32 keeps small updates over many iterations"
     )
-    trust_remote_code: bool = Field(False, description="run code that a model repository ships")
+    trust_remote_code: bool = resources(False, description="run code that a model repository ships")
 
 
 class EngineSettings(Section):
@@ -160,21 +193,18 @@ class LoraSettings(Section):
 class TrainingSettings(Section):
     """What every training stage has in common."""
 
-    # When a training can be resumed has no influence on what it learns.
-    apart = frozenset({"save_every"})
-
     method: Literal["lora", "full"] = "lora"
     lora: LoraSettings = LoraSettings()
     learning_rate: float = Field(gt=0)
     final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="cosine decay ends at this share")
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(16, ge=1, description="examples per optimiser step")
-    micro_batch_size: int = Field(
+    micro_batch_size: int = resources(
         4, ge=1, validate_default=True, description="examples per forward pass; must divide batch_size"
     )
     max_length: int = Field(1024, ge=16, description="tokens of prompt and completion; longer ones are cut")
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    save_every: int = Field(50, ge=1, description="optimiser steps between resumable checkpoints")
+    save_every: int = resources(50, ge=1, description="optimiser steps between resumable checkpoints")
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -201,7 +231,7 @@ class EftSettings(TrainingSettings):
         "(the paper); dataset: score and rationale as the data file gives them; ranks: scores alone, spread from 5 to "
         "1 over the human order, for `ranking`",
     )
-    min_prompts: int = Field(
+    min_prompts: int = verdict(
         20, ge=1, description="with targets self: fewer prompts with judgements that agree stop the run"
     )
     max_score_share: float | None = Field(
@@ -272,8 +302,8 @@ class PromptGenerationSettings(Section):
     banned_words: tuple[str, ...] = (
         "image", "images", "picture", "graph", "video", "audio", "file", "attachment", "link", "website",
     )  # fmt: skip
-    max_attempts_factor: int = Field(8, ge=1, description="give up after count times this many attempts")
-    batch_size: int = Field(32, ge=1)
+    max_attempts_factor: int = resources(8, ge=1, description="give up after count times this many attempts")
+    batch_size: int = resources(32, ge=1)
 
 
 class CandidateSettings(Section):
@@ -283,21 +313,18 @@ class CandidateSettings(Section):
     temperature: float = Field(0.7, ge=0)
     top_p: float = Field(0.9, gt=0, le=1)
     max_new_tokens: int = Field(512, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = resources(32, ge=1)
 
 
 class ServerSettings(Section):
     """An OpenAI-compatible server that is asked for its opinion; the key comes from the environment alone."""
 
-    # How it is reached has no influence on what it says.
-    apart = frozenset({"api_key_variable", "concurrency", "timeout_seconds", "max_retries", "max_requests"})
-
     base_url: str | None = Field(None, description="e.g. https://api.openai.com/v1; None: a model on this machine")
-    api_key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the server's key")
-    concurrency: int = Field(8, ge=1, description="requests in flight")
-    timeout_seconds: float = Field(120.0, gt=0, description="of one request")
-    max_retries: int = Field(5, ge=0, description="of a request that failed for the server's sake, with back-off")
-    max_requests: int = Field(
+    api_key_variable: str = resources("OPENAI_API_KEY", description="environment variable that holds the server's key")
+    concurrency: int = resources(8, ge=1, description="requests in flight")
+    timeout_seconds: float = resources(120.0, gt=0, description="of one request")
+    max_retries: int = resources(5, ge=0, description="of a request that failed for the server's sake, with back-off")
+    max_requests: int = resources(
         2000, ge=1, description="budget of one materialization; answers known from before cost nothing"
     )
     max_new_tokens: int = Field(512, ge=1, description="of one opinion")
@@ -349,8 +376,8 @@ class JudgeSettings(Section):
     temperature: float = Field(0.7, gt=0)
     top_p: float = Field(0.9, gt=0, le=1)
     max_new_tokens: int = Field(256, ge=8)
-    batch_size: int = Field(16, ge=1)
-    min_parse_rate: float = Field(0.5, ge=0, le=1, description="below this the iteration stops")
+    batch_size: int = resources(16, ge=1)
+    min_parse_rate: float = verdict(0.5, ge=0, le=1, description="below this the iteration stops")
     panel: tuple[PanelMember, ...] = Field(
         (),
         description="who scores the candidates, by weighted mean; (): M_t alone. The seed's judgements and judge "
@@ -443,7 +470,7 @@ class RlhfSettings(TrainingSettings):
     max_length: int = Field(
         1024, ge=16, description="tokens of prompt and reply; prompts that leave no room are left out"
     )
-    save_every: int = Field(10, ge=1, description="optimiser steps between resumable checkpoints")
+    save_every: int = resources(10, ge=1, description="optimiser steps between resumable checkpoints")
     generations: int = Field(
         4,
         ge=2,
@@ -563,7 +590,7 @@ class EvaluationSettings(Section):
     )
     harness_limit: int | None = Field(None, ge=1, description="items per task; None: all")
     max_new_tokens: int = Field(512, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = resources(32, ge=1)
     bootstrap_samples: int = Field(2000, ge=100)
 
 
@@ -678,9 +705,9 @@ class Settings(Section):
     seed: int = Field(20, ge=0)
     base_model: str = Field(EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
     storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
-    owners: tuple[str, ...] = Field((), description="shown on every asset: e-mail addresses or team:name")
+    owners: tuple[str, ...] = resources((), description="shown on every asset: e-mail addresses or team:name")
     model: ModelSettings = ModelSettings()
-    engine: EngineSettings = EngineSettings()
+    engine: EngineSettings = resources(EngineSettings())
     data: DataSettings = DataSettings()
     sft: SftSettings = SftSettings()
     eft: EftSettings = EftSettings()
@@ -691,10 +718,10 @@ class Settings(Section):
     dpo: DpoSettings = DpoSettings()
     baselines: BaselineSettings = BaselineSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    monitors: MonitorSettings = MonitorSettings()
-    promotion: PromotionSettings = PromotionSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
-    tracking: TrackingSettings = TrackingSettings()
+    monitors: MonitorSettings = verdict(MonitorSettings())
+    promotion: PromotionSettings = verdict(PromotionSettings())
+    schedule: ScheduleSettings = resources(ScheduleSettings())
+    tracking: TrackingSettings = resources(TrackingSettings())
 
     @field_validator("baselines")
     @classmethod
@@ -715,8 +742,9 @@ class Settings(Section):
         """Twelve hex digits that change when one of the named settings does.
 
         Args:
-            keys: Dotted paths of sections or fields, e.g. ``"judge"``, ``"candidates.temperature"``. Fields that a
-                section keeps apart count only where they are named: ``"judge.panel"``.
+            keys: Dotted paths of sections or fields, e.g. ``"judge"``, ``"candidates.temperature"``. Of a section
+                count the fields that change results and are not kept apart; others only where they are named:
+                ``"judge.panel"``, ``"judge.min_parse_rate"``.
         """
         chosen: dict[str, Any] = {}
         for key in sorted(keys):
@@ -789,6 +817,22 @@ def merge_overrides(texts: list[str]) -> dict[str, Any]:
     return merged
 
 
+def changed_settings(before: Settings, after: Settings) -> list[str]:
+    """Return the dotted keys of the settings that differ."""
+
+    def different(prefix: str, one: Section, other: Section) -> list[str]:
+        found: list[str] = []
+        for name, value in one:
+            others = getattr(other, name)
+            if isinstance(value, Section) and isinstance(others, Section):
+                found += different(f"{prefix}{name}.", value, others)
+            elif value != others:
+                found.append(f"{prefix}{name}")
+        return found
+
+    return different("", before, after)
+
+
 def describe_fields(model: type[BaseModel] = Settings, prefix: str = "") -> list[tuple[str, str, str]]:
     """List every setting as (dotted key, default, description); ``arbiters[].model`` is a field of each list item."""
     rows: list[tuple[str, str, str]] = []
@@ -807,9 +851,9 @@ def describe_fields(model: type[BaseModel] = Settings, prefix: str = "") -> list
 
 
 def _decisive(value: Any) -> Any:
-    """Return a setting as JSON has it, without what sections keep apart."""
+    """Return a setting as JSON has it, of sections only what changes results."""
     if isinstance(value, Section):
-        return {name: _decisive(field) for name, field in value if name not in value.apart}
+        return {name: _decisive(field) for name, field in value.results().items()}
     return [_decisive(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -828,7 +872,7 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _read_preset(name: str) -> dict[str, Any]:
-    text = resources.files("srlm_pipeline.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    text = files("srlm_pipeline.presets").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return _read_yaml(text, name)
 
 

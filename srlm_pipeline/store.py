@@ -181,6 +181,15 @@ class ProjectStore:
         return outside_checkpoint(Path(chosen).expanduser(), Path(chosen).name)
 
 
+def model_contents(named: str) -> str:
+    """Return what tells whether the weights behind a name are others now; blank for the embedded model.
+
+    Args:
+        named: The embedded model's name, a folder, or a hub name, of which nothing but the name is known.
+    """
+    return "" if named == EMBEDDED_MODEL else outside_checkpoint(Path(named).expanduser(), BASE).digest
+
+
 def outside_checkpoint(source: Path, name: str) -> Checkpoint:
     """Return a model that the pipeline did not make, with a digest; a hub name's digest is the name itself."""
     if not source.is_dir():

@@ -5,8 +5,10 @@ The only module that imports mlflow, and only inside functions: importing it tak
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,14 +99,14 @@ class Tracker:
         self.curves_run = self._curves_run()
 
     @contextmanager
-    def run(self, asset: str, partition: str | None, dagster_run_id: str, sections: list[str]) -> Iterator[TrackedRun]:
+    def run(self, asset: str, partition: str | None, dagster_run_id: str, keys: Sequence[str]) -> Iterator[TrackedRun]:
         """Open a fresh child run for one materialization; an earlier one of the same asset is marked superseded.
 
         Args:
             asset: Asset name.
             partition: Its partition, if any.
             dagster_run_id: Recorded as a tag.
-            sections: Names of the settings sections that go into the parameters.
+            keys: Dotted paths of the settings, sections or fields, that go into the parameters.
         """
         key = f"{asset}[{partition}]" if partition else asset
         created = self.client.create_run(
@@ -118,7 +120,7 @@ class Tracker:
             },
         )
         run_id = created.info.run_id
-        for name, value in self._parameters(sections).items():
+        for name, value in self._parameters(keys).items():
             self.client.log_param(run_id, name, value)
         try:
             yield TrackedRun(run_id, self.run_url(run_id), self)
@@ -188,9 +190,9 @@ class Tracker:
             if run.info.run_id != run_id and SUPERSEDED_TAG not in run.data.tags:
                 self.client.set_tag(run.info.run_id, SUPERSEDED_TAG, run_id)
 
-    def _parameters(self, sections: list[str]) -> dict[str, Any]:
+    def _parameters(self, keys: Sequence[str]) -> dict[str, Any]:
         flat: dict[str, Any] = {"base_model": self._settings.base_model, "seed": self._settings.seed}
-        dumped = self._settings.model_dump(mode="json", include=set(sections))
+        dumped = self._settings.model_dump(mode="json")
 
         def flatten(prefix: str, value: Any) -> None:
             if isinstance(value, dict):
@@ -199,8 +201,8 @@ class Tracker:
             else:
                 flat[prefix] = str(value)[:_PARAM_LIMIT]
 
-        for section, value in dumped.items():
-            flatten(section, value)
+        for key in keys:
+            flatten(key, functools.reduce(operator.getitem, key.split("."), dumped))
         return flat
 
 

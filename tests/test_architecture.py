@@ -24,6 +24,7 @@ CORE = (
 ORDER = (
     "errors",
     "config",
+    "reads",
     "files",
     "progress",
     "tables",

@@ -19,7 +19,7 @@ from srlm_pipeline.config import (
 from srlm_pipeline.errors import SettingsError
 
 SECTION_CHANGES: dict[str, dict[str, Any]] = {
-    "model": {"device": "cuda:7"},
+    "model": {"save_dtype": "float16"},
     "engine": {"concurrency": 17},
     "data": {"held_out_fraction": 0.123},
     "sft": {"learning_rate": 0.0123},

@@ -63,42 +63,6 @@ REPOSITORY = defs.get_repository_def()
 QUICKSTART = "preset: quickstart\n"
 OTHER_JUDGE = "judge: {samples: 2}\n"
 OWN_JUDGEMENTS = "eft: {targets: self}\n"
-# Where a model is asked something, or replies are compared.
-MEASURING = {"seed_assessment", "seed_evaluation", "assessment", "win_rates", "collapse_monitors"}
-MEASURING |= {"baseline_comparison"}
-# which assets get a new code version from a changed setting
-READERS: dict[str, set[str]] = {
-    "dpo: {beta: 0.2}": {"iteration_model", "human_dpo_model"},
-    "candidates: {temperature: 0.9}": {"candidates"},
-    "prompt_generation: {count: 33}": {"generated_prompts"},
-    "pairs: {min_margin: 0.2}": {"preference_pairs", "collapse_monitors"},
-    "pairs: {strategy: positive_only}": {"preference_pairs", "iteration_model", "collapse_monitors"},
-    "dpo: {early_stopping: {every: 20}}": {"iteration_model", "human_dpo_model"},
-    "monitors: {max_kl: 2}": {"collapse_monitors"},
-    "eft: {length_balance: true}": {"eft_dataset", "seed_model"},
-    "baselines: {start_from: rlhf}": {"seed_model"},
-    "baselines: {reward_model: {epochs: 3}}": {"reward_model"},
-    "baselines: {rlhf: {kl_coefficient: 0.2}}": {"rlhf_model"},
-    "promotion: {min_win_rate: 0.6}": {"promotion"},
-    "promotion: {margins: {loops: 0.2}}": {"promotion"},
-    "evaluation: {max_new_tokens: 100}": MEASURING,
-    "evaluation: {encoder: none}": MEASURING,
-    "evaluation: {bootstrap_samples: 123}": MEASURING | {"promotion"},
-    # Of the prompts that are asked, none may be invented, whatever the limit.
-    "evaluation: {verifiable: {limit: 5}}": MEASURING,
-    "evaluation: {verifiable: {source: none}}": MEASURING | {"generated_prompts"},
-    "evaluation: {closed_tasks: {limit: 5}}": MEASURING,
-    "evaluation: {closed_tasks: {source: none}}": MEASURING | {"generated_prompts"},
-    "data: {bad_rows: skip}": {"ift_dataset", "ranked_replies", "evaluation_prompts"},
-    "data: {ranked_share: 0.25}": {"ift_dataset", "ranked_replies"},
-    "data: {ift: some/name}": {"ift_dataset", "ranked_replies"},
-    "data: {ranked_replies: {split: test}}": {"ift_dataset", "ranked_replies"},
-    "data: {evaluation_prompts: {columns: {prompt: text}}}": {"evaluation_prompts"},
-    "data: {ift_limit: 5}": {"ift_dataset"},
-    "schedule: {cron: 0 3 * * *}": set(),
-    "tracking: {ui_url: 'http://mlflow'}": set(),
-}
-
 CodeVersions = dict[str, str]
 
 
@@ -148,7 +112,7 @@ def load_definitions(*configurations: Path, code: str = LOAD_EACH) -> subprocess
 def code_versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CodeVersions]:
     """Code versions of all assets by the lines of the configuration under which they were loaded."""
     folder = tmp_path_factory.mktemp("configurations")
-    variants = [QUICKSTART, OTHER_JUDGE, OWN_JUDGEMENTS, OWN_JUDGEMENTS + OTHER_JUDGE, *READERS]
+    variants = [QUICKSTART, OTHER_JUDGE, OWN_JUDGEMENTS, OWN_JUDGEMENTS + OTHER_JUDGE]
     paths = [folder / f"{number}.yaml" for number in range(len(variants))]
     for path, lines in zip(paths, variants, strict=True):
         path.write_text(lines, encoding="utf-8")
@@ -268,13 +232,6 @@ def test_other_judge_settings_are_a_new_version_of_judging_data_that_the_model_w
     differing = changed(code_versions[OWN_JUDGEMENTS], code_versions[OWN_JUDGEMENTS + OTHER_JUDGE])
     assert {"eft_dataset", "judged_scores"} <= differing
     assert not differing & {"ift_dataset", "ranked_replies", "sft_baseline"}
-
-
-@pytest.mark.parametrize("lines", READERS)
-def test_a_setting_is_a_new_version_of_the_assets_that_read_it(
-    code_versions: dict[str, CodeVersions], lines: str
-) -> None:
-    assert changed(code_versions[QUICKSTART], code_versions[lines]) == READERS[lines]
 
 
 def test_a_misspelt_setting_stops_the_code_location_with_the_nearest_name(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from srlm_pipeline.evaluation.measures import MEASURES, measure_named
 from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.models.checkpoint import read_checkpoint
+from srlm_pipeline.reads import Reads
+from srlm_pipeline.resources.project import definition_settings
 from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
 from srlm_pipeline.tables import WIN_RATES, read_table, write_table
@@ -154,6 +156,9 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
         patch.delenv("SRLM_CONFIG", raising=False)
         patch.delenv(OVERRIDES_VARIABLE, raising=False)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        # Where `srlm run` loads the definitions with its overrides, these were loaded without: nothing would be fresh.
+        version = Reads.version
+        patch.setattr(Reads, "version", lambda self, _: version(self, definition_settings()))
         yield patch
     torch.set_num_threads(threads)
 

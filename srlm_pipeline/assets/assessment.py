@@ -5,36 +5,35 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_result
-from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
+from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_digest, table_result
+from srlm_pipeline.assets.measured import ASSESSED, assessed_contents
+from srlm_pipeline.assets.seed import M1, base_contents, seed_model, sft_baseline
 from srlm_pipeline.assets.training import iteration_model
 from srlm_pipeline.evaluation.assessing import assess_and_keep, vital_signs
 from srlm_pipeline.evaluation.assessment import Assessment, read_assessments
-from srlm_pipeline.evaluation.forbidden import forbidden_digests
 from srlm_pipeline.evaluation.harness import run_harness
 from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy, measure_judge
 from srlm_pipeline.evaluation.measures import MEASURES, figure
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.loading import choose_device
-from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.reads import Reads
+from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name
 
 # What scores of lm-evaluation-harness are called in metadata.
 HARNESS = "harness_"
-# Edited files make stale what was measured with them.
-_ASKED = forbidden_digests(definition_settings().evaluation)
 SEED_MODELS = (BASE, SFT_BASELINE, M1)
 
 
 @srlm_asset(
-    "judge",
-    "evaluation",
-    "seed",
+    Reads(
+        (*ASSESSED, "base_model"), contents=lambda settings: [*assessed_contents(settings), *base_contents(settings)]
+    ),
     group="seed",
     kinds={"torch", "pandas", "mlflow"},
     deps=[sft_baseline, seed_model],
-    versions=_ASKED,
 )
 def seed_assessment(
     context: dg.AssetExecutionContext,
@@ -46,7 +45,7 @@ def seed_assessment(
     watch = Stopwatch()
     metadata: dict[str, Any] = {}
     found: list[Assessment] = []
-    with project.tracked(context, ["judge", "evaluation"]) as run:
+    with project.tracked(context) as run:
         for name in SEED_MODELS:
             found.append(_assess(context, project, name, ranked_replies, evaluation_prompts))
             figures = assessment_metrics(found[-1], project.settings.evaluation.bootstrap_samples)
@@ -56,18 +55,15 @@ def seed_assessment(
                 run.curve(figures, 0)
         run.metrics({"seconds": watch.seconds})
     metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
-    return table_result(vital_signs(found, project.settings.evaluation.bootstrap_samples), metadata)
+    return _assessed(found, project, metadata)
 
 
 @srlm_asset(
-    "judge",
-    "evaluation",
-    "seed",
+    Reads((*ASSESSED, "evaluation.harness_tasks", "evaluation.harness_limit"), contents=assessed_contents),
     group="iteration",
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
     deps=[iteration_model, seed_assessment],
-    versions=_ASKED,
     check_specs=[dg.AssetCheckSpec("beats_length", asset="assessment")],
 )
 def assessment(
@@ -80,7 +76,7 @@ def assessment(
     settings = project.settings
     iteration = iteration_number(context.partition_key)
     watch = Stopwatch()
-    with project.tracked(context, ["judge", "evaluation"]) as run:
+    with project.tracked(context) as run:
         found = _assess(context, project, model_name(iteration + 1), ranked_replies, evaluation_prompts)
         figures = assessment_metrics(found, settings.evaluation.bootstrap_samples)
         run.curve(figures, iteration)
@@ -96,11 +92,19 @@ def assessment(
             run.curve({f"harness/{k}": v for k, v in scores.items()}, iteration)
             metadata |= {f"{HARNESS}{k}": v for k, v in scores.items()}
     metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
-    return table_result(
-        vital_signs([found], settings.evaluation.bootstrap_samples),
-        metadata,
-        [_beats_length(measure_judge(found.judgements))],
-    )
+    return _assessed([found], project, metadata, [_beats_length(measure_judge(found.judgements))])
+
+
+def _assessed(
+    found: list[Assessment],
+    project: ProjectResource,
+    metadata: dict[str, Any],
+    checks: list[dg.AssetCheckResult] | None = None,
+) -> dg.MaterializeResult[pd.DataFrame]:
+    """Return the vital signs as the asset's value; its version is that of all that was measured, replies included."""
+    result = table_result(vital_signs(found, project.settings.evaluation.bootstrap_samples), metadata, checks)
+    tables = [table for a in found for table in (a.replies, a.checkable, a.judgements, a.likelihood)]
+    return result._replace(data_version=dg.DataVersion(fingerprint(map(table_digest, tables))))
 
 
 def assessments(project: ProjectResource, names: list[str]) -> dict[str, Assessment]:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from srlm_pipeline.assets.automation import LOOP_TAG
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
-from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline, training_facts
+from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.seed import M1, MODEL, seed_model, sft_baseline, training_facts
 from srlm_pipeline.assets.training import iteration_model, margins_moved
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
@@ -20,6 +21,7 @@ from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_
 from srlm_pipeline.evaluation.opening import open_arbiter
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
+from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import (
     HUMAN_DPO_MODEL,
@@ -45,10 +47,11 @@ RANKING_FIGURES = (
 SHARE_OF_STEPS = 0.2
 
 
+_REWARD = Reads(("baselines.reward_model", *MODEL, "seed"))
+
+
 @srlm_asset(
-    "baselines.reward_model",
-    "model",
-    "seed",
+    _REWARD,
     group=GROUP,
     kinds={"torch", "mlflow"},
     retries=True,
@@ -66,19 +69,14 @@ def reward_model(
     watch = Stopwatch()
     baseline = store.checkpoint(SFT_BASELINE)
     train = ranked_replies[ranked_replies["split"] == "train"]
-    with project.tracked(context, ["baselines", "data"]) as run:
+    with project.tracked(context) as run:
         trained = train_reward_model(
             baseline.path,
             all_ordered_pairs(train),
             settings.baselines.reward_model,
             settings.model,
             settings.seed,
-            store.work_folder(
-                REWARD_MODEL,
-                baseline.digest,
-                settings.fingerprint("baselines.reward_model", "seed"),
-                table_digest(train),
-            ),
+            store.work_folder(REWARD_MODEL, _REWARD.fingerprint(settings), baseline.digest, table_digest(train)),
             "training the reward model",
             project.progress(context),
         )
@@ -98,10 +96,11 @@ def reward_model(
     return model_result(saved, {**accuracy, **training_facts(trained, watch), **mlflow_link(run.url)}, checks)
 
 
+_RLHF = Reads(("baselines.rlhf", *MODEL, "seed"))
+
+
 @srlm_asset(
-    "baselines.rlhf",
-    "model",
-    "seed",
+    _RLHF,
     group=GROUP,
     kinds={"torch", "mlflow"},
     retries=True,
@@ -119,7 +118,7 @@ def rlhf_model(
     watch = Stopwatch()
     baseline, frozen = store.checkpoint(SFT_BASELINE), store.checkpoint(REWARD_MODEL)
     prompts = ift_dataset["prompt"].drop_duplicates().tolist()
-    with project.tracked(context, ["baselines", "data"]) as run:
+    with project.tracked(context) as run:
         trained = train_rlhf(
             baseline.path,
             open_reward_model(frozen.path, settings.baselines.reward_model, settings.model),
@@ -128,11 +127,7 @@ def rlhf_model(
             settings.model,
             settings.seed,
             store.work_folder(
-                RLHF_MODEL,
-                baseline.digest,
-                frozen.digest,
-                settings.fingerprint("baselines.rlhf", "seed"),
-                table_digest(ift_dataset),
+                RLHF_MODEL, _RLHF.fingerprint(settings), baseline.digest, frozen.digest, table_digest(ift_dataset)
             ),
             "training with RLOO",
             project.progress(context),
@@ -165,10 +160,11 @@ def rlhf_model(
     return model_result(saved, {**shown, **training_facts(trained, watch), **mlflow_link(run.url)}, checks)
 
 
+_HUMAN_DPO = Reads(("dpo", *MODEL, "seed"))
+
+
 @srlm_asset(
-    "dpo",
-    "model",
-    "seed",
+    _HUMAN_DPO,
     group=GROUP,
     kinds={"torch", "mlflow"},
     retries=True,
@@ -186,16 +182,14 @@ def human_dpo_model(
     watch = Stopwatch()
     baseline = store.checkpoint(SFT_BASELINE)
     train = ranked_replies[ranked_replies["split"] == "train"]
-    with project.tracked(context, ["dpo", "data"]) as run:
+    with project.tracked(context) as run:
         trained = train_dpo(
             baseline.path,
             best_worst_pairs(train),
             settings.dpo,
             settings.model,
             settings.seed,
-            store.work_folder(
-                HUMAN_DPO_MODEL, baseline.digest, settings.fingerprint("dpo", "seed"), table_digest(train)
-            ),
+            store.work_folder(HUMAN_DPO_MODEL, _HUMAN_DPO.fingerprint(settings), baseline.digest, table_digest(train)),
             "training with DPO on human pairs",
             project.progress(context),
         )
@@ -208,9 +202,7 @@ def human_dpo_model(
 
 
 @srlm_asset(
-    "judge",
-    "evaluation",
-    "seed",
+    Reads(lambda settings: ("judge", "evaluation.max_new_tokens", *arbiters_read(settings)), contents=arbiter_contents),
     group=GROUP,
     kinds={"torch", "mlflow"},
     deps=[reward_model, rlhf_model, human_dpo_model, sft_baseline, seed_model, iteration_model],
@@ -234,7 +226,7 @@ def baseline_comparison(
         )
     others = list(dict.fromkeys([SFT_BASELINE, M1, newest_model(store)]))
     held_out = ranked_replies[ranked_replies["split"] == "held_out"]
-    with project.tracked(context, ["evaluation", "judge", "baselines"]) as run:
+    with project.tracked(context) as run:
         judged = {
             name: judge_ranked_replies(store.checkpoint(name), held_out, settings, store, project.engine, progress)
             for name in (*others, *baselines)

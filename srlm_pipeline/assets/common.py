@@ -14,17 +14,17 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 
-from srlm_pipeline import __version__
-from srlm_pipeline.data.loaders import Source, source_digest
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.models.checkpoint import Checkpoint
-from srlm_pipeline.resources.project import definition_settings
+from srlm_pipeline.reads import STAGES, Reads
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.resources.table_io import SCHEMAS, column_schema
 from srlm_pipeline.store import partition_key
 
 ACCELERATOR_POOL = "accelerator"
 # On a run that does an iteration again after its model was refused: the number of the attempt.
 ATTEMPT_TAG = "srlm/attempt"
+CODE_VERSION_TAG = "dagster/code_version"
 PREVIEW_ROWS = 5
 PREVIEW_CHARACTERS = 160
 
@@ -35,62 +35,75 @@ retry_training = dg.RetryPolicy(max_retries=1, delay=10)
 
 
 def srlm_asset(
-    *sections: str,
+    reads: Reads,
+    *,
     group: str,
     kinds: set[str],
     compute: bool = True,
     retries: bool = False,
     per_iteration: bool = False,
-    sources: tuple[Source, ...] = (),
-    versions: tuple[str, ...] = (),
     **more: Any,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`dg.asset` with the conventions of this project.
 
     Args:
-        sections: Settings that the asset reads; its code version changes with them, so that a changed judge marks
+        reads: What the asset reads beside its inputs; its code version changes with it, so that a changed judge marks
             scores and all below as stale, and nothing above.
         group: ``seed`` or ``iteration``.
         kinds: Shown as icons.
         compute: Whether it occupies the accelerator.
         retries: Whether a crash is worth a second try from the last checkpoint.
         per_iteration: Whether it is partitioned by iteration.
-        sources: Data files that it reads; an edited one makes it stale too.
-        versions: Digests of whatever else it reads.
         more: Passed on to `dg.asset`.
     """
     settings = definition_settings()
-    # The project is part of it: two projects in one Dagster home must not take each other's work for their own.
-    version = [__version__, settings.fingerprint("project", "storage", *sections), *filter(None, versions)]
-    if sources:
-        version.append(source_digest(settings.data, *sources))
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        name = function.__name__
+        STAGES[name] = reads
+
         @functools.wraps(function)
-        def reporting(*args: Any, **kwargs: Any) -> Any:
+        def reporting(context: dg.AssetExecutionContext, project: ProjectResource, **inputs: Any) -> Any:
             watch = Stopwatch()
+            warn_of_edits(context, project)
             with user_errors():
-                result = function(*args, **kwargs)
-            return result._replace(metadata={"seconds": round(watch.seconds, 2), **result.metadata})
+                result = function(context, project, **inputs)
+            return result._replace(
+                metadata={"seconds": round(watch.seconds, 2), **result.metadata},
+                # What this run's settings make of it, which may be others than those of the code location.
+                tags={CODE_VERSION_TAG: reads.version(project.settings)},
+            )
 
         # Dagster takes an annotated result with check specs for one without a value.
         signature = inspect.signature(function)
         reporting.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)  # type: ignore[attr-defined]
         reporting.__annotations__ = {k: v for k, v in function.__annotations__.items() if k != "return"}
-        schema = SCHEMAS.get(function.__name__)
+        schema = SCHEMAS.get(name)
         return dg.asset(
             group_name=group,
             kinds=kinds,
             owners=list(settings.owners),
-            code_version="-".join(version),
+            code_version=reads.version(settings),
             pool=ACCELERATOR_POOL if compute else None,
             retry_policy=retry_training if retries else None,
             partitions_def=iterations if per_iteration else None,
-            metadata={"dagster/column_schema": column_schema(schema)} if schema is not None else None,
+            metadata={
+                "settings": ", ".join((*reads.keys(settings), *reads.verdicts)) or "none",
+                **({"dagster/column_schema": column_schema(schema)} if schema is not None else {}),
+            },
             **more,
         )(reporting)
 
     return decorate
+
+
+def warn_of_edits(context: dg.AssetExecutionContext, project: ProjectResource) -> None:
+    """Say which settings were edited since the run began: it goes on with those that it began with."""
+    edited = project.edited()
+    if edited:
+        context.log.warning(
+            f"edited since this run began, and not used by it: {', '.join(edited)}; materialize again when it is done"
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pandas as pd
 from srlm_pipeline.assets.assessment import assessment as model_assessment
 from srlm_pipeline.assets.assessment import assessments, seed_assessment
 from srlm_pipeline.assets.common import Stopwatch, check, iterations, mlflow_link, srlm_asset, table_result
+from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.errors import TableError
@@ -21,18 +22,15 @@ from srlm_pipeline.evaluation.opponents import Role, opponents_of
 from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.prompting.filters import NoveltyIndex
-from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.reads import Reads
+from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name
 
 OVERLAP_ROUGE_L = 0.7
-# Edited files make stale what was measured with them.
-_OTHER_ANSWERS = digest_existing(definition_settings().evaluation.other_answers)
 
 
 @srlm_asset(
-    "judge",
-    "evaluation",
-    "seed",
+    Reads(arbiters_read, contents=arbiter_contents),
     group="seed",
     kinds={"torch", "mlflow"},
     deps=[sft_baseline, seed_model, seed_assessment],
@@ -57,7 +55,7 @@ def seed_evaluation(
     held_out = ranked_replies[ranked_replies["split"] == "held_out"]
     metadata: dict[str, Any] = {}
     tables: list[pd.DataFrame] = []
-    with project.tracked(context, ["judge", "evaluation"]) as run:
+    with project.tracked(context) as run:
         replies = {k: v.evaluation_replies() for k, v in assessments(project, [BASE, SFT_BASELINE, M1]).items()}
         arbiter = open_arbiter(settings, store, project.engine)
         agreement = arbiter_agreement(arbiter, held_out, progress, settings.evaluation.tie_margin)
@@ -100,14 +98,14 @@ def seed_evaluation(
 
 
 @srlm_asset(
-    "evaluation",
-    "judge.rubric",
-    "seed",
+    Reads(
+        lambda settings: (*arbiters_read(settings), "evaluation.other_answers"),
+        contents=lambda settings: [*arbiter_contents(settings), digest_existing(settings.evaluation.other_answers)],
+    ),
     group="iteration",
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
     deps=[model_assessment, policy, seed_assessment, seed_model],
-    versions=(_OTHER_ANSWERS,),
 )
 def win_rates(
     context: dg.AssetExecutionContext, project: ProjectResource, evaluation_prompts: pd.DataFrame
@@ -119,7 +117,7 @@ def win_rates(
     watch = Stopwatch()
     metadata: dict[str, Any] = {}
     tables: list[pd.DataFrame] = []
-    with project.tracked(context, ["evaluation"]) as run:
+    with project.tracked(context) as run:
         found = assessments(project, [*(o.name for o in opponents), name])
         replies = {model: assessed.evaluation_replies() for model, assessed in found.items()}
         mine = replies[name]

@@ -12,6 +12,7 @@ from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measures import VARIETY, change, measure_named
 from srlm_pipeline.evaluation.monitors import Count, MonitorFigures, describe_scores, monitor_names, watch
 from srlm_pipeline.preference.pairs import select
+from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import iteration_number, model_name
 from srlm_pipeline.tables import MONITORS, REFUSED_PROMPTS, read_table
@@ -21,9 +22,7 @@ _NAMES = monitor_names(definition_settings().monitors)
 
 
 @srlm_asset(
-    "monitors",
-    "evaluation",
-    "pairs",
+    Reads(("evaluation.bootstrap_samples", "pairs"), verdicts=("monitors",)),
     group="iteration",
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
@@ -43,7 +42,7 @@ def collapse_monitors(
     name, entering = model_name(iteration + 1), store.entering_model(iteration).name
     refused = read_table(REFUSED_PROMPTS, store.table_path("refused_prompts", iteration))
     selection = select(judged_scores, settings.pairs)
-    with project.tracked(context, ["monitors"]) as run:
+    with project.tracked(context) as run:
         found = assessments(project, [M1, entering, name])
         new, first, resamples = found[name], found[M1], settings.evaluation.bootstrap_samples
         replies = new.evaluation_replies()

@@ -8,6 +8,7 @@ from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
 from srlm_pipeline.assets.evaluation import seed_evaluation
 from srlm_pipeline.assets.self_instruction import policy
+from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
@@ -18,26 +19,29 @@ from srlm_pipeline.evaluation.opponents import Role
 from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
 from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
-from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.reads import Reads
+from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name, open_store
 
-# Votes that came in since make a decision stale that asks for them.
-_VOTES = (
-    digest_existing([str(open_store(definition_settings()).votes_path)])
-    if definition_settings().promotion.min_people_pairs
-    else ""
-)
+
+def _votes(settings: Settings) -> list[str]:
+    """Return a digest of the votes: those that came in since make a decision stale that asks for them."""
+    asked = settings.promotion.min_people_pairs is not None
+    return [digest_existing([str(open_store(settings).votes_path)])] if asked else []
 
 
 @srlm_asset(
-    "promotion",
-    "evaluation.bootstrap_samples",
+    Reads(
+        # Three of them tell whether an arbiter is independent.
+        ("evaluation.bootstrap_samples", "evaluation.arbiters", "judge.panel", "base_model"),
+        verdicts=("promotion",),
+        contents=_votes,
+    ),
     group="iteration",
     kinds={"mlflow"},
     compute=False,
     per_iteration=True,
     deps=[assessment, policy, seed_assessment, seed_evaluation],
-    versions=(_VOTES,),
 )
 def promotion(
     context: dg.AssetExecutionContext,
@@ -81,7 +85,7 @@ def promotion(
     )
     rules = decide_promotion(evidence, settings.promotion)
     decision = Decision(checkpoint.name, checkpoint.digest, champion, all(r.passed is not False for r in rules), rules)
-    with project.tracked(context, ["promotion"]) as run:
+    with project.tracked(context) as run:
         write_decision(decision, store.decision_path(iteration))
         # A later iteration's model that was promoted stays champion when an earlier one is decided again.
         leader = champion_before(store, len(iterations.get_partition_keys()) + 1)

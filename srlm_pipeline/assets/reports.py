@@ -18,6 +18,7 @@ from srlm_pipeline.assets.self_instruction import policy, preference_pairs
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
+from srlm_pipeline.reads import Reads
 from srlm_pipeline.reporting.facts import Estimate, Link, StageCost, TaskFigures
 from srlm_pipeline.reporting.gather import (
     OVERVIEW,
@@ -50,6 +51,7 @@ REPORT, READING, ALL_ITERATIONS = "report.html", "replies.html", "all_iterations
 
 
 @srlm_asset(
+    Reads(),
     group="iteration",
     kinds={"html", "mlflow"},
     compute=False,
@@ -82,7 +84,7 @@ def iteration_report(
     shown = comparable_iterations(project, iteration, decided)
     found, others = all_met(project, shown, evaluation_prompts)
     folder = store.root / "reports"
-    with project.tracked(context, []) as run:
+    with project.tracked(context) as run:
         around = _surroundings(context, project, run.url)
         report = gather_iteration(settings, store, iteration, found, others, around)
         roles = {opponent.name: opponent.roles for opponent in opponents_of(store, iteration)}

@@ -15,8 +15,11 @@ from srlm_pipeline.assets.common import (
     table_digest,
     table_result,
 )
+from srlm_pipeline.config import Settings
+from srlm_pipeline.data.loaders import source_digest
+from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
-from srlm_pipeline.store import SFT_BASELINE, STARTING_POINTS, model_name
+from srlm_pipeline.store import SFT_BASELINE, STARTING_POINTS, model_contents, model_name
 from srlm_pipeline.tables import EFT
 
 if TYPE_CHECKING:
@@ -29,15 +32,21 @@ START = STARTING_POINTS.get(definition_settings().baselines.start_from)
 
 # Either of these two asks whether the other one has a prompt as well.
 TRAINING_DATA = ("data.ift", "data.ranked_replies", "data.bad_rows", "data.include_unreviewed", "data.ranked_share")
+# With other types a training is another one.
+MODEL = ("model", "model.dtype")
+
+
+def _training_files(settings: Settings) -> list[str]:
+    return [source_digest(settings.data, "ift", "ranked_replies")]
+
+
+def base_contents(settings: Settings) -> list[str]:
+    """Return what tells whether the base model's weights were replaced."""
+    return [model_contents(settings.base_model)]
 
 
 @srlm_asset(
-    *TRAINING_DATA,
-    "data.ift_limit",
-    group="seed",
-    kinds={"pandas"},
-    compute=False,
-    sources=("ift", "ranked_replies"),
+    Reads((*TRAINING_DATA, "data.ift_limit"), contents=_training_files), group="seed", kinds={"pandas"}, compute=False
 )
 def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
     """Instruction fine-tuning data: prompts with good responses."""
@@ -54,13 +63,10 @@ def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> 
 
 
 @srlm_asset(
-    *TRAINING_DATA,
-    "data.held_out_fraction",
-    "data.ranked_limit",
+    Reads((*TRAINING_DATA, "data.held_out_fraction", "data.ranked_limit"), contents=_training_files),
     group="seed",
     kinds={"pandas"},
     compute=False,
-    sources=("ift", "ranked_replies"),
 )
 def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
     """Prompts with human-ranked replies, split by prompt: one part teaches judging, the other measures it."""
@@ -77,14 +83,13 @@ def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) 
 
 
 @srlm_asset(
-    "data.evaluation_prompts",
-    "data.evaluation_limit",
-    "data.bad_rows",
-    "data.include_unreviewed",
+    Reads(
+        ("data.evaluation_prompts", "data.evaluation_limit", "data.bad_rows", "data.include_unreviewed"),
+        contents=lambda settings: [source_digest(settings.data, "evaluation_prompts")],
+    ),
     group="seed",
     kinds={"pandas"},
     compute=False,
-    sources=("evaluation_prompts",),
 )
 def evaluation_prompts(
     context: dg.AssetExecutionContext, project: ProjectResource
@@ -96,7 +101,10 @@ def evaluation_prompts(
     return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
 
 
-@srlm_asset("base_model", "model", "seed", "sft", group="seed", kinds={"torch", "mlflow"}, retries=True)
+_SFT = Reads(("base_model", *MODEL, "seed", "sft"), contents=base_contents)
+
+
+@srlm_asset(_SFT, group="seed", kinds={"torch", "mlflow"}, retries=True)
 def sft_baseline(
     context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame
 ) -> dg.MaterializeResult:
@@ -107,16 +115,14 @@ def sft_baseline(
     settings, store = project.settings, project.store
     watch = Stopwatch()
     base = store.base_checkpoint(settings)
-    with project.tracked(context, ["sft", "data"]) as run:
+    with project.tracked(context) as run:
         trained = train_sft(
             base.path,
             [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()],
             settings.sft,
             settings.model,
             settings.seed,
-            store.work_folder(
-                SFT_BASELINE, base.digest, settings.fingerprint("seed", "sft"), table_digest(ift_dataset)
-            ),
+            store.work_folder(SFT_BASELINE, _SFT.fingerprint(settings), base.digest, table_digest(ift_dataset)),
             "training the SFT baseline",
             project.progress(context),
         )
@@ -133,11 +139,14 @@ def sft_baseline(
     return model_result(saved, {**training_facts(trained, watch), **mlflow_link(run.url)})
 
 
-@srlm_asset(
-    "eft",
-    "seed",
+def _judging_data(settings: Settings) -> tuple[str, ...]:
     # Judgements from the data file owe nothing to the judge's settings.
-    *(["judge"] if definition_settings().eft.targets == "self" else []),
+    own = ("judge",) if settings.eft.targets == "self" else ()
+    return ("eft.enabled", "eft.targets", "eft.max_score_share", "eft.strangers", "eft.spoiled", "seed", *own)
+
+
+@srlm_asset(
+    Reads(_judging_data, verdicts=("eft.min_prompts",)),
     group="seed",
     kinds={"pandas"},
     deps=[sft_baseline],
@@ -191,14 +200,13 @@ def eft_dataset(
     return table_result(built.table, metadata, preview=["group_id", "rank", "score", "judgement", "text"])
 
 
+_SEED_MODEL = Reads(
+    ("base_model", *MODEL, "seed", "sft", "eft", "judge.rubric", "baselines.start_from"), contents=base_contents
+)
+
+
 @srlm_asset(
-    "base_model",
-    "model",
-    "seed",
-    "sft",
-    "eft",
-    "judge.rubric",
-    "baselines.start_from",
+    _SEED_MODEL,
     group="seed",
     kinds={"torch", "mlflow"},
     retries=True,
@@ -219,13 +227,13 @@ def seed_model(
     ift = ift_dataset.iloc[:0] if start else ift_dataset
     work = store.work_folder(
         M1,
+        _SEED_MODEL.fingerprint(settings),
         base.digest,
         baseline.digest,
-        settings.fingerprint("seed", "sft", "eft", "judge.rubric"),
         table_digest(ift),
         table_digest(eft_dataset),
     )
-    with project.tracked(context, ["sft", "eft", "judge", "data"]) as run:
+    with project.tracked(context) as run:
         trained: SeedTraining = train_seed_model(
             base.path,
             ift,

@@ -19,14 +19,17 @@ from srlm_pipeline.assets.common import (
 )
 from srlm_pipeline.assets.seed import seed_model
 from srlm_pipeline.attempts import Attempt, write_attempt
+from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.forbidden import forbidden_digests, forbidden_prompts
-from srlm_pipeline.resources.project import ProjectResource, definition_settings
-from srlm_pipeline.store import iteration_number
+from srlm_pipeline.evaluation.independence import SELF
+from srlm_pipeline.reads import Reads
+from srlm_pipeline.resources.project import ProjectResource
+from srlm_pipeline.store import BASE, iteration_number, model_contents
 from srlm_pipeline.tables import CANDIDATES, GENERATED_PROMPTS, JUDGED_SCORES, REFUSED_PROMPTS, read_table, write_table
 
 
-@srlm_asset(group="iteration", kinds={"torch"}, compute=False, per_iteration=True, deps=[seed_model])
+@srlm_asset(Reads(), group="iteration", kinds={"torch"}, compute=False, per_iteration=True, deps=[seed_model])
 def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
     """M_t, the model that enters iteration t: M1 first, then what the iteration before made.
 
@@ -49,16 +52,24 @@ def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.Ma
     return result._replace(data_version=dg.DataVersion(f"{checkpoint.digest}-attempt-{attempt.number}"))
 
 
+def _generator(settings: Settings) -> list[str]:
+    """Return what lies behind the prompts: what must not be invented, and the model that invents, if it is fixed."""
+    named = settings.prompt_generation.generator
+    fixed = settings.base_model if named == BASE else named
+    return [*forbidden_digests(settings.evaluation), "" if named == "policy" else model_contents(fixed)]
+
+
+def _invented(settings: Settings) -> tuple[str, ...]:
+    base = ("base_model",) if settings.prompt_generation.generator == BASE else ()
+    return ("prompt_generation", *base, "evaluation.verifiable.source", "evaluation.closed_tasks.source", "seed")
+
+
 @srlm_asset(
-    "prompt_generation",
-    "evaluation.verifiable.source",
-    "evaluation.closed_tasks.source",
-    "seed",
+    Reads(_invented, contents=_generator),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,
     deps=[policy],
-    versions=forbidden_digests(definition_settings().evaluation),
     check_specs=[
         dg.AssetCheckSpec("duplicate_prompts", asset="generated_prompts", blocking=True),
         dg.AssetCheckSpec("acceptance_rate", asset="generated_prompts"),
@@ -87,7 +98,7 @@ def generated_prompts(
     ]
     forbidden = forbidden_prompts(evaluation_prompts["prompt"], settings.evaluation)
     journal = Journal(store.journal_folder(stage))
-    with project.tracked(context, ["prompt_generation"]) as run:
+    with project.tracked(context) as run:
         made = generate_prompts(
             project.engine(generator, settings.prompt_generation.batch_size),
             seeds,
@@ -120,8 +131,7 @@ def generated_prompts(
 
 
 @srlm_asset(
-    "candidates",
-    "seed",
+    Reads(("candidates", "seed")),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,
@@ -155,7 +165,7 @@ def candidates(
     asks = [Ask(f"{row['prompt_id']}#{row['sample']}", str(row["prompt"]), int(row["seed"])) for row in rows]
     journal = Journal(store.journal_folder(stage))
     chosen = settings.candidates
-    with project.tracked(context, ["candidates"]) as run:
+    with project.tracked(context) as run:
         completions = generate_all(
             engine,
             asks,
@@ -193,10 +203,14 @@ def candidates(
     return table_result(table, metadata, checks, preview=["prompt_id", "sample", "prompt", "completion"])
 
 
+def _panel(settings: Settings) -> list[str]:
+    """Return what tells whether the weights of a panel's other models were replaced."""
+    local = (member.model for member in settings.judge.panel if not member.server.base_url)
+    return [model_contents(model) for model in local if model != SELF]
+
+
 @srlm_asset(
-    "judge",
-    "judge.panel",
-    "seed",
+    Reads(("judge", "judge.panel", "seed"), verdicts=("judge.min_parse_rate",), contents=_panel),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,
@@ -220,7 +234,7 @@ def judged_scores(
     model = store.entering_model(iteration)
     judge = open_judge(settings, store, project.engine, model, stage)
     items = [JudgeItem(f"{r.prompt_id}#{r.sample}", r.prompt, r.completion) for r in candidates.itertuples()]
-    with project.tracked(context, ["judge"]) as run:
+    with project.tracked(context) as run:
         journal = Journal(store.journal_folder(stage))
         judgements = judge.judge(items, project.progress(context), journal)
         journal.prune()
@@ -271,7 +285,7 @@ def judged_scores(
 
 
 @srlm_asset(
-    "pairs",
+    Reads(("pairs",)),
     group="iteration",
     kinds={"pandas"},
     compute=False,
@@ -294,7 +308,7 @@ def preference_pairs(
         side: float(pairs[side].str.len().mean()) for side in ("chosen", "rejected") if pairs[side].notna().any()
     }
     margin = float(pairs["margin"].mean()) if pairs["margin"].notna().any() else None
-    with project.tracked(context, ["pairs"]) as run:
+    with project.tracked(context) as run:
         run.curve(
             {
                 "pairs/kept": len(pairs),

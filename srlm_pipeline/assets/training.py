@@ -11,10 +11,12 @@ import dagster as dg
 import pandas as pd
 
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
-from srlm_pipeline.assets.seed import eft_dataset, ift_dataset, ranked_replies, training_facts
+from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, training_facts
 from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
+from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import iteration_number, model_name, partition_key
 from srlm_pipeline.tables import (
@@ -34,27 +36,38 @@ if TYPE_CHECKING:
 DATA_VERSION_TAG = "dagster/data_version"
 
 
-def _reads(settings: Settings) -> tuple[list[str], list[dg.AssetsDefinition]]:
-    """Return the settings that training reads, and its inputs beside pairs and policy: both follow how it trains."""
+def _read(settings: Settings) -> tuple[str, ...]:
+    common = ("pairs.strategy", *MODEL, "seed")
     if settings.pairs.strategy == "positive_only":
-        return ["pairs.strategy", "base_model", "sft", "eft", "judge.rubric"], [ift_dataset, eft_dataset]
+        return (*common, "base_model", "sft", "eft", "judge.rubric")
     if settings.dpo.early_stopping.every:
-        return ["pairs.strategy", "dpo", "evaluation", "judge"], [ranked_replies]
-    return ["pairs.strategy", "dpo"], []
+        return (*common, "dpo", "evaluation.max_new_tokens", *arbiters_read(settings))
+    return (*common, "dpo")
 
 
-_SECTIONS, _INPUTS = _reads(definition_settings())
+def _contents(settings: Settings) -> list[str]:
+    if settings.pairs.strategy == "positive_only":
+        return base_contents(settings)
+    return arbiter_contents(settings) if settings.dpo.early_stopping.every else []
+
+
+def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
+    """Return what training reads beside pairs and policy: it follows how it trains."""
+    if settings.pairs.strategy == "positive_only":
+        return [ift_dataset, eft_dataset]
+    return [ranked_replies] if settings.dpo.early_stopping.every else []
+
+
+_READS = Reads(_read, contents=_contents)
 
 
 @srlm_asset(
-    *_SECTIONS,
-    "model",
-    "seed",
+    _READS,
     group="iteration",
     kinds={"torch", "mlflow"},
     retries=True,
     per_iteration=True,
-    deps=[policy, *_INPUTS],
+    deps=[policy, *_inputs(definition_settings())],
     check_specs=[dg.AssetCheckSpec("margins_moved", asset="iteration_model")],
 )
 def iteration_model(
@@ -74,7 +87,7 @@ def iteration_model(
         raise TableError(
             "preference_pairs", [f"was made with pairs.strategy {made_by}, not {wanted}; materialize it again first"]
         )
-    with project.tracked(context, ["pairs", "sft", "eft"] if positive_only else ["pairs", "dpo"]) as run:
+    with project.tracked(context) as run:
         made = (_fine_tuned if positive_only else _preference_tuned)(context, project, preference_pairs, name, entering)
         trained = made.run
         run.history(list(trained.history))
@@ -148,7 +161,7 @@ def _preference_tuned(
         settings.dpo,
         settings.model,
         settings.seed + iteration,
-        store.work_folder(name, entering.digest, settings.fingerprint("dpo", "seed"), table_digest(pairs)),
+        store.work_folder(name, _READS.fingerprint(settings), entering.digest, table_digest(pairs)),
         f"training {name} with DPO",
         project.progress(context),
         stopping,
@@ -192,8 +205,7 @@ def _fine_tuned(
         ignore_index=True,
     )
     base = store.base_checkpoint(settings)
-    sections = ("seed", "sft", "eft", "judge.rubric")
-    work = store.work_folder(name, base.digest, settings.fingerprint(*sections), table_digest(ift), table_digest(eft))
+    work = store.work_folder(name, _READS.fingerprint(settings), base.digest, table_digest(ift), table_digest(eft))
     trained = train_seed_model(base.path, ift, eft, settings, work, project.progress(context), name)
     shutil.rmtree(work, ignore_errors=True)
     lineage = {"sft": settings.sft.model_dump(), "positives": len(added), "judged_by": entering.digest}

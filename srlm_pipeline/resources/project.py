@@ -1,21 +1,29 @@
 """The project as a Dagster resource: settings, folders, engines, tracking and progress for assets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from srlm_pipeline.config import Settings, load_settings
+from srlm_pipeline.config import Settings, changed_settings, load_settings
+from srlm_pipeline.errors import SettingsError
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import LogProgress, ProgressReporter, TeeProgress, terminal_progress
+from srlm_pipeline.reads import STAGES
 from srlm_pipeline.store import ProjectStore, open_store
 
 if TYPE_CHECKING:
     from srlm_pipeline.generation.engine import TextEngine
     from srlm_pipeline.tracking import TrackedRun
+
+
+# On every run: the settings that it began with. Tags with this prefix are not shown among the others.
+SETTINGS_TAG = ".dagster/srlm_settings"
+# The resource's key among the definitions.
+PROJECT = "project"
 
 
 class ProjectResource(dg.ConfigurableResource):
@@ -28,10 +36,33 @@ class ProjectResource(dg.ConfigurableResource):
         default_factory=dict, description="settings for this run only, e.g. {dpo: {beta: 0.2}}"
     )
 
+    _settings: Settings | None = PrivateAttr(default=None)
+    _configured: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Freeze the settings: whatever is edited while a run is in progress, all its steps use the same."""
+        if context.run is None or context.instance is None:
+            return
+        # Not this resource's own: where the IO manager holds it, a launchpad's overrides do not arrive.
+        self._configured = configured_for(context.run)
+        self._settings = frozen_settings(self._load(), context.run.run_id, context.instance)
+
     @property
     def settings(self) -> Settings:
         """Validated settings of this run."""
-        return load_settings(self.config, self.overrides)
+        return self._settings or self._load()
+
+    def edited(self) -> list[str]:
+        """Return the settings that are others now than when the run began, as dotted keys."""
+        try:
+            return changed_settings(self.settings, self._load())
+        except SettingsError:
+            # Half-written, or wrong: the next run will say so.
+            return ["the configuration file, which cannot be read now"]
+
+    def _load(self) -> Settings:
+        configured = {"config": self.config, "overrides": self.overrides} | self._configured
+        return load_settings(configured["config"], configured["overrides"])
 
     @property
     def store(self) -> ProjectStore:
@@ -56,14 +87,41 @@ class ProjectResource(dg.ConfigurableResource):
         return open_engine(checkpoint, self.settings, batch_size)
 
     @contextmanager
-    def tracked(self, context: dg.AssetExecutionContext, sections: list[str]) -> "Iterator[TrackedRun]":
-        """Open the MLflow run of this materialization."""
+    def tracked(self, context: dg.AssetExecutionContext) -> "Iterator[TrackedRun]":
+        """Open the MLflow run of this materialization; its parameters are the settings that the asset reads."""
         from srlm_pipeline.tracking import Tracker
 
         partition = context.partition_key if context.has_partition_key else None
         name = context.asset_key.to_user_string()
-        with Tracker(self.settings).run(name, partition, context.run_id, sections) as run:
+        keys = (*STAGES[name].keys(self.settings), *STAGES[name].verdicts)
+        with Tracker(self.settings).run(name, partition, context.run_id, keys) as run:
             yield run
+
+
+def configured_for(run: dg.DagsterRun) -> dict[str, Any]:
+    """Return this resource's configuration of a run, as the launchpad or the command line gave it."""
+    found: Any = run.run_config
+    for key in ("resources", PROJECT, "config"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def frozen_settings(current: Settings, run_id: str, instance: dg.DagsterInstance) -> Settings:
+    """Return the settings that a run began with; its first step writes them down, for steps are processes.
+
+    Args:
+        current: What the settings are now.
+        run_id: The run.
+        instance: Where its tags are kept.
+    """
+    known = instance.get_run_by_id(run_id)
+    if known is None:
+        return current
+    written = known.tags.get(SETTINGS_TAG)
+    if written is not None:
+        return Settings.model_validate_json(written)
+    instance.add_run_tags(run_id, {SETTINGS_TAG: current.model_dump_json(exclude_defaults=True)})
+    return current
 
 
 @cache

@@ -1,0 +1,45 @@
+"""What measuring reads: the same settings and files wherever models are assessed, or replies are compared."""
+
+from srlm_pipeline.config import PROGRAMS, Settings
+from srlm_pipeline.evaluation.closed_tasks import closed_tasks_digest
+from srlm_pipeline.evaluation.independence import SELF
+from srlm_pipeline.evaluation.verifiable.prompts import verifiable_digest
+from srlm_pipeline.store import model_contents
+
+VERIFIERS, REFERENCE, _ = PROGRAMS
+# What a model is asked, and how it judges.
+ASSESSED = (
+    "evaluation.max_new_tokens",
+    "evaluation.verifiable",
+    "evaluation.closed_tasks",
+    "evaluation.encoder",
+    "evaluation.bootstrap_samples",
+    "judge",
+    "seed",
+)
+
+
+def assessed_contents(settings: Settings) -> list[str]:
+    """Return digests of the sets that models are asked from, so that an edited file makes stale what came of it."""
+    chosen = settings.evaluation
+    return [verifiable_digest(chosen.verifiable), closed_tasks_digest(chosen.closed_tasks.source)]
+
+
+def arbiters_read(settings: Settings) -> tuple[str, ...]:
+    """Return the settings that decide who wins a match."""
+    models = {arbiter.model for arbiter in settings.evaluation.arbiters}
+    read = ["evaluation.arbiters", "evaluation.decision", "evaluation.tie_margin", "judge.rubric", "seed"]
+    if VERIFIERS in models:
+        read += ["evaluation.verifiable.source", "evaluation.verifiable.limit"]
+    if REFERENCE in models:
+        read.append("evaluation.encoder")
+    return tuple(read)
+
+
+def arbiter_contents(settings: Settings) -> list[str]:
+    """Return digests of what lies behind the arbiters: other models' weights, the checkable instructions."""
+    arbiters = settings.evaluation.arbiters
+    local = {a.model for a in arbiters if not a.server.base_url} - {SELF, *PROGRAMS}
+    checked = any(arbiter.model == VERIFIERS for arbiter in arbiters)
+    asked = [verifiable_digest(settings.evaluation.verifiable)] if checked else []
+    return [*asked, *(model_contents(model) for model in sorted(local))]

@@ -18,10 +18,14 @@ class Attempt:
     Attributes:
         number: From 1.
         entering: Name of the model that it starts from; None: what the iteration before made.
+        entering_digest: Of that model's weights.
+        settings_version: Of the settings that it was begun with.
     """
 
     number: int = 1
     entering: str | None = None
+    entering_digest: str = ""
+    settings_version: str = ""
 
     def settings(self, settings: Settings) -> Settings:
         """Return the project's settings with this attempt's seed; the first attempt has the project's own."""

@@ -5,6 +5,7 @@ import dagster as dg
 from srlm_pipeline.assets import (
     assessment,
     baselines,
+    entering,
     evaluation,
     monitoring,
     promotion,
@@ -22,7 +23,7 @@ project = ProjectResource()
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(
-        [seed, self_instruction, training, assessment, evaluation, monitoring, promotion, reports, baselines]
+        [seed, entering, self_instruction, training, assessment, evaluation, monitoring, promotion, reports, baselines]
     ),
     jobs=[seed_job, iteration_job, baselines_job],
     schedules=[nightly_iteration],

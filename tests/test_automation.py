@@ -15,6 +15,7 @@ from srlm_pipeline.definitions import defs
 REPOSITORY = defs.get_repository_def()
 ITERATION_ASSETS = [
     "policy",
+    "champion",
     "generated_prompts",
     "candidates",
     "judged_scores",

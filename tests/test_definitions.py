@@ -23,6 +23,7 @@ seed_assessment (seed, accelerator) <- evaluation_prompts ranked_replies seed_mo
 seed_evaluation (seed, accelerator) <- evaluation_prompts ift_dataset ranked_replies seed_assessment seed_model \
 sft_baseline; arbiter_agrees_with_humans evaluation_prompt_overlap
 policy (iteration, partitioned) <- seed_model
+champion (iteration, partitioned) <- seed_model
 generated_prompts (iteration, partitioned, accelerator) <- evaluation_prompts ift_dataset policy; acceptance_rate \
 duplicate_prompts!
 candidates (iteration, partitioned, accelerator) <- generated_prompts policy; empty_completions
@@ -31,11 +32,13 @@ preference_pairs (iteration, partitioned) <- judged_scores; pairs_kept!
 iteration_model (iteration, partitioned, accelerator, retried) <- policy preference_pairs; margins_moved
 assessment (iteration, partitioned, accelerator) <- evaluation_prompts iteration_model ranked_replies \
 seed_assessment; beats_length
-win_rates (iteration, partitioned, accelerator) <- assessment evaluation_prompts policy seed_assessment seed_model
+win_rates (iteration, partitioned, accelerator) <- assessment champion evaluation_prompts policy seed_assessment \
+seed_model
 collapse_monitors (iteration, partitioned, accelerator) <- assessment generated_prompts judged_scores \
 seed_assessment; duplicate_prompts judge_accuracy kl length_growth parse_rate recitals score_share score_spread \
 tie_rate variety
-promotion (iteration, partitioned) <- assessment collapse_monitors policy seed_assessment seed_evaluation win_rates
+promotion (iteration, partitioned) <- assessment champion collapse_monitors policy seed_assessment seed_evaluation \
+win_rates
 iteration_report (iteration, partitioned) <- assessment collapse_monitors evaluation_prompts policy \
 preference_pairs promotion seed_assessment seed_evaluation sft_baseline win_rates
 reward_model (baselines, accelerator, retried) <- ranked_replies sft_baseline; reward_beats_length
@@ -47,7 +50,15 @@ reward_model rlhf_model seed_model sft_baseline
 JOBS = {
     "seed": {"sft_baseline", "ift_dataset", "ranked_replies", "evaluation_prompts", "eft_dataset", "seed_model"}
     | {"seed_assessment", "seed_evaluation"},
-    "iteration": {"policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs", "iteration_model"}
+    "iteration": {
+        "policy",
+        "champion",
+        "generated_prompts",
+        "candidates",
+        "judged_scores",
+        "preference_pairs",
+        "iteration_model",
+    }
     | {"assessment", "win_rates", "collapse_monitors", "promotion", "iteration_report"},
     "baselines": {"reward_model", "rlhf_model", "human_dpo_model", "baseline_comparison"},
 }
@@ -203,7 +214,7 @@ def test_one_sensor_switched_off_until_somebody_wants_it() -> None:
 def test_whatever_loads_a_model_waits_for_the_accelerator() -> None:
     without_pool = {key.to_user_string() for key in GRAPH.get_all_asset_keys() if not GRAPH.get(key).pools}
     assert without_pool == {
-        "ift_dataset", "ranked_replies", "evaluation_prompts", "policy", "preference_pairs", "promotion",
+        "ift_dataset", "ranked_replies", "evaluation_prompts", "policy", "champion", "preference_pairs", "promotion",
         "iteration_report",
     }  # fmt: skip
     assert all(GRAPH.get(key).pools <= {POOL} for key in GRAPH.get_all_asset_keys())

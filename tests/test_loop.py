@@ -17,9 +17,9 @@ import pytest
 from srlm_pipeline.assets.automation import iteration_assets
 from srlm_pipeline.assets.common import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
-from srlm_pipeline.commands.launch import RunFailedError, run_loop
+from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
-from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings
+from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, load_settings
 from srlm_pipeline.data.loaders import load_evaluation_prompts
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import SrlmError
@@ -100,11 +100,14 @@ class Home:
         self.said.clear()
         return run_loop(defs, self.instance, n_iterations, overrides, self.said.append).seconds
 
-    def run_assets(self, partition: str, *assets: str, tags: dict[str, str] | None = None) -> dg.ExecuteInProcessResult:
+    def run_assets(
+        self, partition: str, *assets: str, tags: dict[str, str] | None = None, **sections: dict[str, Any]
+    ) -> dg.ExecuteInProcessResult:
         """Do what a person does who materializes some assets of an iteration in the UI, or what the schedule does."""
+        overrides = {**self.overrides, **{k: {**self.overrides.get(k, {}), **v} for k, v in sections.items()}}
         return defs.resolve_job_def("iteration").execute_in_process(
             run_config={
-                "resources": {"project": {"config": {"overrides": self.overrides}}},
+                "resources": {"project": {"config": {"overrides": overrides}}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
             instance=self.instance,
@@ -585,13 +588,42 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     assert len(asked) == metadata["looks"].value + 1
 
 
+# Whatever a model does, it is promoted by these, and by those it is not.
+ANY = {"min_win_rate": None, "min_length_controlled_win_rate": None, "proven_gain": False, "max_length_growth": None,
+       "monitors": False, "margins": dict.fromkeys(MarginSettings.model_fields)}  # fmt: skip
+NONE = ANY | {"max_length_growth": 1e-6}
+
+
+@pytest.mark.parametrize(("first", "then", "champions"), [(ANY, NONE, ("M2", "M1")), (NONE, ANY, ("M1", "M2"))])
+def test_matches_with_the_champion_are_stale_once_another_model_is_champion(
+    seeded: Home, first: dict[str, Any], then: dict[str, Any], champions: tuple[str, str]
+) -> None:
+    seeded.run(2, promotion=first)
+    assert champion_before(seeded.store, 2) == champions[0]
+    assert seeded.run(2, promotion=first) == {}
+    assert seeded.run_assets("iter_001", "promotion", promotion=then).success
+    assert champion_before(seeded.store, 2) == champions[1]
+    outdated = [key.to_user_string() for key in outstanding(defs, seeded.instance, "iteration", "iter_002")]
+    assert "win_rates" in outdated and "iteration_model" not in outdated
+    seeded.run(2, promotion=then)
+    met = set(seeded.table("win_rates", "iter_002")["opponent"])
+    assert champions[1] in met
+    decision = read_decision(seeded.store.decision_path(2))
+    assert decision is not None and decision.champion == champions[1]
+
+
 def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seeded: Home) -> None:
     seeded.run(1)
     first = {asset: seeded.data_version(asset, "iter_001") for asset in ("policy", "candidates", "iteration_model")}
     keys = [key.to_user_string() for key in iteration_assets(defs.resolve_asset_graph())]
     done = seeded.run_assets("iter_001", *keys, tags={ATTEMPT_TAG: "2"})
     assert done.success
-    assert seeded.store.attempt(1) == Attempt(2, "M1")
+    attempt = seeded.store.attempt(1)
+    assert (attempt.number, attempt.entering, attempt.entering_digest) == (
+        2,
+        "M1",
+        seeded.store.checkpoint("M1").digest,
+    )
     again = {asset: seeded.data_version(asset, "iter_001") for asset in first}
     assert not set(first.values()) & set(again.values())
     settings = load_settings(None, seeded.overrides)
@@ -600,3 +632,7 @@ def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seede
     second = [version for version in versions if version.tags["model"] == "M2"]
     assert len({version.tags["digest"] for version in second}) == 2, "the first attempt's model stays registered"
     assert seeded.run(1) == {}, "nothing is stale"
+    # With other settings it is no further attempt at the same thing.
+    assert seeded.run_assets("iter_001", "policy", dpo={"beta": 0.5}).success
+    assert seeded.store.attempt(1) == Attempt()
+    assert "candidates" in [key.to_user_string() for key in outstanding(defs, seeded.instance, "iteration", "iter_001")]

@@ -37,7 +37,7 @@ STALE: dict[str, set[str]] = {
     "storage": set(STAGES),
     "owners": set(),
     "seed": (set(STAGES) - TABLES_FROM_FILES)
-    - {"policy", "preference_pairs", "collapse_monitors", "promotion", "iteration_report"},
+    - {"policy", "champion", "preference_pairs", "collapse_monitors", "promotion", "iteration_report"},
     "base_model": {"sft_baseline", "seed_model", "generated_prompts", "seed_assessment", "promotion"},
     "model.device": set(),
     "model.trust_remote_code": set(),

@@ -9,9 +9,9 @@ import pandas as pd
 from srlm_pipeline.assets.assessment import assessment as model_assessment
 from srlm_pipeline.assets.assessment import assessments, seed_assessment
 from srlm_pipeline.assets.common import Stopwatch, check, iterations, mlflow_link, srlm_asset, table_result
+from srlm_pipeline.assets.entering import champion, policy
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
-from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
@@ -105,7 +105,7 @@ def seed_evaluation(
     group="iteration",
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
-    deps=[model_assessment, policy, seed_assessment, seed_model],
+    deps=[model_assessment, policy, champion, seed_assessment, seed_model],
 )
 def win_rates(
     context: dg.AssetExecutionContext, project: ProjectResource, evaluation_prompts: pd.DataFrame

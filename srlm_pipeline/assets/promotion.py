@@ -6,8 +6,9 @@ import pandas as pd
 from srlm_pipeline.assets.assessment import assessment, assessments, seed_assessment
 from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
+from srlm_pipeline.assets.entering import champion as champion_asset
+from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.evaluation import seed_evaluation
-from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
@@ -41,7 +42,7 @@ def _votes(settings: Settings) -> list[str]:
     kinds={"mlflow"},
     compute=False,
     per_iteration=True,
-    deps=[assessment, policy, seed_assessment, seed_evaluation],
+    deps=[assessment, policy, champion_asset, seed_assessment, seed_evaluation],
 )
 def promotion(
     context: dg.AssetExecutionContext,
@@ -103,6 +104,7 @@ def promotion(
             champion=leader == checkpoint.name,
         )
         run.curve({"promotion/promoted": float(decision.promoted)}, iteration)
+    publish(context, "champion", store.checkpoint(champion_before(store, iteration + 1)).digest)
     words = {True: "passed", False: "FAILED", None: "not decided by"}
     lines = [f"- {words[r.passed]}: {r.name}: {r.explanation}" for r in rules]
     return dg.MaterializeResult(

@@ -10,11 +10,12 @@ import pandas as pd
 from srlm_pipeline.assets.assessment import HARNESS, assessment, seed_assessment
 from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
+from srlm_pipeline.assets.entering import policy
 from srlm_pipeline.assets.evaluation import all_met, comparable_iterations, seed_evaluation, win_rates
 from srlm_pipeline.assets.monitoring import collapse_monitors
 from srlm_pipeline.assets.promotion import promotion
 from srlm_pipeline.assets.seed import sft_baseline
-from srlm_pipeline.assets.self_instruction import policy, preference_pairs
+from srlm_pipeline.assets.self_instruction import preference_pairs
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record

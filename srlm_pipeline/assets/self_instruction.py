@@ -7,49 +7,22 @@ import dagster as dg
 import pandas as pd
 
 from srlm_pipeline.assets.common import (
-    ATTEMPT_TAG,
     Stopwatch,
     check,
     histogram,
     mlflow_link,
-    model_result,
     speed,
     srlm_asset,
     table_result,
 )
-from srlm_pipeline.assets.seed import seed_model
-from srlm_pipeline.attempts import Attempt, write_attempt
+from srlm_pipeline.assets.entering import policy
 from srlm_pipeline.config import Settings
-from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.forbidden import forbidden_digests, forbidden_prompts
 from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import BASE, iteration_number, model_contents
 from srlm_pipeline.tables import CANDIDATES, GENERATED_PROMPTS, JUDGED_SCORES, REFUSED_PROMPTS, read_table, write_table
-
-
-@srlm_asset(Reads(), group="iteration", kinds={"torch"}, compute=False, per_iteration=True, deps=[seed_model])
-def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
-    """M_t, the model that enters iteration t: M1 first, then what the iteration before made.
-
-    Nothing is ever computed on a wrong model: without its predecessor an iteration fails here, naming what to
-    materialize first. A run with the tag of a further attempt begins that attempt, from the champion.
-    """
-    iteration = iteration_number(context.partition_key)
-    store = project.store
-    asked = int(context.run.tags.get(ATTEMPT_TAG, 0))
-    if asked:
-        write_attempt(Attempt(asked, champion_before(store, iteration)), store.attempt_path(iteration))
-    attempt = store.attempt(iteration)
-    checkpoint = store.entering_model(iteration)
-    result = model_result(
-        checkpoint, {"iteration": iteration, "attempt": attempt.number, "lineage": dict(checkpoint.lineage)}
-    )
-    if attempt.number == 1:
-        return result
-    # The same model may enter again; what the attempt before made of it is stale all the same.
-    return result._replace(data_version=dg.DataVersion(f"{checkpoint.digest}-attempt-{attempt.number}"))
 
 
 def _generator(settings: Settings) -> list[str]:

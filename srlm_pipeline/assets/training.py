@@ -11,14 +11,14 @@ import dagster as dg
 import pandas as pd
 
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
+from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, training_facts
-from srlm_pipeline.assets.self_instruction import policy
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
-from srlm_pipeline.store import iteration_number, model_name, partition_key
+from srlm_pipeline.store import iteration_number, model_name
 from srlm_pipeline.tables import (
     EFT,
     EVALUATION_PROMPTS,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.training.common import TrainingRun
     from srlm_pipeline.training.early_stopping import EarlyStopping
-
-DATA_VERSION_TAG = "dagster/data_version"
 
 
 def _read(settings: Settings) -> tuple[str, ...]:
@@ -108,7 +106,7 @@ def iteration_model(
         margin = trained.final("rewards/margins")
         run.curve({f"{made.stage}/final_loss": trained.final("loss"), "dpo/final_margin": margin}, iteration)
         run.metrics({"seconds": watch.seconds})
-    announce_next_policy(context, iteration, saved.digest)
+    publish(context, "policy", saved.digest)
     checks = [
         check("margins_moved", True, "there are no margins: the model is trained on good replies alone", margin=0.0)
         if positive_only
@@ -236,23 +234,3 @@ def _early_stopping(
         return result
 
     return EarlyStopping(chosen, entering, compare)
-
-
-def announce_next_policy(context: dg.AssetExecutionContext, iteration: int, digest: str) -> None:
-    """Record that the next iteration's policy has this version, so that lineage and staleness follow the loop.
-
-    The edge from this iteration's model to the next one's policy would be a cycle between assets, which Dagster
-    refuses; an event for the next partition says the same.
-    """
-    key = partition_key(iteration + 1)
-    if key not in context.assets_def.partitions_def.get_partition_keys():
-        return
-    context.log_event(
-        dg.AssetMaterialization(
-            asset_key="policy",
-            partition=key,
-            description=f"published by iteration_model[{context.partition_key}]",
-            tags={DATA_VERSION_TAG: digest},
-            metadata={"digest": digest, "publishing_run": context.run_id},
-        )
-    )

@@ -116,3 +116,40 @@ def test_an_interrupted_training_goes_on_from_its_latest_look(tiny_model: Path, 
     assert met == [("M1-step-4", "M1")]
     assert met_again == [("M1-step-8", "M1-step-4")]
     assert again.stopped_at == 8
+
+
+def test_an_interruption_after_a_later_look_loses_neither_the_look_before_the_save_nor_the_history(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Looks at 4 and 8, saved at 6; the machine goes down before the save at 12."""
+    stopping, _ = watch(tiny_model, 4, 0.9, 0.8)
+    inner = stopping.compare
+
+    def compare(now: Checkpoint, before: Checkpoint) -> float:
+        if now.name == "M1-step-12":
+            raise RuntimeError("the machine went down")
+        return inner(now, before)
+
+    stopping.compare = compare
+    with pytest.raises(RuntimeError, match="went down"):
+        train(tiny_model, tmp_path / "work", stopping, save_every=6)
+    assert len(list((tmp_path / "work" / "looks").glob("step-*"))) == 3, "the one before the save, the best, the newest"
+    again, met = watch(tiny_model, 4, 0.7, 0.6)
+    run = train(tiny_model, tmp_path / "work", again, save_every=6)
+    assert met == [("M1-step-8", "M1-step-4"), ("M1-step-12", "M1-step-8")]
+    looks = [(e["step"], e["early_stopping/win_rate"]) for e in run.history if "early_stopping/win_rate" in e]
+    assert looks == [(4, 0.9), (8, 0.7), (12, 0.6)]
+
+
+def test_a_lost_look_stays_lost_after_an_interruption(tiny_model: Path, tmp_path: Path) -> None:
+    stopping, _ = watch(tiny_model, 3, 0.9, 0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("srlm_pipeline.training.dpo.load_model", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny_model, tmp_path / "work", stopping, save_every=3)
+    again, met = watch(tiny_model, 3)
+    run = train(tiny_model, tmp_path / "work", again, save_every=3)
+    assert met == []
+    assert again.stopped_at == 6
+    assert again.best.name == "M1-step-3"
+    assert [e["early_stopping/win_rate"] for e in run.history if "early_stopping/win_rate" in e] == [0.9, 0.1]

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import DpoSettings, EftSettings, LoraSettings, ModelSettings, SftSettings
@@ -30,7 +30,7 @@ from srlm_pipeline.training.ranking import (
     train_ranking,
 )
 from srlm_pipeline.training.ranking_trainer import RankingTrainer, item_loss
-from srlm_pipeline.training.sft import SftExample, train_sft
+from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
 
 pytestmark = pytest.mark.slow
 
@@ -164,6 +164,35 @@ def test_replies_are_cut_to_the_room_beside_the_prompt_and_hopeless_pairs_left_o
         "rejected_ids": full["rejected_ids"][:10],
     }
     assert encode_preference(base.tokenizer, example, n_prompt) is None
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.integers(16, 120), st.booleans())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_what_is_learned_fits_and_a_judgement_is_learned_whole_or_not_at_all(
+    base: LoadedModel, prompt: str, response: str, room: int, whole: bool
+) -> None:
+    example = SftExample(prompt, response, whole)
+    full = encode_example(base.tokenizer, example, 10_000)
+    assert full is not None and full["input_ids"][-1] == base.tokenizer.eos_token_id
+    row = encode_example(base.tokenizer, example, room)
+    n_prompt = full["completion_mask"].count(0)
+    if len(full["input_ids"]) <= room:
+        assert row == full
+    elif whole or n_prompt >= room:
+        assert row is None
+    else:
+        assert row == {name: values[:room] for name, values in full.items()}
+        assert sum(row["completion_mask"]) == room - n_prompt > 0
+
+
+def test_examples_that_do_not_fit_are_left_out_and_counted(tiny_model: Path, tmp_path: Path) -> None:
+    too_long = [SftExample("a" * 400, "b"), SftExample("short", "c" * 400, whole=True)]
+    settings = SftSettings(**COMMON | {"epochs": 1})
+    args = (settings, ModelSettings(device="cpu"), 1, tmp_path, "", NullProgress())
+    run = train_sft(tiny_model, [*SFT, *too_long], *args)
+    assert (run.n_examples, run.n_left_out) == (len(SFT), 2)
+    with pytest.raises(EmptyDataError, match="none fits into max_length"):
+        train_sft(tiny_model, too_long, *args)
 
 
 @pytest.mark.parametrize("method", METHODS)

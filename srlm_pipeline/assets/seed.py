@@ -262,6 +262,7 @@ def seed_model(
     facts = {
         "judging_examples": len(eft_dataset),
         "ranking_stage": "yes" if trained.ranking else "no",
+        **({"judgements_too_long": trained.sft.n_left_out} if trained.sft and trained.sft.n_left_out else {}),
         **training_facts(trained.final, watch),
     }
     return model_result(saved, {**facts, **mlflow_link(run.url)})
@@ -270,6 +271,8 @@ def seed_model(
 def training_facts(trained: "TrainingRun", watch: Stopwatch) -> dict[str, float | int]:
     """Return what a training run says of itself, for metadata."""
     facts: dict[str, float | int] = {"examples": trained.n_examples, "seconds": round(watch.seconds, 2)}
+    if trained.n_left_out:
+        facts["too_long"] = trained.n_left_out
     loss = trained.final("loss")
     if loss is not None:
         facts["final_loss"] = loss

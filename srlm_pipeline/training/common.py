@@ -33,11 +33,13 @@ class TrainingRun:
         loaded: Model with adapters merged, float32, and tokenizer.
         history: The trainer's log, one mapping per logged step.
         n_examples: Training examples.
+        n_left_out: Examples that did not fit into the training's length.
     """
 
     loaded: LoadedModel
     history: Sequence[dict[str, float]] = field(default_factory=list)
     n_examples: int = 0
+    n_left_out: int = 0
 
     def final(self, name: str) -> float | None:
         """Return the last logged value of a metric, or None."""

@@ -143,8 +143,9 @@ def train_dpo(
             on_cpu = model.model_copy(update={"device": "cpu"})
             best = load_model(early_stopping.best.path, on_cpu, dtype="float32")
             shutil.rmtree(work, ignore_errors=True)
-            return TrainingRun(best, history, len(rows))
-    return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))
+            return TrainingRun(best, history, len(rows), len(encoded) - len(rows))
+    trained = finish(trainer, source, settings, model, tokenizer, work)
+    return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
 
 
 def _loss(settings: DpoSettings) -> dict[str, Any]:

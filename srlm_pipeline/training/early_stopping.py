@@ -7,6 +7,7 @@ ends and the model of the look before is taken: what is watched is what people w
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from srlm_pipeline.config import EarlyStoppingSettings
+from srlm_pipeline.files import replacing_file
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint
 
 # Returns the win rate, in 0..1, of the first model's replies over the second's.
 Compare = Callable[[Checkpoint, Checkpoint], float]
 # Saves the policy as it is now in a folder, as the model of a step.
 Export = Callable[[Path, int], Checkpoint]
+WIN_RATE = "early_stopping/win_rate"
+_HISTORY = "looks.json"
 
 
 @dataclass
@@ -41,6 +45,7 @@ class EarlyStopping:
     stopped_at: int | None = None
     best: Checkpoint = field(init=False)
     history: list[dict[str, float]] = field(default_factory=list)
+    _saved_at: int = field(default=0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.best = self.entering
@@ -63,16 +68,26 @@ class EarlyStopping:
                 stopping._take_up(folder, state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if stopping.settings.every and state.global_step % stopping.settings.every == 0:
+                every = stopping.settings.every
+                if stopping.stopped_at is None and every and state.global_step % every == 0:
                     stopping._look(folder, state.global_step, export)
-                    control.should_training_stop = control.should_training_stop or stopping.stopped_at is not None
+                control.should_training_stop = control.should_training_stop or stopping.stopped_at is not None
+
+            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                stopping._saved_at = state.global_step
 
         return Look()
 
     def _take_up(self, folder: Path, step: int) -> None:
-        """Go on from the latest look that lies before the step at which training continues."""
-        for kept in sorted(folder.glob("step-*")):
-            if is_checkpoint(kept) and int(kept.name.removeprefix("step-")) <= step:
+        """Go on from the looks that lie before the step at which training continues; later ones are taken anew."""
+        self._saved_at = step
+        written = folder / _HISTORY
+        if step and written.is_file():
+            self.history = [look for look in json.loads(written.read_text(encoding="utf-8")) if look["step"] <= step]
+        for look in self.history:
+            if look[WIN_RATE] < self.settings.min_win_rate:
+                self.stopped_at = int(look["step"])
+            elif is_checkpoint(kept := _model_folder(folder, int(look["step"]))):
                 self.best = read_checkpoint(kept)
 
     def _look(self, folder: Path, step: int, export: Export) -> None:
@@ -80,12 +95,22 @@ class EarlyStopping:
 
         # Loading and writing must not change what training draws.
         with torch.random.fork_rng():
-            now = export(folder / f"step-{step:06d}", step)
+            now = export(_model_folder(folder, step), step)
             win_rate = self.compare(now, self.best)
-        self.history.append({"step": step, "early_stopping/win_rate": win_rate})
+        self.history.append({"step": step, WIN_RATE: win_rate})
+        with replacing_file(folder / _HISTORY) as temporary:
+            temporary.write_text(json.dumps(self.history), encoding="utf-8")
         if win_rate < self.settings.min_win_rate:
             self.stopped_at = step
             return
-        if self.best is not self.entering:
-            shutil.rmtree(self.best.path, ignore_errors=True)
         self.best = now
+        # An interruption would go on from the last save, and from the look before it.
+        saved = [int(look["step"]) for look in self.history if look["step"] <= self._saved_at][-1:]
+        needed = {now.path, *(_model_folder(folder, look) for look in saved)}
+        for kept in folder.glob("step-*"):
+            if kept not in needed:
+                shutil.rmtree(kept, ignore_errors=True)
+
+
+def _model_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"

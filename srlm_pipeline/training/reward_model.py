@@ -165,7 +165,7 @@ def train_reward_model(
     history = run_trainer(trainer, work, description, progress)
     trained = _trained(trainer, source, settings, model, loaded.tokenizer, work)
     shutil.rmtree(work, ignore_errors=True)
-    return TrainingRun(trained, history, len(rows))
+    return TrainingRun(trained, history, len(rows), len(examples) - len(rows))
 
 
 def complete(prompt: list[int], reply: list[int], end: int, max_length: int) -> list[int]:

@@ -106,7 +106,8 @@ def train_rlhf(
     logged = run_trainer(trainer, work, description, progress)
     # TRL logs None where a figure does not exist.
     history = [{name: value for name, value in entry.items() if value is not None} for entry in logged]
-    return TrainingRun(finish(trainer, source, settings, model, loaded.tokenizer, work), history, len(rendered))
+    trained = finish(trainer, source, settings, model, loaded.tokenizer, work)
+    return TrainingRun(trained, history, len(rendered), len(prompts) - len(rendered))
 
 
 def fitting_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], room: int) -> list[str]:

@@ -114,7 +114,7 @@ def judgement_examples(eft: pd.DataFrame, rubric: Rubric, per_prompt: int | None
         shuffled = written.iloc[random.permutation(len(written))]
         written = shuffled.groupby("group_id", sort=True).head(per_prompt).sort_index()
     return [
-        SftExample(judge_prompt(rubric, row.prompt, row.text, "rationale"), str(row.judgement))
+        SftExample(judge_prompt(rubric, row.prompt, row.text, "rationale"), str(row.judgement), whole=True)
         for row in written.itertuples()
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.data.chat import tokenize_exchange
@@ -19,13 +20,23 @@ from srlm_pipeline.training.common import (
     trainer_arguments,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @dataclass(frozen=True)
 class SftExample:
-    """A user message and the response to be learned."""
+    """A user message and the response to be learned.
+
+    Attributes:
+        prompt: The message.
+        response: The response.
+        whole: Whether a part of the response is worth nothing, as a judgement is without its last line, the score.
+    """
 
     prompt: str
     response: str
+    whole: bool = False
 
 
 def train_sft(
@@ -51,7 +62,7 @@ def train_sft(
         progress: Where progress is shown.
 
     Raises:
-        EmptyDataError: If there are no examples.
+        EmptyDataError: If there are no examples, or none that fits.
     """
     require_rows(examples, "examples", "check the data files")
     from datasets import Dataset
@@ -63,11 +74,9 @@ def train_sft(
     set_seed(seed)
     loaded = load_for_training(source, settings, model)
     tokenizer = loaded.tokenizer
-    tokenized = [tokenize_exchange(tokenizer, example.prompt, example.response) for example in examples]
-    rows = [
-        {"input_ids": prompt + reply, "completion_mask": [0] * len(prompt) + [1] * len(reply)}
-        for prompt, reply in tokenized
-    ]
+    encoded = [encode_example(tokenizer, example, settings.max_length) for example in examples]
+    rows = [row for row in encoded if row is not None]
+    require_rows(rows, "examples", "none fits into max_length tokens")
     trainer = TokenizedSFTTrainer(
         model=loaded.model,
         args=SFTConfig(
@@ -80,4 +89,24 @@ def train_sft(
         peft_config=adapter_config(settings, loaded.model),
     )
     history = run_trainer(trainer, work, description, progress)
-    return TrainingRun(finish(trainer, source, settings, model, tokenizer, work), history, len(rows))
+    trained = finish(trainer, source, settings, model, tokenizer, work)
+    return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, example: SftExample, max_length: int
+) -> dict[str, list[int]] | None:
+    """Return an example's token ids, and which of them are learned; None where nothing of worth would be left.
+
+    Args:
+        tokenizer: The model's.
+        example: What is to be learned.
+        max_length: Of prompt and response together. A longer response is cut, and has no end token then; one that is
+            worth something as a whole alone is left out.
+    """
+    prompt, reply = tokenize_exchange(tokenizer, example.prompt, example.response)
+    room = max_length - len(prompt)
+    if room < (len(reply) if example.whole else 1):
+        return None
+    learned = reply[:room]
+    return {"input_ids": prompt + learned, "completion_mask": [0] * len(prompt) + [1] * len(learned)}

@@ -11,7 +11,8 @@ from scipy.stats import chisquare
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, derive_seed
-from srlm_pipeline.generation.transformers_engine import TransformersEngine
+from srlm_pipeline.generation.transformers_engine import _STOP_TAIL_TOKENS, TransformersEngine
+from srlm_pipeline.judging.parser import FINAL_LINE
 from srlm_pipeline.models.loading import LoadedModel, load_model
 
 PROMPTS = ["hi", "what is the tallest of the three lighthouses", "1 2 3", "é ü 漢"]
@@ -184,3 +185,18 @@ def test_rows_leave_and_buffers_grow_without_changing_a_word(loaded: LoadedModel
     assert max(lengths) > 60
     alone = engine_of(loaded, 1)
     assert [alone.generate([r], sampling)[0].text for r in requests] == [c.text for c in together]
+
+
+def test_a_line_that_only_the_tail_begins_ends_nothing(loaded: LoadedModel) -> None:
+    engine, sampling = engine_of(loaded), Sampling(max_new_tokens=500, stop_after=FINAL_LINE)
+
+    def finish(text: str) -> Completion | None:
+        tokens = loaded.tokenizer(text, add_special_tokens=False).input_ids
+        assert len(tokens) > _STOP_TAIL_TOKENS
+        return engine._finish(GenerationRequest("k", "p", 1), list(tokens), sampling)
+
+    # In the last tokens alone this line would begin with any of its words.
+    for start in range(_STOP_TAIL_TOKENS + 4):
+        assert finish("x" * 60 + " " * start + "score: 1\n") is None, start
+    found = finish("x" * 60 + "\nscore: 1\n")
+    assert found is not None and found.finish_reason == "stop"

@@ -19,7 +19,7 @@ from srlm_pipeline.assets.common import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
-from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, load_settings
+from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, PairSettings, load_settings
 from srlm_pipeline.data.loaders import load_evaluation_prompts
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import SrlmError
@@ -30,6 +30,7 @@ from srlm_pipeline.evaluation.measures import MEASURES, measure_named
 from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.models.checkpoint import read_checkpoint
+from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import definition_settings
 from srlm_pipeline.resources.table_io import SCHEMAS
@@ -588,6 +589,7 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     assert len(asked) == metadata["looks"].value + 1
 
 
+SELF_INSTRUCTION = ("policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs")
 # Whatever a model does, it is promoted by these, and by those it is not.
 ANY = {"min_win_rate": None, "min_length_controlled_win_rate": None, "proven_gain": False, "max_length_growth": None,
        "monitors": False, "margins": dict.fromkeys(MarginSettings.model_fields)}  # fmt: skip
@@ -610,6 +612,30 @@ def test_matches_with_the_champion_are_stale_once_another_model_is_champion(
     assert champions[1] in met
     decision = read_decision(seeded.store.decision_path(2))
     assert decision is not None and decision.champion == champions[1]
+
+
+def test_the_status_says_nothing_of_a_model_that_another_one_had_its_name_when_it_was_measured(seeded: Home) -> None:
+    seeded.run(2)
+    assert seeded.run_assets("iter_001", "iteration_model", dpo={"beta": 0.5}).success
+    table = overview_table(seeded.instance, load_settings(None, seeded.overrides))
+    cells = list(zip(*(list(column.cells) for column in table.columns), strict=True))
+    (m2, m3), nothing = cells[-2:], "\u2013"
+    assert m2[0] == "M2" and set(m2[1:8]) == {nothing} and m2[-1] == nothing
+    assert m3[0] == "M3" and m3[1] != nothing and m3[-1] == "outdated"
+
+
+def test_after_iterations_that_made_pairs_good_replies_alone_are_learned_from_what_was_scored(seeded: Home) -> None:
+    seeded.run(1)
+    seeded.run_assets("iter_002", *SELF_INSTRUCTION, pairs={"strategy": "positive_only", "min_score": 0})
+    made = seeded.run_assets("iter_002", "iteration_model", pairs={"strategy": "positive_only", "min_score": 0})
+    assert made.success
+    positives = seeded.store.checkpoint("M3").lineage["positives"]
+    # Every readable and whole reply of both iterations scores at least 0; one a prompt is taken of each.
+    expected = sum(
+        len(select(seeded.table("judged_scores", partition), PairSettings(strategy="positive_only", min_score=0)).pairs)
+        for partition in ITERATIONS
+    )
+    assert positives == expected > 0
 
 
 def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seeded: Home) -> None:

@@ -50,7 +50,9 @@ def seed_assessment(
             found.append(_assess(context, project, name, ranked_replies, evaluation_prompts))
             figures = assessment_metrics(found[-1], project.settings.evaluation.bootstrap_samples)
             run.metrics({f"{name}/{k}": v for k, v in figures.items()})
-            metadata |= {f"{name}_{k}": v for k, v in short_names(figures).items()}
+            metadata |= {f"{name}_{k}": v for k, v in short_names(figures).items()} | {
+                f"{name}_digest": found[-1].digest
+            }
             if name == M1:
                 run.curve(figures, 0)
         run.metrics({"seconds": watch.seconds})
@@ -91,7 +93,7 @@ def assessment(
             )
             run.curve({f"harness/{k}": v for k, v in scores.items()}, iteration)
             metadata |= {f"{HARNESS}{k}": v for k, v in scores.items()}
-    metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
+    metadata |= {"digest": found.digest, "seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
     return _assessed([found], project, metadata, [_beats_length(measure_judge(found.judgements))])
 
 

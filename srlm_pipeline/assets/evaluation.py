@@ -140,6 +140,7 @@ def win_rates(
             run.curve(win_metrics(other.model, outcome.metrics()), iteration)
             metadata |= {f"vs_{other.model}_{k}": v for k, v in outcome.metrics().items()}
     metadata |= {
+        "digest": found[name].digest,
         "opponents": {o.name: o.description for o in opponents},
         "position_bias": position_bias,
         "seconds": round(watch.seconds, 2),

@@ -16,13 +16,15 @@ from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, training_facts
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
+from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
-from srlm_pipeline.store import iteration_number, model_name
+from srlm_pipeline.store import ProjectStore, iteration_number, model_name
 from srlm_pipeline.tables import (
     EFT,
     EVALUATION_PROMPTS,
     INSTRUCTIONS,
+    JUDGED_SCORES,
     PREFERENCE_PAIRS,
     RANKED_REPLIES,
     read_table,
@@ -182,7 +184,7 @@ def _fine_tuned(
 
     iteration = iteration_number(context.partition_key)
     settings, store = project.iteration_settings(iteration), project.store
-    earlier = [read_table(PREFERENCE_PAIRS, store.table_path("preference_pairs", t)) for t in range(1, iteration)]
+    earlier = [_positives(store, t, settings) for t in range(1, iteration)]
     added = pd.concat([*earlier, positives], ignore_index=True)
     seed_data, eft = (
         read_table(schema, store.table_path(asset))
@@ -208,6 +210,14 @@ def _fine_tuned(
     shutil.rmtree(work, ignore_errors=True)
     lineage = {"sft": settings.sft.model_dump(), "positives": len(added), "judged_by": entering.digest}
     return _Made(trained.final, "sft", base.digest, lineage, {"positives": len(added)})
+
+
+def _positives(store: ProjectStore, iteration: int, settings: Settings) -> pd.DataFrame:
+    """Return the good replies of an earlier iteration, whatever it made of them itself."""
+    made = read_table(PREFERENCE_PAIRS, store.table_path("preference_pairs", iteration))
+    if (made["strategy"] == settings.pairs.strategy).all():
+        return made
+    return select(read_table(JUDGED_SCORES, store.table_path("judged_scores", iteration)), settings.pairs).pairs
 
 
 def _early_stopping(

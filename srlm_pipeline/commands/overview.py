@@ -11,9 +11,11 @@ from rich.table import Column, Table
 from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.config import Settings
+from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.independence import dependences
-from srlm_pipeline.models.checkpoint import is_checkpoint
-from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name, open_store
+from srlm_pipeline.evaluation.promotion import Decision
+from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
+from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore, iteration_number, model_name, open_store
 
 NONE = "\u2013"
 _FIGURES = ("loops", "recites", "closed_tasks", "pairwise_accuracy")
@@ -38,30 +40,53 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
     first = model_name(1)
     for name in (BASE, SFT_BASELINE, first):
         exists = name == BASE or is_checkpoint(store.model_folder(name))
+        measured = name == BASE or (exists and assessed.get(f"{name}_digest") == store.checkpoint(name).digest)
         met = [match_text(seed, f"M1_vs_{role}_") if name == first else NONE for role in ("base", "baseline")]
         table.add_row(
             name,
             *met,
             NONE,
-            *(rounded(assessed.get(f"{name}_{figure}")) for figure in _FIGURES),
+            *(rounded(assessed.get(f"{name}_{figure}") if measured else None) for figure in _FIGURES),
             NONE,
             NONE,
             style=None if exists else "dim",
         )
     for key in iterations.get_partition_keys():
-        name = model_name(iteration_number(key) + 1)
+        iteration = iteration_number(key)
+        name = model_name(iteration + 1)
         if not is_checkpoint(store.model_folder(name)):
             break
-        wins, own = metadata_of(instance, "win_rates", key), metadata_of(instance, "assessment", key)
-        promoted = metadata_of(instance, "promotion", key).get("promoted")
+        made = store.checkpoint(name)
+        wins, own = (_figures_of(made, metadata_of(instance, asset, key)) for asset in ("win_rates", "assessment"))
+        decision = standing_decision(store, iteration)
         table.add_row(
             name,
             *(match_text(wins, f"vs_{role}_") for role in ("base", "baseline", "previous")),
             *(rounded(own.get(figure)) for figure in _FIGURES),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
-            {True: "promoted", False: "rejected", None: NONE}[promoted],
+            _verdict(store, iteration, made, decision),
+            style=None if descends(store, iteration, made) else "dim",
         )
     return table
+
+
+def descends(store: ProjectStore, iteration: int, made: Checkpoint) -> bool:
+    """Return whether a model was made from the one that would enter its iteration now, not from one of before."""
+    entering = store.entering_model(iteration).digest
+    return entering in (made.parent, made.lineage.get("judged_by"))
+
+
+def _figures_of(made: Checkpoint, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return what was recorded of this very model; nothing if another one had its name then."""
+    return metadata if metadata.get("digest") == made.digest else {}
+
+
+def _verdict(store: ProjectStore, iteration: int, made: Checkpoint, decision: Decision | None) -> str:
+    if not descends(store, iteration, made):
+        return "outdated"
+    if decision is None:
+        return NONE
+    return "promoted" if decision.promoted else "rejected"
 
 
 def caption(assessed: dict[str, Any], settings: Settings) -> str | None:
@@ -73,8 +98,8 @@ def caption(assessed: dict[str, Any], settings: Settings) -> str | None:
     return (
         "M2 is made in partition iter_001, M3 in iter_002, ... w/t/l: wins, ties, losses. loops, recites: share of "
         "replies that go in circles, or recite. tasks: closed tasks solved. Judge accuracy: share of held-out human "
-        f"preferences that the model's scores agree with; preferring the longer reply gets {share(baseline)}.{own} "
-        "Read the replies: srlm report --open, srlm read."
+        f"preferences that the model's scores agree with; preferring the longer reply gets {share(baseline)}. "
+        f"Outdated: made from a model that is another one now.{own} Read the replies: srlm report --open, srlm read."
     )
 
 

@@ -215,15 +215,14 @@ class TransformersEngine:
             reason = "length"
         stops = bool(sampling.stop) or sampling.stop_after is not None
         # Only the tail can have just completed a stop text; decoding it alone keeps the loop linear.
-        if stops and reason is None and cut(self._decode(tokens[-_STOP_TAIL_TOKENS:]), sampling) is not None:
-            reason = "stop"
-        if reason is None:
+        if reason is None and not (stops and cut(self._decode(tokens[-_STOP_TAIL_TOKENS:]), sampling) is not None):
             return None
         text = self._decode(body)
         shortened = cut(text, sampling) if stops else None
         if shortened is not None:
             text, reason = shortened, "stop"
-        return Completion(request.key, text, len(tokens), reason)
+        # The tail begins where it will: what is the beginning of a line there need be none.
+        return Completion(request.key, text, len(tokens), reason) if reason else None
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

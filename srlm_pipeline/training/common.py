@@ -206,7 +206,7 @@ def trained_model(
     """
     if settings.method == "full":
         network = trainer.accelerator.unwrap_model(trainer.model)
-        return LoadedModel((copy.deepcopy(network) if trainer.is_in_train else network).to("cpu"), tokenizer)
+        return LoadedModel(_copy_on_cpu(network) if trainer.is_in_train else network.to("cpu"), tokenizer)
     from peft import PeftModel
 
     adapter = work / "adapter"
@@ -214,6 +214,18 @@ def trained_model(
     on_cpu = model.model_copy(update={"device": "cpu"})
     base = load_model(source, on_cpu, dtype="float32")
     return LoadedModel(PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload(), tokenizer)
+
+
+def _copy_on_cpu(network: Any) -> Any:
+    """Return a copy on the CPU; beside what is trained, the device has no room for a second one."""
+    import torch
+
+    memo: dict[int, Any] = {}
+    for parameter in network.parameters():
+        memo[id(parameter)] = torch.nn.Parameter(parameter.detach().to("cpu", copy=True), parameter.requires_grad)
+    for buffer in network.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    return copy.deepcopy(network, memo)
 
 
 def require_rows(rows: Sequence[object], what: str, remedy: str) -> None:

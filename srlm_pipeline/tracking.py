@@ -191,8 +191,8 @@ class Tracker:
                 self.client.set_tag(run.info.run_id, SUPERSEDED_TAG, run_id)
 
     def _parameters(self, keys: Sequence[str]) -> dict[str, Any]:
-        flat: dict[str, Any] = {"base_model": self._settings.base_model, "seed": self._settings.seed}
         dumped = self._settings.model_dump(mode="json")
+        flat: dict[str, Any] = {"base_model": dumped["base_model"], "seed": dumped["seed"]}
 
         def flatten(prefix: str, value: Any) -> None:
             if isinstance(value, dict):

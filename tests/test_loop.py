@@ -13,6 +13,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 import pytest
+from recorded import Recorder, is_resource
 
 from srlm_pipeline.assets.automation import iteration_assets
 from srlm_pipeline.assets.common import ATTEMPT_TAG
@@ -31,8 +32,7 @@ from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.models.checkpoint import read_checkpoint
 from srlm_pipeline.preference.pairs import select
-from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import definition_settings
+from srlm_pipeline.reads import STAGES
 from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
 from srlm_pipeline.tables import WIN_RATES, read_table, write_table
@@ -83,6 +83,9 @@ SEED_TABLES = (
     "seed_evaluation",
 )
 ITERATIONS = ("iter_001", "iter_002")
+RECORDER = Recorder()
+# Read and not declared: reports tell settings beside results, and are made anew with any of these results.
+SHOWN_IN_REPORTS = ("promotion", "monitors", "evaluation", "judge", "pairs", "dpo", "schedule", "base_model", "seed")
 ELSEWHERE = "another-model"
 
 
@@ -160,9 +163,7 @@ def environment() -> Iterator[pytest.MonkeyPatch]:
         patch.delenv("SRLM_CONFIG", raising=False)
         patch.delenv(OVERRIDES_VARIABLE, raising=False)
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        # Where `srlm run` loads the definitions with its overrides, these were loaded without: nothing would be fresh.
-        version = Reads.version
-        patch.setattr(Reads, "version", lambda self, _: version(self, definition_settings()))
+        RECORDER.install(patch)
         yield patch
     torch.set_num_threads(threads)
 
@@ -427,6 +428,18 @@ def test_a_match_without_an_assessment_names_what_to_materialize(finished: Home)
     assert failure.step_failure_data.user_failure_data is not None
     described = failure.step_failure_data.user_failure_data.description
     assert "M3 has not been assessed as it is now; materialize assessment[iter_002] first" in (described or "")
+
+
+def test_no_asset_reads_a_setting_that_it_does_not_declare(finished: Home) -> None:
+    settings = load_settings(None, finished.overrides)
+    assert set(RECORDER.read) >= {"sft_baseline", "candidates", "judged_scores", "iteration_model", "promotion"}
+    undeclared = {}
+    for asset, keys in RECORDER.read.items():
+        declared = (*STAGES[asset].keys(settings), *STAGES[asset].verdicts, "project", "storage")
+        declared += SHOWN_IN_REPORTS if asset == "iteration_report" else ()
+        found = {k for k in keys if not is_resource(k) and not any(f"{k}.".startswith(f"{d}.") for d in declared)}
+        undeclared |= {asset: found} if found else {}
+    assert not undeclared, "\n".join(f"{k}: {sorted(v)}" for k, v in undeclared.items())
 
 
 def test_a_finished_loop_run_again_does_nothing(finished: Home) -> None:

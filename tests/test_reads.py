@@ -38,7 +38,8 @@ STALE: dict[str, set[str]] = {
     "owners": set(),
     "seed": (set(STAGES) - TABLES_FROM_FILES)
     - {"policy", "champion", "preference_pairs", "collapse_monitors", "promotion", "iteration_report"},
-    "base_model": {"sft_baseline", "seed_model", "generated_prompts", "seed_assessment", "promotion"},
+    "base_model": {"sft_baseline", "seed_model", "generated_prompts", "seed_assessment", "promotion"}
+    | {"seed_evaluation", "win_rates"},
     "model.device": set(),
     "model.trust_remote_code": set(),
     "model": TRAINING,
@@ -147,6 +148,20 @@ def expected(key: str) -> set[str]:
         return set()
     beginnings = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
     return STALE[next(beginning for beginning in beginnings if beginning in STALE)]
+
+
+def table() -> str:
+    """Return what is stale as Markdown."""
+    lines = ["| setting | stale |", "|---|---|"]
+    for key, assets in STALE.items():
+        everything = "everything" if assets == set(STAGES) else ""
+        lines.append(f"| `{key}` | {everything or ', '.join(f'`{a}`' for a in STAGES if a in assets) or 'nothing'} |")
+    return "\n".join(lines)
+
+
+def test_the_document_has_this_table() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "staleness.md").read_text(encoding="utf-8")
+    assert table() in document, f"docs/staleness.md should have:\n{table()}"
 
 
 @pytest.mark.parametrize("key", KEYS)

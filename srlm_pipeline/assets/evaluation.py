@@ -30,7 +30,7 @@ OVERLAP_ROUGE_L = 0.7
 
 
 @srlm_asset(
-    Reads(arbiters_read, contents=arbiter_contents),
+    Reads(lambda settings: (*arbiters_read(settings), "base_model"), contents=arbiter_contents),
     group="seed",
     kinds={"torch", "mlflow"},
     deps=[sft_baseline, seed_model, seed_assessment],
@@ -99,7 +99,7 @@ def seed_evaluation(
 
 @srlm_asset(
     Reads(
-        lambda settings: (*arbiters_read(settings), "evaluation.other_answers"),
+        lambda settings: (*arbiters_read(settings), "base_model", "evaluation.other_answers"),
         contents=lambda settings: [*arbiter_contents(settings), digest_existing(settings.evaluation.other_answers)],
     ),
     group="iteration",

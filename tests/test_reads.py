@@ -21,7 +21,7 @@ from srlm_pipeline.config import (
     load_settings,
 )
 from srlm_pipeline.reads import STAGES, Reads
-from srlm_pipeline.resources.project import PROJECT, ProjectResource, frozen_settings
+from srlm_pipeline.resources.project import PROJECT, SETTINGS_TAG, ProjectResource, frozen_settings
 
 TABLES_FROM_FILES = {"ift_dataset", "ranked_replies", "evaluation_prompts"}
 SEED_TRAINING = {"sft_baseline", "seed_model"}
@@ -329,6 +329,22 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with_and_says_what_was_ed
     assert done.output_for_node("seen") == {"ift_limit": 9, "edited": ["data.bad_rows", "data.ift_limit"]}
     assert done.output_for_node("seen_by_another_process") == 9
     assert load_settings(home.config).data.ift_limit == 5
+
+
+def test_a_run_that_is_executed_again_takes_the_settings_as_they_are_now(home: Home) -> None:
+    first = home.materialize()
+    record = home.instance.get_run_by_id(first.run_id)
+    assert record is not None and any(tag.startswith(SETTINGS_TAG) for tag in record.tags)
+    home.config.write_text("data: {ift_limit: 5}\n", encoding="utf-8")
+    again = dg.materialize(
+        [seed.ift_dataset],
+        instance=home.instance,
+        resources=dict(definitions.defs.resources or {}),
+        run_config={"resources": {PROJECT: {"config": {"config": str(home.config)}}}},
+        # As Dagster hands them on.
+        tags=dict(record.tags),
+    )
+    assert len(again.output_for_node("ift_dataset")) == 5
 
 
 def test_a_file_that_cannot_be_read_meanwhile_stops_nothing(home: Home) -> None:

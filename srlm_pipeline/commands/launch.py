@@ -13,9 +13,10 @@ import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight
+from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.common import iterations
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.resources.project import PROJECT
 from srlm_pipeline.store import partition_key
 
 PROCESS_TAG = "srlm/process"
@@ -148,20 +149,37 @@ def _run_outstanding(
 ) -> None:
     name = f"{job} {partition}" if partition else job
     wanted = outstanding(definitions, instance, job, partition)
+    started = time.monotonic()
+    if POLICY in wanted and metadata_of(instance, "policy", partition).get("attempt", 1) > 1:
+        # It may be a further attempt no longer, and then more is outdated than seemed so.
+        _run_assets(definitions, instance, name, job, partition, [POLICY], overrides, times)
+        wanted = outstanding(definitions, instance, job, partition)
     if not wanted:
         announce(f"{name}: everything is up to date")
         return
     announce(f"{name}: {', '.join(key.to_user_string() for key in wanted)}")
-    run_config = {
-        "resources": {"project": {"config": {"overrides": overrides}}},
-        "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-    }
-    started = time.monotonic()
+    _run_assets(definitions, instance, name, job, partition, wanted, overrides, times)
+    announce(f"{name}: done in {time.monotonic() - started:.0f} s")
+
+
+def _run_assets(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    name: str,
+    job: str,
+    partition: str | None,
+    assets: list[dg.AssetKey],
+    overrides: dict[str, Any],
+    times: StageTimes,
+) -> None:
     result = definitions.resolve_job_def(job).execute_in_process(
-        run_config=run_config,
+        run_config={
+            "resources": {PROJECT: {"config": {"overrides": overrides}}},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
         instance=instance,
         partition_key=partition,
-        asset_selection=wanted,
+        asset_selection=assets,
         tags={PROCESS_TAG: _own_process()},
         raise_on_error=False,
     )
@@ -171,7 +189,6 @@ def _run_outstanding(
             times.seconds[key] = event.step_success_data.duration_ms / 1000
     if not result.success:
         raise RunFailedError(name, _reasons(result))
-    announce(f"{name}: done in {time.monotonic() - started:.0f} s")
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from srlm_pipeline.tracking import TrackedRun
 
 
-# On every run: the settings that it began with. Tags with this prefix are not shown among the others.
+# On every run: the settings that it began with. Tags with this beginning are not shown among the others.
 SETTINGS_TAG = ".dagster/srlm_settings"
 # The resource's key among the definitions.
 PROJECT = "project"
@@ -117,10 +117,12 @@ def frozen_settings(current: Settings, run_id: str, instance: dg.DagsterInstance
     known = instance.get_run_by_id(run_id)
     if known is None:
         return current
-    written = known.tags.get(SETTINGS_TAG)
+    # A run that is executed again has the tags of the one that failed, and maybe other settings: that is why.
+    own = f"{SETTINGS_TAG}/{run_id}"
+    written = known.tags.get(own)
     if written is not None:
         return Settings.model_validate_json(written)
-    instance.add_run_tags(run_id, {SETTINGS_TAG: current.model_dump_json(exclude_defaults=True)})
+    instance.add_run_tags(run_id, {own: current.model_dump_json(exclude_defaults=True)})
     return current
 
 

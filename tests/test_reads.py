@@ -155,7 +155,7 @@ def table() -> str:
     lines = ["| setting | stale |", "|---|---|"]
     for key, assets in STALE.items():
         everything = "everything" if assets == set(STAGES) else ""
-        lines.append(f"| `{key}` | {everything or ', '.join(f'`{a}`' for a in STAGES if a in assets) or 'nothing'} |")
+        lines.append(f"| `{key}` | {everything or ', '.join(f'`{a}`' for a in sorted(assets)) or 'nothing'} |")
     return "\n".join(lines)
 
 

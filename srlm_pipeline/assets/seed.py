@@ -259,6 +259,11 @@ def seed_model(
         )
         shutil.rmtree(work, ignore_errors=True)
         run.metrics({"seconds": watch.seconds, "final_loss": trained.final.final("loss")})
+    if trained.sft and trained.sft.n_left_out:
+        context.log.warning(
+            f"{trained.sft.n_left_out} of {trained.sft.n_left_out + trained.sft.n_examples} examples were left out: "
+            f"they do not fit into sft.max_length ({settings.sft.max_length} tokens)"
+        )
     facts = {
         "judging_examples": len(eft_dataset),
         "ranking_stage": "yes" if trained.ranking else "no",

@@ -92,7 +92,9 @@ class ModelSettings(Section):
         "auto", description="compute type; auto: bfloat16 where the device has it, float32 otherwise"
     )
     save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "bfloat16", description="type of the saved weights; float32 keeps small updates over many iterations"
+        "float32",
+        description="type of the saved weights, which the next iteration starts from; bfloat16 takes half the disk and "
+        "rounds small updates away",
     )
     trust_remote_code: bool = resources(False, description="run code that a model repository ships")
 

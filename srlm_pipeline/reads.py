@@ -37,6 +37,10 @@ class Reads:
         """Return the paths that change the result under these settings."""
         return tuple(self.settings(settings) if callable(self.settings) else self.settings)
 
+    def all_keys(self, settings: Settings) -> tuple[str, ...]:
+        """Return the paths of results and verdicts: all that is read under these settings."""
+        return (*self.keys(settings), *self.verdicts)
+
     def fingerprint(self, settings: Settings) -> str:
         """Return what unfinished work is kept under: as long as it is the same, the work can go on."""
         return settings.fingerprint(*self.keys(settings))
@@ -44,7 +48,7 @@ class Reads:
     def version(self, settings: Settings) -> str:
         """Return the code version: as long as it is the same, what was made and said of it still holds."""
         # The project is part of it: two projects in one Dagster home must not take each other's work for their own.
-        chosen = settings.fingerprint("project", "storage", *self.keys(settings), *self.verdicts)
+        chosen = settings.fingerprint("project", "storage", *self.all_keys(settings))
         return "-".join([__version__, chosen, *filter(None, self.contents(settings))])
 
 

@@ -48,7 +48,7 @@ class Recorder:
 
         patch.setattr(Section, "__getattribute__", recording)
         patch.setattr(common, "warn_of_edits", begin)
-        for name in ("keys", "fingerprint"):
+        for name in ("keys", "all_keys", "fingerprint"):
             patch.setattr(Reads, name, self._unrecorded(getattr(Reads, name)))
         # Where `srlm run` loads the definitions with its overrides, these were loaded without: nothing would be fresh.
         version = self._unrecorded(Reads.version)

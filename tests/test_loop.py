@@ -435,7 +435,7 @@ def test_no_asset_reads_a_setting_that_it_does_not_declare(finished: Home) -> No
     assert set(RECORDER.read) >= {"sft_baseline", "candidates", "judged_scores", "iteration_model", "promotion"}
     undeclared = {}
     for asset, keys in RECORDER.read.items():
-        declared = (*STAGES[asset].keys(settings), *STAGES[asset].verdicts, "project", "storage")
+        declared = (*STAGES[asset].all_keys(settings), "project", "storage")
         declared += SHOWN_IN_REPORTS if asset == "iteration_report" else ()
         found = {k for k in keys if not is_resource(k) and not any(f"{k}.".startswith(f"{d}.") for d in declared)}
         undeclared |= {asset: found} if found else {}

@@ -88,7 +88,7 @@ def srlm_asset(
             retry_policy=retry_training if retries else None,
             partitions_def=iterations if per_iteration else None,
             metadata={
-                "settings": ", ".join((*reads.keys(settings), *reads.verdicts)) or "none",
+                "settings": ", ".join(reads.all_keys(settings)) or "none",
                 **({"dagster/column_schema": column_schema(schema)} if schema is not None else {}),
             },
             **more,

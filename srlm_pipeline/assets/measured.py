@@ -1,12 +1,12 @@
 """What measuring reads: the same settings and files wherever models are assessed, or replies are compared."""
 
 from srlm_pipeline.config import PROGRAMS, Settings
-from srlm_pipeline.evaluation.closed_tasks import closed_tasks_digest
+from srlm_pipeline.evaluation.forbidden import forbidden_digests
 from srlm_pipeline.evaluation.independence import SELF
+from srlm_pipeline.evaluation.opening import REFERENCE, VERIFIERS
 from srlm_pipeline.evaluation.verifiable.prompts import verifiable_digest
 from srlm_pipeline.store import model_contents
 
-VERIFIERS, REFERENCE, _ = PROGRAMS
 # What a model is asked, and how it judges.
 ASSESSED = (
     "evaluation.max_new_tokens",
@@ -21,8 +21,8 @@ ASSESSED = (
 
 def assessed_contents(settings: Settings) -> list[str]:
     """Return digests of the sets that models are asked from, so that an edited file makes stale what came of it."""
-    chosen = settings.evaluation
-    return [verifiable_digest(chosen.verifiable), closed_tasks_digest(chosen.closed_tasks.source)]
+    # The same as those whose prompts must not be invented.
+    return list(forbidden_digests(settings.evaluation))
 
 
 def arbiters_read(settings: Settings) -> tuple[str, ...]:

@@ -58,14 +58,14 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
             break
         made = store.checkpoint(name)
         wins, own = (_figures_of(made, metadata_of(instance, asset, key)) for asset in ("win_rates", "assessment"))
-        decision = standing_decision(store, iteration)
+        current = descends(store, iteration, made)
         table.add_row(
             name,
             *(match_text(wins, f"vs_{role}_") for role in ("base", "baseline", "previous")),
             *(rounded(own.get(figure)) for figure in _FIGURES),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
-            _verdict(store, iteration, made, decision),
-            style=None if descends(store, iteration, made) else "dim",
+            _verdict(standing_decision(store, iteration)) if current else "outdated",
+            style=None if current else "dim",
         )
     return table
 
@@ -81,9 +81,7 @@ def _figures_of(made: Checkpoint, metadata: dict[str, Any]) -> dict[str, Any]:
     return metadata if metadata.get("digest") == made.digest else {}
 
 
-def _verdict(store: ProjectStore, iteration: int, made: Checkpoint, decision: Decision | None) -> str:
-    if not descends(store, iteration, made):
-        return "outdated"
+def _verdict(decision: Decision | None) -> str:
     if decision is None:
         return NONE
     return "promoted" if decision.promoted else "rejected"

@@ -93,7 +93,7 @@ class ProjectResource(dg.ConfigurableResource):
 
         partition = context.partition_key if context.has_partition_key else None
         name = context.asset_key.to_user_string()
-        keys = (*STAGES[name].keys(self.settings), *STAGES[name].verdicts)
+        keys = STAGES[name].all_keys(self.settings)
         with Tracker(self.settings).run(name, partition, context.run_id, keys) as run:
             yield run
 

@@ -11,18 +11,9 @@ from rich.text import Text
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import ModelError
-from srlm_pipeline.planning.basis import Basis
 from srlm_pipeline.planning.machines import ModelShape, find_gpu, parse_size, remedies, shape_of_size, stated_basis
-from srlm_pipeline.planning.plan import (
-    Plan,
-    Range,
-    StagePlan,
-    make_plan,
-    plan_path,
-    read_record,
-    write_record,
-)
-from srlm_pipeline.planning.workload import CharacterMeasure, measure_data
+from srlm_pipeline.planning.plan import Basis, Plan, Range, StagePlan, make_plan, plan_path, read_record, write_record
+from srlm_pipeline.planning.workload import character_measure, measure_data, tokenizer_measure
 from srlm_pipeline.store import ProjectStore, open_store
 
 NONE = "\u2013"
@@ -39,12 +30,11 @@ def plan_from_probe(settings: Settings, iterations: int, fresh: bool) -> Plan:
     from srlm_pipeline.generation.opening import open_engine
     from srlm_pipeline.models.loading import load_tokenizer
     from srlm_pipeline.planning.probe import import_libraries, probe_path, run_probe
-    from srlm_pipeline.planning.workload import TokenizerMeasure
 
     store = open_store(settings)
     start = import_libraries()
     base = store.base_checkpoint(settings)
-    measure = TokenizerMeasure(load_tokenizer(base.path, settings.model))
+    measure = tokenizer_measure(load_tokenizer(base.path, settings.model))
     facts = measure_data(settings, measure)
     kept = probe_path(store.root, settings, base.digest)
     basis = None if fresh else read_record(Basis, kept)
@@ -54,7 +44,6 @@ def plan_from_probe(settings: Settings, iterations: int, fresh: bool) -> Plan:
             base,
             settings,
             measure,
-            facts,
             lambda checkpoint, batch_size: open_engine(checkpoint, settings, batch_size),
             kept.parent,
             lambda line: console.print(f"  {line}", style="dim"),
@@ -78,16 +67,14 @@ def plan_from_figures(settings: Settings, iterations: int, device: str, n_gpus: 
     """
     gpu = find_gpu(device)
     shape = shape_of_size(parse_size(size)) if size else configured_shape(settings, open_store(settings))
-    facts = measure_data(settings, CharacterMeasure())
+    facts = measure_data(settings, character_measure())
     return make_plan(
         settings,
         facts,
         stated_basis(gpu, n_gpus, shape, settings),
         iterations,
         f"a model of {size}" if size else settings.base_model,
-        lambda: [
-            (words, changed, stated_basis(gpu, n, shape, changed)) for words, changed, n in remedies(settings, n_gpus)
-        ],
+        ((words, other, stated_basis(gpu, n, shape, other)) for words, other, n in remedies(settings, n_gpus)),
     )
 
 

@@ -15,19 +15,17 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from srlm_pipeline.config import Settings, TrainingSettings
+from srlm_pipeline.config import EngineSettings, Settings, TrainingSettings
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.planning.basis import Basis, Memory, PartKind, Rates
-from srlm_pipeline.planning.workload import TrainingKind
+from srlm_pipeline.planning.plan import BYTES, Basis, Memory, Range
+from srlm_pipeline.planning.workload import Kind, Unit
 
-# Requests that a vLLM server which the pipeline starts works on at a time, unless `engine.concurrency` says otherwise.
-_VLLM_IN_FLIGHT = 256
-_SERVER_IN_FLIGHT = 16
+# Requests that a server works on at a time, unless `engine.concurrency` says otherwise.
+_IN_FLIGHT = {"vllm": 256, "openai": 16}
 # Of the memory on the label, what is left beside driver, context and fragmentation.
 _USABLE = 0.92
 # Of a device's speed, what a further one adds.
 _SCALING = 0.85
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Utilisation:
+class Reached:
     """How much of the stated figures is reached.
 
     Attributes:
@@ -101,9 +99,9 @@ class Utilisation:
     disk: float
 
 
-SLOW = Utilisation(0.25, 0.20, 0.4, 1.0e-3, 6e-5, 0.5e9)
-LIKELY = Utilisation(0.40, 0.30, 0.6, 0.6e-3, 4e-5, 1.0e9)
-FAST = Utilisation(0.55, 0.42, 0.8, 0.35e-3, 2e-5, 2.0e9)
+FAST = Reached(0.55, 0.42, 0.8, 0.35e-3, 2e-5, 2.0e9)
+LIKELY = Reached(0.40, 0.30, 0.6, 0.6e-3, 4e-5, 1.0e9)
+SLOW = Reached(0.25, 0.20, 0.4, 1.0e-3, 6e-5, 0.5e9)
 
 
 def find_gpu(name: str) -> Gpu:
@@ -159,60 +157,62 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         shape: Of the model.
         settings: Methods, types, engine.
     """
-    rates = [_rates(gpu, n_gpus, shape, settings, reached) for reached in (FAST, LIKELY, SLOW)]
-    kind = settings.engine.kind
-    in_flight = {"vllm": _VLLM_IN_FLIGHT, "openai": _SERVER_IN_FLIGHT}.get(kind)
+    fast, likely, slow = (_seconds(gpu, n_gpus, shape, settings, reached) for reached in (FAST, LIKELY, SLOW))
     return Basis(
         source="stated",
         machine=f"{n_gpus} x {gpu.name}" if n_gpus > 1 else gpu.name,
         parameters=shape.parameters,
-        fast=rates[0],
-        likely=rates[1],
-        slow=rates[2],
+        seconds={unit: Range(low=fast[unit], likely=likely[unit], high=slow[unit]) for unit in likely},
+        start=30.0,
         memory=_memory(shape, settings, n_gpus),
         available=gpu.memory * _USABLE * 2**30,
-        host_memory=4.0 * shape.parameters + 3 * 2**30,
-        shares_prefix=False,
-        in_flight=(settings.engine.concurrency or in_flight) if in_flight else None,
+        host_memory=host_memory(shape.parameters),
+        in_flight=requests_in_flight(settings.engine, settings.engine.kind),
         notes=_notes(gpu, n_gpus, shape, settings),
     )
 
 
-def _rates(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings, reached: Utilisation) -> Rates:
-    n = shape.parameters
+def requests_in_flight(engine: EngineSettings, kind: str) -> int | None:
+    """Return how many requests a server works on at a time; None for the engine that works in batches."""
+    usual = _IN_FLIGHT.get(kind)
+    return (engine.concurrency or usual) if usual else None
+
+
+def host_memory(parameters: int) -> float:
+    """Return the bytes of the host's memory that merging and saving a model trained on a GPU takes."""
+    return 4.0 * parameters + 3 * 2**30
+
+
+def _seconds(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings, reached: Reached) -> dict[Unit, float]:
+    n, vllm = shape.parameters, settings.engine.kind == "vllm"
     together = n_gpus * (_SCALING if n_gpus > 1 else 1.0)
     operations, bandwidth = gpu.tflops * 1e12 * together, gpu.bandwidth * 1e9 * together * reached.bandwidth
     forward = 2 * n / (operations * reached.reading)
-    vllm = settings.engine.kind == "vllm"
-    stages: dict[TrainingKind, TrainingSettings] = {
-        "sft": settings.sft,
-        "ranking": settings.eft,
-        "dpo": settings.dpo,
-    }
     trained = {
-        kind: training_operations(stage, n, checkpointing=True) / (operations * reached.training)
-        for kind, stage in stages.items()
+        kind: training_operations(getattr(settings, stage), n, checkpointing=True) / (operations * reached.training)
+        for kind, stage in (("sft", "sft"), ("ranking", "eft"), ("dpo", "dpo"))
     }
     loading = 2 * n / reached.disk
-    # Weights are read for training, read again in float32 for merging, and merged on the host.
-    trainer = dict.fromkeys(stages, 15.0 + 3 * loading)
-    return Rates(
-        read=forward,
-        judged=forward,
-        step=2 * n / bandwidth + shape.layers * (reached.replayed if vllm else reached.layer),
-        written=forward,
-        context=shape.kv_bytes / bandwidth,
-        trained=trained,
-        reference=forward,
-        trainer=trainer,
-        engine=loading + (60.0 if vllm else 3.0),
+    # A new token looks back on its prompt and about half of its reply.
+    context = settings.candidates.max_new_tokens * shape.kv_bytes / bandwidth
+    return {
+        "prompted": forward,
+        "judged": forward,
+        "step": 2 * n / bandwidth + shape.layers * (reached.replayed if vllm else reached.layer),
+        "drawn": forward + context,
+        "sft": trained["sft"],
+        "ranking": trained["ranking"],
+        "dpo": trained["dpo"],
+        # Weights are read for training, read again in float32 for merging, and merged on the host.
+        "trainer": 15.0 + 3 * loading,
+        "engine": loading + (60.0 if vllm else 3.0),
         # Written, and read again for the digest.
-        save=2 * n * _BYTES[settings.model.save_dtype] / reached.disk,
-        start=30.0,
-    )
+        "save": 2 * n * BYTES[settings.model.save_dtype] / reached.disk,
+        "stage": 0.5,
+    }
 
 
-def _memory(shape: ModelShape, settings: Settings, n_gpus: int) -> dict[PartKind, Memory]:
+def _memory(shape: ModelShape, settings: Settings, n_gpus: int) -> dict[Kind, Memory]:
     n = shape.parameters
     # Weights, and what one forward pass over a batch leaves behind besides keys and values.
     inference = Memory(fixed=2 * n / n_gpus + 2**30, per_token=shape.kv_bytes / n_gpus)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srlm_pipeline.config import ArbiterSettings, PanelMember, Settings
 from srlm_pipeline.files import replacing_file
-from srlm_pipeline.planning.basis import Basis, Rates, Record
-from srlm_pipeline.planning.workload import Assumptions, DataFacts, Phase, StageWork, count_work
+from srlm_pipeline.planning.workload import Assumptions, DataFacts, Kind, Part, Phase, StageWork, Unit, count_work
 
-Kept = TypeVar("Kept", bound=Record)
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Settings that decide how much there is to do. A plan speaks of runs with the same ones.
 _PLANNED_SETTINGS = (
     "seed", "base_model", "model", "engine", "data", "sft", "eft", "prompt_generation", "candidates", "judge",
     "judge.panel", "dpo", "evaluation", "monitors",
 )  # fmt: skip
-LITTLE = Assumptions(
-    reply_share=0.6, judgement_tokens=80, acceptance=0.75, pairs_kept=0.8, self_judged_kept=0.1
-)  # fmt: skip
+LITTLE = Assumptions(reply_share=0.6, judgement_tokens=80, acceptance=0.75, pairs_kept=0.8, self_judged_kept=0.1)
 MIDDLE = Assumptions()
 MUCH = Assumptions(reply_share=1.2, judgement_tokens=250, acceptance=0.35, pairs_kept=1.0, self_judged_kept=0.6)
+
+
+class Record(BaseModel):
+    """Facts that are kept as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Kept = TypeVar("Kept", bound=Record)
 
 
 class Range(Record):
@@ -42,6 +47,62 @@ class Range(Record):
         return Range(low=self.low * n, likely=self.likely * n, high=self.high * n)
 
 
+class Memory(Record):
+    """Bytes that a kind of work needs.
+
+    Attributes:
+        fixed: Always there.
+        per_token: On top of that, per token held at a time.
+        afterwards: When the work itself is done: a trained model is merged and saved.
+    """
+
+    fixed: float
+    per_token: float
+    afterwards: float = 0.0
+
+
+class Basis(Record):
+    """What an estimate rests on.
+
+    Attributes:
+        source: ``probe`` or ``stated``.
+        machine: In words.
+        parameters: Of the model.
+        seconds: Per unit of work: as it may go, at best, likely and at worst.
+        start: Seconds before the first stage.
+        memory: By kind of work.
+        available: Bytes of memory, on one device.
+        host_memory: Bytes beside the device's that saving a trained model takes; 0 where the device is the host.
+        in_flight: Requests that a server works on at a time; None for batches.
+        notes: Assumptions, in words.
+    """
+
+    source: Literal["probe", "stated"]
+    machine: str
+    parameters: int
+    seconds: dict[Unit, Range]
+    start: float
+    memory: dict[Kind, Memory]
+    available: float
+    host_memory: float
+    in_flight: int | None
+    notes: tuple[str, ...]
+
+    def seconds_of(self, little: StageWork, middle: StageWork, much: StageWork) -> Range:
+        """Return how long a stage takes, from three opinions of how much work it is."""
+        rates = self.seconds
+        return Range(
+            low=sum(n * rates[unit].low for unit, n in little.units.items()),
+            likely=sum(n * rates[unit].likely for unit, n in middle.units.items()),
+            high=sum(n * rates[unit].high for unit, n in much.units.items()),
+        )
+
+    def memory_of(self, parts: Iterable[Part]) -> float:
+        """Return the bytes at the peak of some work."""
+        needed = [(self.memory[part.kind], part.held) for part in parts]
+        return max((max(m.fixed + m.per_token * held, m.afterwards) for m, held in needed), default=0.0)
+
+
 class StagePlan(Record):
     """What one stage should cost.
 
@@ -50,11 +111,11 @@ class StagePlan(Record):
         phase: ``seed`` or ``iteration``.
         items: How many.
         unit: Of what.
-        tokens_read: Computed prompt and training tokens.
+        tokens_read: Computed prompt and training tokens, without padding.
         tokens_written: Drawn tokens.
         seconds: How long it takes.
         memory: Bytes at the peak, on one device.
-        disk_kept: Bytes that remain.
+        disk_kept: Bytes of the models that remain; tables and journals are small beside them.
         disk_meanwhile: Bytes beyond that while it runs.
     """
 
@@ -97,7 +158,7 @@ class Plan(Record):
     available: float
     host_memory: float
     assumptions: tuple[str, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def repeats(self, stage: StagePlan) -> int:
         """Return how often a stage runs."""
@@ -105,19 +166,13 @@ class Plan(Record):
 
     def phase_seconds(self, phase: Phase) -> Range:
         """Return how long the seed, or one iteration, takes."""
-        return _total([stage.seconds for stage in self.stages if stage.phase == phase])
+        return sum((s.seconds for s in self.stages if s.phase == phase), Range(low=0, likely=0, high=0))
 
     @property
     def seconds(self) -> Range:
         """How long all of it takes."""
         start = Range(low=self.start, likely=self.start, high=self.start)
         return start + self.phase_seconds("seed") + self.phase_seconds("iteration").times(self.iterations)
-
-    @property
-    def tokens(self) -> tuple[float, float]:
-        """Tokens read and written by all of it."""
-        run = [(stage, self.repeats(stage)) for stage in self.stages]
-        return sum(s.tokens_read * n for s, n in run), sum(s.tokens_written * n for s, n in run)
 
     @property
     def memory(self) -> float:
@@ -127,9 +182,8 @@ class Plan(Record):
     @property
     def disk(self) -> float:
         """Bytes that must be free: what remains, and the most that is needed beyond it meanwhile."""
-        run = [(stage, self.repeats(stage)) for stage in self.stages]
-        meanwhile = max((stage.disk_meanwhile for stage, n in run if n), default=0.0)
-        return sum(stage.disk_kept * n for stage, n in run) + meanwhile
+        meanwhile = max((stage.disk_meanwhile for stage in self.stages if self.repeats(stage)), default=0.0)
+        return sum(stage.disk_kept * self.repeats(stage) for stage in self.stages) + meanwhile
 
     @property
     def longest(self) -> StagePlan:
@@ -143,7 +197,7 @@ def make_plan(
     basis: Basis,
     iterations: int,
     model: str,
-    remedies: Callable[[], Sequence[tuple[str, Settings, Basis]]] = tuple,
+    remedies: Iterable[tuple[str, Settings, Basis]] = (),
 ) -> Plan:
     """Combine work and speed.
 
@@ -153,14 +207,23 @@ def make_plan(
         basis: Of the machine.
         iterations: How many are planned.
         model: In words.
-        remedies: Asked where the memory does not suffice: changes in words, with what they lead to.
+        remedies: Looked at where the memory does not suffice: changes in words, with what they lead to.
     """
-    little, middle, much = (
-        count_work(settings, facts, assumed, basis.shares_prefix, basis.in_flight) for assumed in (LITTLE, MIDDLE, MUCH)
-    )
+    works = [count_work(settings, facts, assumed, basis.in_flight) for assumed in (LITTLE, MIDDLE, MUCH)]
     stages = tuple(
-        _stage(works, settings, basis, (basis.fast, basis.likely, basis.slow))
-        for works in zip(little, middle, much, strict=True)
+        StagePlan(
+            stage=middle.stage,
+            phase=middle.phase,
+            items=middle.items,
+            unit=middle.unit,
+            tokens_read=middle.tokens_read,
+            tokens_written=middle.tokens_written,
+            seconds=basis.seconds_of(little, middle, much),
+            memory=basis.memory_of(middle.parts),
+            disk_kept=middle.models * basis.parameters * BYTES[settings.model.save_dtype],
+            disk_meanwhile=middle.temporary_models * basis.parameters * 4,
+        )
+        for little, middle, much in zip(*works, strict=True)
     )
     plan = Plan(
         project=settings.project,
@@ -169,18 +232,17 @@ def make_plan(
         machine=basis.machine,
         iterations=iterations,
         stages=stages,
-        start=basis.likely.start,
+        start=basis.start,
         available=basis.available,
         host_memory=basis.host_memory,
-        assumptions=(*basis.notes, *_assumed(settings, facts), *_outside_help(settings, middle)),
-        warnings=(),
+        assumptions=(*basis.notes, *_assumed(settings, facts), *_outside_help(settings, works[1])),
     )
     if plan.memory <= plan.available:
         return plan
     heavy = [stage.stage for stage in stages if stage.memory > basis.available]
     warning = (
         f"the memory does not suffice: {', '.join(heavy)} {'needs' if len(heavy) == 1 else 'need'} up to "
-        f"{plan.memory / 2**30:.0f} GiB, {basis.available / 2**30:.0f} GiB can be used; {_way_out(facts, remedies())}"
+        f"{plan.memory / 2**30:.0f} GiB, {basis.available / 2**30:.0f} GiB can be used; {_way_out(facts, remedies)}"
     )
     return plan.model_copy(update={"warnings": (warning,)})
 
@@ -204,33 +266,10 @@ def read_record(kind: type[Kept], path: Path) -> Kept | None:
         return None
 
 
-def _stage(
-    works: tuple[StageWork, StageWork, StageWork], settings: Settings, basis: Basis, rates: tuple[Rates, Rates, Rates]
-) -> StagePlan:
-    _, middle, _ = works
-    low, likely, high = (rate.stage_seconds(work) for rate, work in zip(rates, works, strict=True))
-    return StagePlan(
-        stage=middle.stage,
-        phase=middle.phase,
-        items=middle.items,
-        unit=middle.unit,
-        tokens_read=middle.tokens_read,
-        tokens_written=middle.tokens_written,
-        seconds=Range(low=low, likely=likely, high=high),
-        memory=max((basis.memory_of(part) for part in middle.parts), default=0.0),
-        disk_kept=middle.models * basis.parameters * _BYTES[settings.model.save_dtype] + middle.text_bytes,
-        disk_meanwhile=middle.temporary_models * basis.parameters * 4,
-    )
-
-
-def _total(ranges: Sequence[Range]) -> Range:
-    return sum(ranges, Range(low=0, likely=0, high=0))
-
-
-def _way_out(facts: DataFacts, remedies: Sequence[tuple[str, Settings, Basis]]) -> str:
+def _way_out(facts: DataFacts, remedies: Iterable[tuple[str, Settings, Basis]]) -> str:
     for words, settings, basis in remedies:
-        works = count_work(settings, facts, MIDDLE, basis.shares_prefix, basis.in_flight)
-        if max(basis.memory_of(part) for work in works for part in work.parts) <= basis.available:
+        works = count_work(settings, facts, MIDDLE, basis.in_flight)
+        if basis.memory_of(part for work in works for part in work.parts) <= basis.available:
             return f"it would with {words}"
     return "lower micro_batch_size and max_length in training and batch_size in writing, or take a smaller model"
 
@@ -249,7 +288,7 @@ def _outside_help(settings: Settings, works: Sequence[StageWork]) -> list[str]:
     return lines
 
 
-def _assumed(settings: Settings, facts: DataFacts) -> tuple[str, ...]:
+def _assumed(settings: Settings, facts: DataFacts) -> list[str]:
     lines = [
         f"replies have {MIDDLE.reply_share:g} times the length of the instruction data's, which is "
         f"{facts.responses.mean:.0f} tokens, before the limit cuts them ({LITTLE.reply_share:g} to "
@@ -269,4 +308,4 @@ def _assumed(settings: Settings, facts: DataFacts) -> tuple[str, ...]:
             f"the SFT baseline's own judgements agree with people on {MIDDLE.self_judged_kept:.0%} of the judging "
             f"prompts ({LITTLE.self_judged_kept:.0%} to {MUCH.self_judged_kept:.0%})"
         )
-    return tuple(lines)
+    return lines

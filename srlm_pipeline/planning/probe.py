@@ -9,11 +9,10 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
-from srlm_pipeline.config import DpoSettings, EftSettings, EngineSettings, Settings, TrainingSettings
+from srlm_pipeline.config import Settings, TrainingSettings
 from srlm_pipeline.data.loaders import load_instructions, load_ranked_replies
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import fingerprint
@@ -31,18 +30,9 @@ from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, judge_prompt
 from srlm_pipeline.models.allocation import give_back_freed_memory
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from srlm_pipeline.planning.basis import Basis, Memory, PartKind, Rates
-from srlm_pipeline.planning.machines import training_operations
-from srlm_pipeline.planning.workload import (
-    Assumptions,
-    DataFacts,
-    TextMeasure,
-    Training,
-    TrainingKind,
-    common_beginning,
-    count_work,
-    group_tokens,
-)
+from srlm_pipeline.planning.machines import host_memory, requests_in_flight
+from srlm_pipeline.planning.plan import Basis, Memory, Range
+from srlm_pipeline.planning.workload import Kind, TextMeasure, Unit, evenly, unshared
 from srlm_pipeline.progress import Task
 from srlm_pipeline.prompting.few_shot import few_shot_exchange
 from srlm_pipeline.training.common import TrainingRun
@@ -51,6 +41,8 @@ from srlm_pipeline.training.seed import judgement_examples, ranked_examples
 from srlm_pipeline.training.sft import SftExample
 
 Item = TypeVar("Item")
+# A trainer on examples with its settings: (examples, settings, folder, progress reporter).
+Train = Callable[[list[Any], Any, Path, Any], TrainingRun]
 
 # Seconds that the longest of the measurements of writing may take.
 _WRITING_SECONDS = 6.0
@@ -62,6 +54,7 @@ _MESSAGES = 8
 _MEMORY_INTERVAL = 0.02
 # A machine that others use too is faster or slower at another hour.
 FASTER, SLOWER = 0.8, 1.3
+_STAGE_SECONDS = 0.5
 _PROCESS_NOTE = (
     "memory is what a stage needs by itself; one process that runs all of them, as `srlm run` does, was seen to hold "
     "twice as much"
@@ -125,7 +118,6 @@ def run_probe(
     base: Checkpoint,
     settings: Settings,
     measure: TextMeasure,
-    facts: DataFacts,
     open_engine: OpenEngine,
     folder: Path,
     announce: Callable[[str], None],
@@ -136,8 +128,7 @@ def run_probe(
     Args:
         base: The base model.
         settings: All settings.
-        measure: The model's tokenizer.
-        facts: Of the data.
+        measure: Of the model's tokenizer.
         open_engine: Loads a checkpoint with a batch size.
         folder: Where training may work; what it leaves there is removed.
         announce: Called with a line before each measurement.
@@ -148,68 +139,52 @@ def run_probe(
 
     device = choose_device(settings.model.device)
     on_cpu = device == "cpu"
-    kind, _ = choose_engine(settings)
-    in_flight = requests_in_flight(settings.engine, kind)
+    in_flight = requests_in_flight(settings.engine, choose_engine(settings)[0])
     material = _Material(settings, measure)
     meter = _MemoryMeter(device)
+    memory: dict[Kind, Memory] = {}
     announce("loading the model")
     engine, opening = _timed(lambda: open_engine(base, settings.candidates.batch_size))
     loaded = meter.now()
     announce("reading and writing")
     with meter.peak() as peak:
-        writing = _measure_writing(engine, material, settings, in_flight)
-    memory: dict[PartKind, Memory] = {"writing": _memory(loaded, peak[0], writing.held)}
+        seconds, held = _measure_writing(engine, material, settings, in_flight)
+    memory["writing"] = _memory(loaded, peak[0], held)
     _free(device)
     announce("judging")
     with meter.peak() as peak:
-        judged, held = _measure_judging(engine, material, settings, in_flight)
+        seconds["judged"], held = _measure_judging(engine, material, settings, in_flight)
     memory["judging"] = _memory(loaded, peak[0], held)
     del engine
     release_engines()
     _free(device)
-    works = count_work(settings, facts, Assumptions(), on_cpu, in_flight)
-    planned = {part.kind: part for work in works for part in work.parts if isinstance(part, Training)}
-    trained: dict[TrainingKind, float] = {}
-    trainer: dict[TrainingKind, float] = {}
-    save = 0.0
+    trainers, saves = [], []
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
-        for name, part in planned.items():
-            announce(f"training: {name}")
-            timing = _measure_training(base, part, material, settings, Path(scratch), meter)
-            trained[name], trainer[name] = timing.per_token, timing.set_up
-            memory[name] = timing.memory
-            if name == "sft":
-                save = _measure_saving(timing.run, base, settings, Path(scratch))
+        for kind, job in _jobs(base, material, settings).items():
+            announce(f"training: {kind}")
+            timing = _measure_training(job, Path(scratch) / kind, meter)
+            seconds[kind], memory[kind] = timing.per_token, timing.memory
+            trainers.append(timing.set_up)
+            saves.append(_measure_saving(timing.run, base, settings, Path(scratch) / "saved"))
             parameters = sum(p.numel() for p in timing.run.loaded.model.parameters())
             del timing
             _free(device)
-    likely = Rates(
-        read=writing.read,
-        judged=judged,
-        step=writing.step,
-        written=writing.token,
-        trained=trained,
-        # The reference reads as the judge does; a server's judge is another program, so there operations are compared.
-        reference=judged
-        if kind == "transformers"
-        else trained["dpo"] * 2 / training_operations(settings.dpo, 1, not on_cpu),
-        trainer=trainer,
-        engine=opening,
-        save=save,
-        start=start,
-    )
+    seconds |= {
+        "trainer": float(np.mean(trainers)),
+        "save": float(np.mean(saves)),
+        "engine": opening,
+        "stage": _STAGE_SECONDS,
+    }
     return Basis(
         source="probe",
         machine=machine_in_words(settings),
         parameters=parameters,
-        fast=likely.scaled(FASTER),
-        likely=likely,
-        slow=likely.scaled(SLOWER),
+        seconds={unit: Range(low=FASTER * s, likely=s, high=SLOWER * s) for unit, s in seconds.items()},
+        start=start,
         memory=memory,
         available=meter.total,
-        host_memory=0.0 if on_cpu else 4.0 * parameters + 3 * 2**30,
-        shares_prefix=on_cpu,
+        host_memory=0.0 if on_cpu else host_memory(parameters),
         in_flight=in_flight,
         notes=(
             f"speed as measured here on {time.strftime('%Y-%m-%d %H:%M')} with the base model "
@@ -219,51 +194,28 @@ def run_probe(
     )
 
 
-def requests_in_flight(engine: EngineSettings, kind: str) -> int | None:
-    """Return how many requests a server works on at a time; None for the engine that works in batches."""
-    usual = {"vllm": 256, "openai": 16}.get(kind)
-    return (engine.concurrency or usual) if usual else None
-
-
-@dataclass(frozen=True)
-class _WritingRates:
-    read: float
-    step: float
-    token: float
-    held: float
-
-
-@dataclass(frozen=True)
-class _TrainingTime:
-    run: TrainingRun
-    per_token: float
-    set_up: float
-    memory: Memory
-
-
 class _MemoryMeter:
     """Bytes in use: of this process on a CPU, of the device elsewhere."""
 
     def __init__(self, device: str) -> None:
-        self.device = device
+        self._device = device
 
     @property
     def total(self) -> float:
         """Bytes that there are."""
-        if not self.device.startswith("cuda"):
-            return float(psutil.virtual_memory().total)
-        import torch
-
-        return float(torch.cuda.mem_get_info(self.device)[1])
+        return float(self._of_device()[1] if self._device.startswith("cuda") else psutil.virtual_memory().total)
 
     def now(self) -> float:
         """Bytes in use."""
-        if not self.device.startswith("cuda"):
+        if not self._device.startswith("cuda"):
             return float(psutil.Process().memory_info().rss)
+        free, total = self._of_device()
+        return float(total - free)
+
+    def _of_device(self) -> tuple[int, int]:
         import torch
 
-        free, total = torch.cuda.mem_get_info(self.device)
-        return float(total - free)
+        return torch.cuda.mem_get_info(self._device)
 
     @contextmanager
     def peak(self) -> Iterator[list[float]]:
@@ -312,24 +264,79 @@ class _Material:
         self.measure = measure
         ift = load_instructions(settings.data).table
         ranked = load_ranked_replies(settings.data).table
-        train = ranked[ranked["split"] == "train"]
-        self.prompts: list[str] = ift["prompt"].tolist()
-        self.messages = [(prompt, "") for prompt in self.prompts]
+        eft = eft_from_dataset(ranked[ranked["split"] == "train"]).table
+        prompts = ift["prompt"].tolist()
+        self.messages = [(prompt, "") for prompt in prompts]
         shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples
-        self.few_shot = [
-            few_shot_exchange(self.prompts[i : i + shown]) for i in range(0, max(1, len(ift) - shown), shown)
+        self.few_shot = [few_shot_exchange(prompts[i : i + shown]) for i in range(0, len(prompts), shown)]
+        rubric = settings.judge.rubric
+        self.judging = [
+            (judge_prompt(rubric, r.prompt, r.text, "direct"), SCORE_START) for r in evenly(list(ranked.itertuples()))
         ]
-        self.replies = list(zip(ranked["prompt"], ranked["text"], strict=True))
         self.sft = [SftExample(row.prompt, row.response) for row in ift.itertuples()]
-        eft = eft_from_dataset(train).table
-        self.sft += judgement_examples(eft, settings.judge.rubric, 1, settings.seed) if settings.eft.enabled else []
+        self.sft += judgement_examples(eft, rubric, 1, settings.seed) if settings.eft.enabled else []
         self.groups = ranked_examples(eft)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A stage of training on a little of its data; `tokens` tells an example's, as `count_work` counts them."""
+
+    train: Train
+    settings: TrainingSettings
+    examples: Sequence[Any]
+    tokens: Callable[[Any], float]
+
+
+def _jobs(base: Checkpoint, material: _Material, settings: Settings) -> dict[Any, _Job]:
+    from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+    from srlm_pipeline.training.ranking import train_ranking
+    from srlm_pipeline.training.sft import train_sft
+
+    measure, rubric, model, seed = material.measure, settings.judge.rubric, settings.model, settings.seed
+
+    def texts(limit: int, prompt: str, *replies: str) -> float:
+        return sum(min(measure.exchange(prompt, reply), limit) for reply in replies)
+
+    def group(example: RankedExample) -> float:
+        asked = [judge_prompt(rubric, example.prompt, reply, "direct") for reply in example.replies]
+        return sum(min(measure.prompt(text, SCORE_START), settings.eft.max_length) for text in asked)
+
+    jobs = {
+        "sft": _Job(
+            lambda some, chosen, work, clock: train_sft(base.path, some, chosen, model, seed, work, "sft", clock),
+            settings.sft,
+            material.sft,
+            lambda e: texts(settings.sft.max_length, e.prompt, e.response),
+        ),
+        "ranking": _Job(
+            lambda some, chosen, work, clock: train_ranking(
+                base.path, some, chosen, rubric, model, seed, work, "ranking", clock
+            ),
+            settings.eft,
+            material.groups,
+            group,
+        ),
+        "dpo": _Job(
+            lambda some, chosen, work, clock: train_dpo(base.path, some, chosen, model, seed, work, "dpo", clock),
+            settings.dpo,
+            [PreferenceExample(g.prompt, *_best_and_worst(g)) for g in material.groups],
+            lambda e: texts(settings.dpo.max_length, e.prompt, e.chosen, e.rejected),
+        ),
+    }
+    if not (settings.eft.enabled and settings.eft.ranking):
+        del jobs["ranking"]
+    return jobs
 
 
 def _measure_writing(
     engine: TextEngine, material: _Material, settings: Settings, in_flight: int | None
-) -> _WritingRates:
-    """Tell apart what a prompt token, a step, and a token drawn cost, from runs with more and less of each."""
+) -> tuple[dict[Unit, float], float]:
+    """Tell apart what a prompt token, a step, and a token drawn cost, from runs with more and less of each.
+
+    Returns:
+        Seconds per unit, and the most tokens that were in memory.
+    """
     chosen = settings.candidates
     observed: list[tuple[float, float, float]] = []
     seconds: list[float] = []
@@ -337,18 +344,19 @@ def _measure_writing(
 
     def write(begun: Sequence[tuple[str, str]], n_tokens: int) -> float:
         nonlocal held
+        texts = [engine.render(*exchange) for exchange in begun]
         requests = [
-            GenerationRequest(str(place), engine.render(*exchange), derive_seed(settings.seed, "probe", place))
-            for place, exchange in enumerate(begun)
+            GenerationRequest(str(place), text, derive_seed(settings.seed, "probe", place))
+            for place, text in enumerate(texts)
         ]
-        prompts = [material.measure.prompt(*exchange) for exchange in begun]
         sampling = Sampling(chosen.temperature, chosen.top_p, n_tokens)
         written, taken = _timed(lambda: engine.generate(requests, sampling))
         lengths = [completion.n_tokens for completion in written]
+        prompted = [material.measure.tokens(text) for text in unshared(list(dict.fromkeys(texts)))]
         # The first token comes from reading.
-        observed.append((_read_once(prompts), max(lengths) - 1, sum(lengths) - len(lengths)))
+        observed.append((sum(prompted), max(lengths) - 1, sum(lengths) - len(lengths)))
         seconds.append(taken)
-        held = max(held, len(begun) * (max(map(len, prompts)) + n_tokens))
+        held = max(held, len(begun) * (max(map(material.measure.tokens, texts)) + n_tokens))
         return taken
 
     write(material.messages[:2], 2)
@@ -362,8 +370,8 @@ def _measure_writing(
         few = min(8, chosen.max_new_tokens)
         step = max(write(messages, few) - reading, 1e-6) / max(few - 1, 1)
         write(messages, int(min(max(budget / step, few), chosen.max_new_tokens)))
-    read, step, token = _solve(observed, seconds)
-    return _WritingRates(read, step, token, held)
+    prompted, step, drawn = _solve(observed, seconds)
+    return {"prompted": prompted, "step": step, "drawn": drawn}, held
 
 
 def _measure_judging(
@@ -371,108 +379,47 @@ def _measure_judging(
 ) -> tuple[float, float]:
     """Return seconds per prompt token in judging, and the tokens of the largest forward pass."""
     rows = in_flight or settings.judge.batch_size
-    texts = [
-        judge_prompt(settings.judge.rubric, prompt, reply, "direct")
-        for prompt, reply in _repeated(material.replies, rows)
-    ]
-    tokens = [material.measure.prompt(text, SCORE_START) for text in texts]
-    prefixes = [engine.render(text, SCORE_START) for text in texts]
+    prefixes = [engine.render(*exchange) for exchange in _repeated(material.judging, rows)]
     engine.next_token_distribution(prefixes[:2], SCORES)
     _, seconds = _timed(lambda: engine.next_token_distribution(prefixes, SCORES))
-    return seconds / _read_once(tokens), rows * max(map(len, tokens))
+    tokens = material.measure.tokens
+    return seconds / sum(map(tokens, unshared(prefixes))), rows * max(map(tokens, prefixes))
 
 
-def _measure_training(
-    base: Checkpoint, part: Training, material: _Material, settings: Settings, folder: Path, meter: _MemoryMeter
-) -> _TrainingTime:
-    """Train a few steps on one batch, the same in each step, of middling length."""
-    micro = part.settings.micro_batch_size
-    accumulated = min(part.settings.batch_size // micro, _ACCUMULATED)
-    short: dict[str, Any] = {
-        "batch_size": micro * accumulated,
-        "epochs": _TRAINING_STEPS,
-        "save_every": 10**6,
-    }
-    chosen = part.settings.model_copy(update=short)
-    examples, tokens = _middling(part, micro * accumulated, material, settings, meter.device == "cpu")
+@dataclass(frozen=True)
+class _TrainingTime:
+    run: TrainingRun
+    per_token: float
+    set_up: float
+    memory: Memory
+
+
+def _measure_training(job: _Job, folder: Path, meter: _MemoryMeter) -> _TrainingTime:
+    """Train a few steps on one batch of all lengths, the same in each step."""
+    micro = job.settings.micro_batch_size
+    n = micro * min(job.settings.batch_size // micro, _ACCUMULATED)
+    short: dict[str, Any] = {"batch_size": n, "epochs": _TRAINING_STEPS, "save_every": 10**6}
+    ordered = sorted(job.examples, key=job.tokens)
+    # The middles of n equal parts: as long on average as all are.
+    examples = [ordered[int((i + 0.5) / n * len(ordered))] for i in range(n)]
+    tokens = sum(map(job.tokens, examples))
     clock = _Clock(meter)
-    work = folder / part.kind
     with meter.peak() as peak:
-        run, total = _timed(lambda: _train(base, part, examples, chosen, settings, work, clock))
+        run, total = _timed(lambda: job.train(examples, job.settings.model_copy(update=short), folder, clock))
     step = float(np.mean(np.diff(clock.steps)))
-    memory = _memory(clock.loaded, clock.peak, tokens / accumulated).model_copy(update={"afterwards": peak[0]})
+    held = micro * job.tokens(examples[-1])
+    memory = _memory(clock.loaded, clock.peak, held).model_copy(update={"afterwards": peak[0]})
     return _TrainingTime(run, step / tokens, max(total - _TRAINING_STEPS * step, 0.0), memory)
 
 
-def _train(
-    base: Checkpoint,
-    part: Training,
-    examples: list[Any],
-    chosen: TrainingSettings,
-    settings: Settings,
-    work: Path,
-    clock: _Clock,
-) -> TrainingRun:
-    common: dict[str, Any] = {
-        "model": settings.model,
-        "seed": settings.seed,
-        "work": work,
-        "description": part.kind,
-        "progress": clock,
-    }
-    if isinstance(chosen, DpoSettings):
-        from srlm_pipeline.training.dpo import train_dpo
-
-        return train_dpo(base.path, examples, chosen, **common)
-    if isinstance(chosen, EftSettings):
-        from srlm_pipeline.training.ranking import train_ranking
-
-        return train_ranking(base.path, examples, chosen, settings.judge.rubric, **common)
-    from srlm_pipeline.training.sft import train_sft
-
-    return train_sft(base.path, examples, chosen, **common)
-
-
-def _middling(
-    part: Training, n: int, material: _Material, settings: Settings, shares_prefix: bool
-) -> tuple[list[Any], float]:
-    """Return examples whose batch is as large as a middling one of the stage, and the tokens of that batch."""
-    limit, measure = part.settings.max_length, material.measure
-    if part.kind == "sft":
-        sizes = [min(sum(measure.exchange(e.prompt, e.response)), limit) for e in material.sft]
-        chosen = _nearest(sizes, part.micro_tokens / part.settings.micro_batch_size, n)
-        return [material.sft[i] for i in chosen], n * max(sizes[i] for i in chosen)
-    if part.kind == "dpo":
-        from srlm_pipeline.training.dpo import PreferenceExample
-
-        pairs = [PreferenceExample(g.prompt, *_best_and_worst(g)) for g in material.groups]
-        sizes = [
-            max(min(sum(measure.exchange(p.prompt, text)), limit) for text in (p.chosen, p.rejected)) for p in pairs
-        ]
-        chosen = _nearest(sizes, part.micro_tokens / part.settings.micro_batch_size / 2, n)
-        return [pairs[i] for i in chosen], 2 * n * max(sizes[i] for i in chosen)
-    sizes = [group_tokens(g.prompt, g.replies, settings, measure)[0 if shares_prefix else 1] for g in material.groups]
-    chosen = _nearest(sizes, part.micro_tokens / part.settings.micro_batch_size, n)
-    return [material.groups[i] for i in chosen], sum(sizes[i] for i in chosen)
-
-
 def _measure_saving(run: TrainingRun, base: Checkpoint, settings: Settings, folder: Path) -> float:
-    _, seconds = _timed(
-        lambda: save_checkpoint(run.loaded, folder / "saved", "probe", base.digest, {}, settings.model.save_dtype)
-    )
-    shutil.rmtree(folder / "saved")
-    return seconds
+    dtype = settings.model.save_dtype
+    return _timed(lambda: save_checkpoint(run.loaded, folder, "probe", base.digest, {}, dtype))[1]
 
 
 def _best_and_worst(group: RankedExample) -> tuple[str, str]:
     ordered = [text for _, text in sorted(zip(group.ranks, group.replies, strict=True))]
     return ordered[0], ordered[-1]
-
-
-def _nearest(sizes: Sequence[float], target: float, n: int) -> list[int]:
-    """Return the places of the n sizes that are nearest to the target; some twice where there are too few."""
-    ordered = sorted(range(len(sizes)), key=lambda place: abs(sizes[place] - target))
-    return _repeated(ordered, n)
 
 
 def _repeated(items: Sequence[Item], n: int) -> list[Item]:
@@ -486,12 +433,6 @@ def _solve(observed: Sequence[tuple[float, float, float]], seconds: Sequence[flo
     # Each measurement weighs alike, whether it took long or not.
     (first, second, third), _ = nnls(np.array(observed) / np.array(seconds)[:, None], np.ones(len(seconds)))
     return float(first), float(second), float(third)
-
-
-def _read_once(sequences: Sequence[Sequence[Hashable]]) -> int:
-    """Return the tokens that the engine reads: a common beginning once, equal prompts once."""
-    distinct = list(dict.fromkeys(map(tuple, sequences)))
-    return sum(map(len, distinct)) - common_beginning(sequences) * (len(distinct) - 1)
 
 
 def _memory(loaded: float, peak: float, held: float) -> Memory:

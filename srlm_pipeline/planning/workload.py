@@ -1,97 +1,84 @@
 """How much work each stage is: counted from settings and data, whatever machine will do it.
 
-Counts follow what the stages do: beginnings that the engine reads once are counted once, training is counted with its
-padding, journals that spare a stage work spare it here. What cannot be known before a run is an `Assumptions`.
+Work is counted in units (`Unit`), so that its time is a sum of units times seconds per unit. What every prompt of a
+kind begins with is read once and not counted; padding is not counted, a rate per token includes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings, TrainingSettings
-from srlm_pipeline.data.chat import render_user_turn, tokenize_exchange
+from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 from srlm_pipeline.judging.contrasts import with_contrasts
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
-from srlm_pipeline.prompting.few_shot import few_shot_exchange
-from srlm_pipeline.training.seed import judgement_examples, ranked_examples
+from srlm_pipeline.prompting.few_shot import ROUND, few_shot_exchange
+from srlm_pipeline.training.seed import judgement_examples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Phase = Literal["seed", "iteration"]
-TrainingKind = Literal["sft", "ranking", "dpo"]
-JudgeMode = Literal["sampled", "distribution", "hybrid"]
+Kind = Literal["writing", "judging", "sft", "ranking", "dpo"]
+Unit = Literal["prompted", "step", "drawn", "judged", "sft", "ranking", "dpo", "trainer", "engine", "save", "stage"]
+"""What takes time: a prompt token before writing, a forward pass of one new token a row, a token drawn, a token of a
+forward pass that writes nothing, a token trained on by each trainer, setting up a trainer, opening a model, saving
+one, and what every stage takes anyway."""
+TRAINERS: tuple[Literal["sft", "ranking", "dpo"], ...] = ("sft", "ranking", "dpo")
 Item = TypeVar("Item")
 # Lengths are measured on so many texts, evenly spaced; more would not change a mean.
 _SAMPLE = 400
-# The engine reads a common beginning once if it is at least so long (`generation/prefill.py`).
-_WORTHWHILE = 16
-# Prompts are invented in rounds of so many attempts (`prompting/few_shot.py`).
-_ROUND = 32
-# Bytes of a token's text, in a table or journal.
-_TEXT_BYTES = 5
 
 
-class TextMeasure(Protocol):
-    """Tells how a text becomes tokens."""
+@dataclass(frozen=True)
+class TextMeasure:
+    """How texts become tokens.
 
-    def prompt(self, message: str, reply_start: str = "") -> Sequence[Hashable]:
-        """Return the tokens of a rendered user message, after which the model writes."""
-        ...
+    Attributes:
+        render: A user message, and how the reply begins, as the model reads them.
+        tokens: How many tokens a text has.
+    """
 
-    def exchange(self, message: str, reply: str) -> tuple[int, int]:
-        """Return how many tokens a rendered user message and the reply to it have, end token included."""
-        ...
+    render: Callable[[str, str], str]
+    tokens: Callable[[str], int]
 
+    def prompt(self, message: str, start: str = "") -> int:
+        """Return the tokens of a rendered user message."""
+        return self.tokens(self.render(message, start))
 
-class TokenizerMeasure:
-    """Tokens as the model's own tokenizer makes them."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-
-    def prompt(self, message: str, reply_start: str = "") -> Sequence[Hashable]:
-        """See `TextMeasure.prompt`."""
-        rendered = render_user_turn(self._tokenizer, message, reply_start)
-        return list(self._tokenizer(rendered, add_special_tokens=False).input_ids)
-
-    def exchange(self, message: str, reply: str) -> tuple[int, int]:
-        """See `TextMeasure.exchange`."""
-        prompt, replied = tokenize_exchange(self._tokenizer, message, reply)
-        return len(prompt), len(replied)
+    def exchange(self, message: str, reply: str) -> int:
+        """Return the tokens of a user message and the reply to it, end token included."""
+        return self.prompt(message) + self.tokens(reply) + 1
 
 
-class CharacterMeasure:
+def tokenizer_measure(tokenizer: PreTrainedTokenizerBase) -> TextMeasure:
+    """Measure texts as the model's own tokenizer and chat template make them."""
+    return TextMeasure(
+        lambda message, start: render_user_turn(tokenizer, message, start),
+        lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
+    )
+
+
+def character_measure() -> TextMeasure:
     """Four characters a token, and a short chat template: for a model of which only the size is known."""
-
-    def prompt(self, message: str, reply_start: str = "") -> Sequence[Hashable]:
-        """See `TextMeasure.prompt`."""
-        text = f"<|user|>\n{message}\n<|assistant|>\n{reply_start}"
-        return [text[start : start + 4] for start in range(0, len(text), 4)]
-
-    def exchange(self, message: str, reply: str) -> tuple[int, int]:
-        """See `TextMeasure.exchange`."""
-        return len(self.prompt(message)), -(-len(reply) // 4) + 1
+    return TextMeasure(
+        lambda message, start: f"<|user|>\n{message}\n<|assistant|>\n{start}", lambda text: -(-len(text) // 4)
+    )
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of many texts.
-
-    Attributes:
-        count: How many texts there are.
-        sample: The lengths of some or all of them, in tokens.
-    """
+    """Token counts of `count` texts, known of a sample of them."""
 
     count: int
     sample: tuple[int, ...]
@@ -110,99 +97,50 @@ class Lengths:
         """Return the lengths when longer texts are cut."""
         return Lengths(self.count, tuple(min(length, limit) for length in self.sample))
 
-    def joined(self, other: Lengths) -> Lengths:
-        """Return both together, each weighing as much as it has texts."""
-        if not other.count:
-            return self
-        each = max(1, round(len(self.sample) * other.count / max(self.count, 1)))
-        places = np.linspace(0, len(other.sample) - 1, each).round().astype(int)
-        return Lengths(self.count + other.count, self.sample + tuple(sorted(other.sample)[i] for i in places))
-
-    def longer_of_two(self) -> Lengths:
-        """Return the lengths of the longer one of two random texts."""
-        ordered = np.sort(self.sample)
-        n = len(ordered)
-        return Lengths(self.count, tuple(int(ordered[int(n * ((i + 0.5) / n) ** 0.5)]) for i in range(n)))
-
-    def padded(self, together: int, step: int) -> float:
-        """Return the mean length after batches were padded to their longest text.
-
-        Args:
-            together: Texts per batch.
-            step: Texts among which those of like length are put together, a multiple of that.
-        """
-        if not self.sample:
-            return 0.0
-        from scipy.stats import binom
-
-        ordered = np.sort(self.sample)
-        above = 1 - np.arange(len(ordered) + 1) / len(ordered)
-        # The longest text of the first batch is the longest of all, that of the second comes `together` places later.
-        # It is no longer than a value if no more than those before it are.
-        below = [binom.cdf(before, step, above) for before in range(0, step, together)]
-        return float(np.mean([ordered @ np.diff(share) for share in below]))
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Sequences that are trained together, a prompt's replies for example.
-
-    Attributes:
-        count: Groups.
-        sequences: Mean number of sequences in one.
-        shared: Tokens that a group takes when its common beginning is computed once.
-        whole: Tokens that it takes when every sequence is computed whole.
-    """
-
-    count: int
-    sequences: float
-    shared: Lengths
-    whole: Lengths
-
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the work depends on, measured on the data. Prompts count without what all of them begin with.
+    """What the work depends on, measured on the data.
 
     Attributes:
         instructions: IFT prompt and response together.
-        prompts: IFT prompts, chat template included.
+        messages: IFT prompts as a model is asked them; invented prompts are taken to be as long.
         responses: IFT responses.
         judgements: Judgement texts of the data file with their prompts; empty where the model writes its own.
-        ranked: Training prompts with their replies as the ranking objective sees them.
-        train_replies: Judging prompts of the training replies, that ask for a rationale.
-        rationale_beginning: Tokens with which all of these begin.
-        held_out: Judging prompts of the held-out replies, that ask for a score.
+        ranked: Judging prompts of the training replies with those made up for the judge, that ask for a score.
+        groups: Prompts that these belong to.
+        explaining: Judging prompts of the training replies, that ask for a rationale.
+        held_out: Judging prompts of the held-out replies, that ask for a score, without their common beginning.
+        held_out_groups: Prompts that these belong to.
         held_out_pairs: Ordered pairs among them.
-        messages: IFT prompts as a model is asked them; invented prompts are taken to be as long.
         evaluation: Evaluation prompts as a model is asked them.
-        checkable: The same of prompts with checkable instructions.
+        checkable: The same of verifiable prompts.
         closed: The same of closed tasks.
         best_replies: The best human replies to held-out prompts, with these.
-        few_shot: Exchanges after which a model writes a new prompt.
-        bare_prompt: Tokens of an IFT prompt alone.
-        judge_frame: Tokens around question and reply that are not the same beginning every time.
-        comparison_frame: The same around question and two replies.
+        few_shot: Exchanges after which a model writes a new prompt, without their common beginning.
+        bare_prompt: Mean tokens of an IFT prompt alone.
+        judge_frame: Tokens around prompt and reply that are not the same beginning every time.
+        comparison_frame: The same around a prompt and two replies.
     """
 
     instructions: Lengths
-    prompts: Lengths
+    messages: Lengths
     responses: Lengths
     judgements: Lengths
-    ranked: Groups
-    train_replies: Lengths
-    rationale_beginning: int
+    ranked: Lengths
+    groups: int
+    explaining: Lengths
     held_out: Lengths
+    held_out_groups: int
     held_out_pairs: int
-    messages: Lengths
     evaluation: Lengths
     checkable: Lengths
     closed: Lengths
     best_replies: Lengths
     few_shot: Lengths
     bare_prompt: float
-    judge_frame: float
-    comparison_frame: float
+    judge_frame: int
+    comparison_frame: int
 
 
 @dataclass(frozen=True)
@@ -227,86 +165,24 @@ class Assumptions:
 
 
 @dataclass(frozen=True)
-class Writing:
-    """Generated text.
+class Part:
+    """Work of one kind.
 
     Attributes:
-        requests: Completions.
-        read: Prompt tokens that are computed.
-        written: Tokens that are drawn.
-        rows: Completions that are written together.
-        steps: Forward passes of one token per row.
-        context: Tokens that a row's newest token looks back on, on average.
-        longest: Tokens of the longest row at its end.
+        kind: Which.
+        items: Replies, judgements, or examples in one epoch.
+        units: How many of which unit.
+        held: Tokens that are in memory at a time, at the most.
+        steps: Of the optimiser, in training.
+        full: Whether all weights are trained, and resumable checkpoints therefore large.
     """
 
-    requests: int
-    read: float
-    written: float
-    rows: int
-    steps: float
-    context: float
-    longest: int
-
-    @property
-    def held(self) -> float:
-        """Tokens whose keys and values are in memory at the end."""
-        return self.rows * self.longest
-
-
-@dataclass(frozen=True)
-class Judging:
-    """Forward passes over whole prompts of which only the last position is looked at.
-
-    Attributes:
-        items: Prompts.
-        read: Tokens that are computed.
-        rows: Prompts per forward pass.
-        longest: Tokens of the longest prompt.
-    """
-
+    kind: Kind
     items: int
-    read: float
-    rows: int
-    longest: int
-
-    @property
-    def held(self) -> float:
-        """Tokens of the largest forward pass."""
-        return self.rows * self.longest
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training stage.
-
-    Attributes:
-        kind: Which trainer.
-        settings: Of the stage.
-        examples: In one epoch.
-        steps: Of the optimiser.
-        tokens: Forward and backward, padding and epochs included.
-        micro_tokens: Tokens of a middling forward pass.
-        largest: Tokens of the largest forward pass.
-        reference: Tokens of the reference model's forward passes.
-    """
-
-    kind: TrainingKind
-    settings: TrainingSettings
-    examples: int
-    steps: int
-    tokens: float
-    micro_tokens: float
-    largest: float
-    reference: float = 0.0
-
-    @property
-    def held(self) -> float:
-        """Tokens of the largest forward pass."""
-        return self.largest
-
-
-Part = Writing | Judging | Training
+    units: Mapping[Unit, float]
+    held: float
+    steps: int = 0
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -321,9 +197,7 @@ class StageWork:
         parts: The work.
         engines: Models that are opened for writing or judging.
         models: Whole models that the stage keeps.
-        saves: Times that a whole model is written.
         temporary_models: Whole float32 models that it holds on disk meanwhile.
-        text_bytes: Tables and journals.
         requests: To servers that are asked for their opinion.
     """
 
@@ -331,23 +205,32 @@ class StageWork:
     phase: Phase
     items: int
     unit: str
-    parts: tuple[Part, ...]
+    parts: tuple[Part, ...] = ()
     engines: int = 0
     models: int = 0
-    saves: int = 0
     temporary_models: float = 0.0
-    text_bytes: float = 0.0
     requests: int = 0
+
+    @property
+    def units(self) -> dict[Unit, float]:
+        """How many of which unit, over all parts."""
+        trained = sum(part.kind in TRAINERS for part in self.parts)
+        total: dict[Unit, float] = {"stage": 1, "engine": self.engines, "trainer": trained, "save": trained}
+        for part in self.parts:
+            for unit, number in part.units.items():
+                total[unit] = total.get(unit, 0.0) + number
+        return total
 
     @property
     def tokens_read(self) -> float:
         """Prompt and training tokens that are computed."""
-        return sum(p.tokens + p.reference if isinstance(p, Training) else p.read for p in self.parts)
+        read: tuple[Unit, ...] = ("prompted", "judged", *TRAINERS)
+        return sum((self.units.get(unit, 0.0) for unit in read), 0.0)
 
     @property
     def tokens_written(self) -> float:
         """Tokens that are drawn."""
-        return sum(p.written for p in self.parts if isinstance(p, Writing))
+        return self.units.get("drawn", 0.0)
 
 
 def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
@@ -356,63 +239,69 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     Raises:
         SrlmError: If a data file is missing or wrong.
     """
+    eft, rubric, invented = settings.eft, settings.judge.rubric, settings.prompt_generation
     ift = load_instructions(settings.data).table
     ranked = load_ranked_replies(settings.data).table
-    evaluation = load_evaluation_prompts(settings.data).table
-    checkable = load_verifiable(settings.evaluation.verifiable)
-    closed = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     train, held_out = (ranked[ranked["split"] == split] for split in ("train", "held_out"))
     best = held_out.sort_values("rank", kind="stable").drop_duplicates("group_id")
-    exchanges = [measure.exchange(row.prompt, row.response) for row in _spaced(ift).itertuples()]
-    rubric = settings.judge.rubric
-    chosen = settings.eft
     known = eft_from_dataset(train)
-    if chosen.enabled:
-        known = with_contrasts(known, chosen.strangers, chosen.spoiled, settings.seed)
-    eft = known.table
-    own = chosen.targets == "self"
+    if eft.enabled:
+        known = with_contrasts(known, eft.strangers, eft.spoiled, settings.seed)
     taught = (
-        []
-        if own or not chosen.enabled
-        else judgement_examples(eft, rubric, chosen.rationales_per_prompt, settings.seed)
+        judgement_examples(known.table, rubric, eft.rationales_per_prompt, settings.seed)
+        if eft.enabled and eft.targets != "self"
+        else []
     )
-    shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples
     prompts = ift["prompt"].tolist()
-    few_shot = [prompts[start : start + shown] for start in range(0, len(prompts), shown)]
-    explaining = [measure.prompt(judge_prompt(rubric, r.prompt, r.text, "rationale")) for r in _rows(train)]
-    empty = len(measure.prompt(""))
-    frame = measure.prompt(judge_prompt(rubric, "", "", "direct"), SCORE_START)
-    judging = [measure.prompt(judge_prompt(rubric, r.prompt, r.text, "direct"), SCORE_START) for r in _rows(held_out)]
-    comparing = [measure.prompt(comparison_prompt(p, p, p), COMPARISON_START) for p in _evenly(prompts)]
-    comparison_frame = measure.prompt(comparison_prompt("", "", ""), COMPARISON_START)
-    bare = float(np.mean([len(measure.prompt(p)) - empty for p in _evenly(prompts)]))
+    shown = invented.seed_examples + invented.generated_examples
+
+    def judging(prompt: str, reply: str) -> str:
+        return measure.render(judge_prompt(rubric, prompt, reply, "direct"), SCORE_START)
+
+    def comparing(prompt: str, reply: str) -> str:
+        return measure.render(comparison_prompt(prompt, reply, reply), COMPARISON_START)
+
+    def lengths(texts: Sequence[str]) -> Lengths:
+        return Lengths(len(texts), tuple(map(measure.tokens, evenly(texts))))
+
+    def asked(messages: Sequence[str]) -> Lengths:
+        return lengths([measure.render(message, "") for message in messages])
+
+    def frame(text: Callable[[str, str], str]) -> int:
+        return measure.tokens(text("", "")[_beginning([text("a", "b"), text("b", "a")]) :])
+
+    few_shot = [few_shot_exchange(prompts[i : i + shown]) for i in range(0, len(prompts), shown)]
     return DataFacts(
-        instructions=Lengths(len(ift), tuple(prompt + reply for prompt, reply in exchanges)),
-        prompts=Lengths(len(ift), tuple(prompt for prompt, _ in exchanges)),
-        responses=Lengths(len(ift), tuple(reply for _, reply in exchanges)),
-        judgements=Lengths(len(taught), tuple(sum(measure.exchange(t.prompt, t.response)) for t in _evenly(taught))),
-        ranked=_groups(eft, settings, measure),
-        train_replies=_unshared(explaining, len(train)),
-        rationale_beginning=common_beginning(explaining),
-        held_out=_unshared(judging, len(held_out)),
+        instructions=Lengths(len(ift), tuple(measure.exchange(r.prompt, r.response) for r in _rows(ift))),
+        messages=asked(prompts),
+        responses=lengths(ift["response"].tolist()),
+        judgements=Lengths(len(taught), tuple(measure.exchange(t.prompt, t.response) for t in evenly(taught))),
+        ranked=lengths([judging(r.prompt, r.text) for r in known.table.itertuples()]),
+        groups=known.table["group_id"].nunique(),
+        explaining=asked([judge_prompt(rubric, r.prompt, r.text, "rationale") for r in train.itertuples()]),
+        held_out=lengths(unshared([judging(r.prompt, r.text) for r in held_out.itertuples()])),
+        held_out_groups=len(best),
         held_out_pairs=_ordered_pairs(held_out),
-        messages=_unshared([measure.prompt(p) for p in _evenly(prompts)], len(ift)),
-        evaluation=_unshared([measure.prompt(p) for p in _evenly(evaluation["prompt"].tolist())], len(evaluation)),
-        checkable=_unshared([measure.prompt(p.prompt) for p in _evenly(checkable)], len(checkable)),
-        closed=_unshared([measure.prompt(t.prompt) for t in _evenly(closed)], len(closed)),
-        best_replies=Lengths(
-            len(best),
-            tuple(sum(measure.exchange(row.prompt, row.text)) for row in _spaced(best).itertuples()),
+        evaluation=asked(load_evaluation_prompts(settings.data).table["prompt"].tolist()),
+        checkable=asked([p.prompt for p in load_verifiable(settings.evaluation.verifiable)]),
+        closed=asked(
+            [
+                task.prompt
+                for task in load_closed_tasks(
+                    settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit
+                )
+            ]
         ),
-        few_shot=_unshared([measure.prompt(*few_shot_exchange(shown)) for shown in few_shot], len(few_shot)),
-        bare_prompt=bare,
-        judge_frame=len(frame) - common_beginning(judging),
-        comparison_frame=len(comparison_frame) - common_beginning(comparing),
+        best_replies=Lengths(len(best), tuple(measure.exchange(r.prompt, r.text) for r in _rows(best))),
+        few_shot=lengths(unshared([measure.render(*exchange) for exchange in few_shot])),
+        bare_prompt=lengths(prompts).mean,
+        judge_frame=frame(judging),
+        comparison_frame=frame(comparing),
     )
 
 
 def count_work(
-    settings: Settings, facts: DataFacts, assumed: Assumptions, shares_prefix: bool, in_flight: int | None = None
+    settings: Settings, facts: DataFacts, assumed: Assumptions, in_flight: int | None = None
 ) -> list[StageWork]:
     """Return the work of the seed's stages and of one iteration's, in the order in which they run.
 
@@ -420,25 +309,10 @@ def count_work(
         settings: All settings.
         facts: Of the data.
         assumed: What cannot be known.
-        shares_prefix: Whether training computes a group's common beginning once: where activations are kept.
         in_flight: Requests that a server works on at a time, each making room for the next when it is done; None for
             an engine that works on one batch after the other.
     """
-    counter = _Counter(settings, facts, assumed, shares_prefix, in_flight)
-    return [
-        counter.sft_baseline(),
-        counter.eft_dataset(),
-        counter.seed_model(),
-        counter.seed_assessment(),
-        counter.seed_evaluation(),
-        counter.generated_prompts(),
-        counter.candidates(),
-        counter.judged_scores(),
-        counter.iteration_model(),
-        counter.assessment(),
-        counter.win_rates(),
-        counter.collapse_monitors(),
-    ]
+    return list(_Counter(settings, facts, assumed, in_flight).stages())
 
 
 @dataclass(frozen=True)
@@ -446,415 +320,246 @@ class _Counter:
     settings: Settings
     facts: DataFacts
     assumed: Assumptions
-    shares_prefix: bool
     in_flight: int | None
 
-    def sft_baseline(self) -> StageWork:
-        training = self._sft(self.facts.instructions)
-        return StageWork(
-            "sft_baseline",
-            "seed",
-            training.examples,
-            "examples",
-            (training,),
-            models=1,
-            saves=1,
-            temporary_models=_resumable(training),
+    def stages(self) -> Iterator[StageWork]:
+        settings, facts = self.settings, self.facts
+        eft, invented, chosen = settings.eft, settings.prompt_generation, settings.candidates
+        sft = self._sft([facts.instructions])
+        yield self._trained("sft_baseline", "seed", [sft])
+
+        replies = facts.explaining
+        if eft.enabled and eft.targets == "self":
+            samples = self._rationales(replies.count, replies.mean, replies.largest, settings.judge.samples)
+            yield StageWork("eft_dataset", "seed", replies.count, "replies", (samples,), engines=1)
+        else:
+            yield StageWork("eft_dataset", "seed", replies.count if eft.enabled else 0, "replies")
+        yield self._trained("seed_model", "seed", self._seed_training([]))
+        yield self._assessed("seed_assessment", "seed", 3)
+        yield self._seed_evaluation()
+
+        attempts = min(
+            math.ceil(invented.count / self.assumed.acceptance), invented.count * invented.max_attempts_factor
         )
+        attempts = -(-attempts // ROUND) * ROUND
+        rows, limit = min(invented.batch_size, ROUND), invented.max_new_tokens
+        length = min(facts.bare_prompt + 1, limit)
+        inventing = self._writing(attempts, attempts * facts.few_shot.mean, length, rows, limit, facts.few_shot.largest)
+        yield StageWork("generated_prompts", "iteration", attempts, "attempts", (inventing,), engines=1)
 
-    def eft_dataset(self) -> StageWork:
-        eft, replies = self.settings.eft, self.facts.train_replies
-        if not eft.enabled or eft.targets != "self":
-            return StageWork("eft_dataset", "seed", replies.count if eft.enabled else 0, "replies", ())
-        judging = self._rationales(replies.count, replies.mean, replies.largest, self.settings.judge.samples)
-        return StageWork(
-            "eft_dataset",
-            "seed",
-            replies.count,
-            "replies",
-            (judging,),
-            engines=1,
-            text_bytes=2 * judging.written * _TEXT_BYTES,
-        )
+        # Replies to one prompt lie side by side in a batch, which reads it once.
+        n, limit = invented.count * chosen.per_prompt, chosen.max_new_tokens
+        read = invented.count * facts.messages.mean
+        answering = self._writing(n, read, self._reply(limit), chosen.batch_size, limit, facts.messages.largest)
+        yield StageWork("candidates", "iteration", n, "replies", (answering,), engines=1)
 
-    def seed_model(self) -> StageWork:
-        return self._seed_training("seed_model", "seed", self.facts.instructions)
-
-    def _seed_training(self, stage: str, phase: Phase, instructions: Lengths) -> StageWork:
-        eft = self.settings.eft
-        judgements, ranked = self._judging_data()
-        ranks = eft.enabled and eft.ranking
-        texts = eft.enabled and judgements.count > 0
-        # Without judgement texts M1 goes on from the SFT baseline.
-        training = [] if stage == "seed_model" and not texts else [self._sft(instructions.joined(judgements))]
-        if ranks:
-            training.append(self._ranking(ranked))
-        return StageWork(
-            stage,
-            phase,
-            sum(part.examples for part in training),
-            "examples",
-            tuple(training),
-            models=1,
-            # The model between the two parts is kept until the second is done.
-            saves=len(training),
-            temporary_models=float(len(training) > 1) + max(map(_resumable, training), default=0.0),
-        )
-
-    def seed_assessment(self) -> StageWork:
-        """Base model, SFT baseline and M1."""
-        return self._assessed("seed_assessment", "seed", 3)
-
-    def assessment(self) -> StageWork:
-        return self._assessed("assessment", "iteration", 1)
-
-    def _assessed(self, stage: str, phase: Phase, models: int) -> StageWork:
-        facts, chosen = self.facts, self.settings.evaluation
-        reply = self._reply(chosen.max_new_tokens)
-        best = facts.best_replies
-        rows = max(1, min(self.settings.judge.batch_size, best.count))
-        parts = [
-            self._evaluation_replies(reply),
-            self._measured_replies(facts.checkable, chosen.verifiable.max_new_tokens),
-            self._measured_replies(facts.closed, chosen.closed_tasks.max_new_tokens),
-            *self._measured_judge(),
-            Judging(best.count, best.count * best.mean, rows, best.largest),
-        ]
-        replies = facts.evaluation.count + facts.checkable.count + facts.closed.count
-        written = sum(part.written for part in parts if isinstance(part, Writing))
-        return StageWork(
-            stage,
-            phase,
-            models * (replies + facts.held_out.count),
-            "replies",
-            tuple(parts) * models,
-            # Once for asking, once for reading the human replies.
-            engines=2 * models,
-            text_bytes=models * written * _TEXT_BYTES,
-        )
-
-    def seed_evaluation(self) -> StageWork:
-        facts, held_out = self.facts, self.facts.held_out
-        reply = self._reply(self.settings.evaluation.max_new_tokens)
-        # M1, the SFT baseline and the base model have answered before.
-        parts = self._match(reply, new_replies=3, matches=2)
-        for arbiter in self._arbiters_here:
-            if arbiter.method == "comparison":
-                parts.append(self._comparing(facts.held_out_pairs, facts.responses.mean))
-            elif arbiter.model != "self" or self.settings.judge.mode != "distribution":
-                # The arbiter's own scores of the held-out replies; M1 as a distribution judge has them in its journal.
-                parts.append(self._judging(held_out.count, held_out.mean, held_out.largest))
-        return StageWork(
-            "seed_evaluation",
-            "seed",
-            facts.evaluation.count,
-            "prompts",
-            tuple(parts),
-            engines=self._arbiters_opened(3),
-            requests=self._requests(3 * facts.evaluation.count, 2 * facts.evaluation.count)
-            + self._requests(held_out.count, facts.held_out_pairs),
-        )
-
-    def generated_prompts(self) -> StageWork:
-        chosen, few_shot = self.settings.prompt_generation, self.facts.few_shot
-        attempts = min(math.ceil(chosen.count / self.assumed.acceptance), chosen.count * chosen.max_attempts_factor)
-        attempts = -(-attempts // _ROUND) * _ROUND
-        part = self._writing(
-            attempts,
-            attempts * few_shot.mean,
-            min(self.facts.bare_prompt + 1, chosen.max_new_tokens),
-            min(chosen.batch_size, _ROUND),
-            chosen.max_new_tokens,
-            few_shot.mean,
-            few_shot.largest,
-            round_size=_ROUND,
-        )
-        return StageWork(
-            "generated_prompts",
-            "iteration",
-            attempts,
-            "attempts",
-            (part,),
-            engines=1,
-            text_bytes=2 * part.written * _TEXT_BYTES,
-        )
-
-    def candidates(self) -> StageWork:
-        part = self._answering()
-        return StageWork(
-            "candidates",
-            "iteration",
-            part.requests,
-            "replies",
-            (part,),
-            engines=1,
-            text_bytes=2 * part.written * _TEXT_BYTES,
-        )
-
-    def judged_scores(self) -> StageWork:
-        facts, chosen = self.facts, self.settings.candidates
-        answering = self._answering()
-        tokens = facts.judge_frame + facts.bare_prompt + self._reply(chosen.max_new_tokens)
-        longest = round(facts.judge_frame + facts.messages.largest + chosen.max_new_tokens)
-        members = self.settings.judge.panel
-        here = [m for m in members if not m.server.base_url]
-        modes = [m.mode or self.settings.judge.mode for m in here] if members else [self.settings.judge.mode]
-        parts = tuple(part for mode in modes for part in self._judge(answering.requests, tokens, longest, mode))
-        written = answering.written + sum(part.written for part in parts if isinstance(part, Writing))
-        return StageWork(
+        mean = facts.judge_frame + facts.bare_prompt + self._reply(limit)
+        longest = facts.judge_frame + facts.messages.largest + limit
+        members = settings.judge.panel
+        here = [m.mode or settings.judge.mode for m in members if not m.server.base_url]
+        modes = here if members else [settings.judge.mode]
+        yield StageWork(
             "judged_scores",
             "iteration",
-            answering.requests,
-            "replies",
-            parts,
-            engines=len(modes),
-            text_bytes=2 * written * _TEXT_BYTES,
-            requests=(len(members) - len(here)) * answering.requests * self.settings.judge.samples,
-        )
-
-    def iteration_model(self) -> StageWork:
-        settings = self.settings
-        if settings.pairs.strategy == "positive_only":
-            replies = settings.prompt_generation.count * settings.candidates.per_prompt * self.assumed.positive
-            added = Lengths(max(1, round(replies)), self.facts.instructions.sample)
-            return self._seed_training("iteration_model", "iteration", self.facts.instructions.joined(added))
-        pairs = max(1, round(settings.prompt_generation.count * self.assumed.pairs_kept))
-        part = self._dpo(pairs)
-        looks = self._looks(part.steps)
-        return StageWork(
-            "iteration_model",
-            "iteration",
-            pairs,
-            "pairs",
-            (part, *looks),
-            engines=len(looks),
-            models=1,
-            saves=1,
-            temporary_models=_resumable(part),
-        )
-
-    def _looks(self, steps: int) -> list[Part]:
-        """What early stopping asks for: replies to held-out prompts, and their comparison with those of before."""
-        chosen = self.settings.dpo.early_stopping
-        looks = steps // chosen.every if chosen.every else 0
-        groups = self.facts.held_out.count / max(self.facts.ranked.sequences, 1)
-        n = min(chosen.prompts, max(1, round(groups)))
-        reply = self._reply(self.settings.evaluation.max_new_tokens)
-        return [part for _ in range(looks) for part in (self._evaluation_replies(reply, n), *self._match(reply, 2, n))]
-
-    def win_rates(self) -> StageWork:
-        """The new model's replies alone are judged: its opponents' scores lie in their journals."""
-        n = self.facts.evaluation.count
-        reply = self._reply(self.settings.evaluation.max_new_tokens)
-        return StageWork(
-            "win_rates",
-            "iteration",
             n,
-            "prompts",
-            tuple(self._match(reply, new_replies=1, matches=3)),
-            engines=self._arbiters_opened(3),
-            requests=self._requests(n, 3 * n),
+            "replies",
+            tuple(part for mode in modes for part in self._judge(n, mean, longest, mode)),
+            engines=len(modes),
+            requests=(len(members) - len(here)) * n * settings.judge.samples,
+        )
+        yield self._iteration_model()
+        yield self._assessed("assessment", "iteration", 1)
+
+        # The new model's replies alone are judged: its opponents' scores lie in their journals.
+        met = facts.evaluation.count
+        matches = self._match(new_replies=met, pairs=3 * met)
+        opened, requests = self._opened(3), self._requests(met, 3 * met)
+        yield StageWork("win_rates", "iteration", met, "prompts", tuple(matches), opened, requests=requests)
+
+        # The new model's evaluation replies are read twice, by itself and by M1.
+        n = 2 * met if settings.monitors.max_kl is not None else 0
+        limit = settings.evaluation.max_new_tokens
+        longest = facts.evaluation.largest + limit
+        reading = self._reading(n, facts.evaluation.mean + self._reply(limit), settings.evaluation.batch_size, longest)
+        yield StageWork("collapse_monitors", "iteration", n, "replies", (reading,), engines=2 if n else 0)
+
+    def _iteration_model(self) -> StageWork:
+        settings, facts, dpo = self.settings, self.facts, self.settings.dpo
+        if settings.pairs.strategy == "positive_only":
+            n = round(settings.prompt_generation.count * settings.candidates.per_prompt * self.assumed.positive)
+            positives = Lengths(max(1, n), facts.instructions.sample)
+            return self._trained("iteration_model", "iteration", self._seed_training([positives]))
+        pairs, limit = max(1, round(settings.prompt_generation.count * self.assumed.pairs_kept)), dpo.max_length
+        replies = self._replies(settings.candidates.max_new_tokens)
+        both = 2 * pairs * float(np.minimum(facts.messages.mean + replies, limit).mean())
+        largest = min(facts.messages.largest + settings.candidates.max_new_tokens, limit)
+        held = 2 * dpo.micro_batch_size * largest
+        # The reference model reads both once.
+        parts = [self._training("dpo", dpo, pairs, both, held), Part("judging", 0, {"judged": both}, held)]
+        looks = parts[0].steps // dpo.early_stopping.every if dpo.early_stopping.every else 0
+        prompts = min(dpo.early_stopping.prompts, max(1, facts.held_out_groups))
+        for _ in range(looks):
+            parts += [self._answers(facts.evaluation, prompts), *self._match(new_replies=2 * prompts, pairs=prompts)]
+        return self._trained("iteration_model", "iteration", parts, "pairs", looks)
+
+    def _trained(
+        self, stage: str, phase: Phase, parts: Sequence[Part], unit: str = "examples", engines: int = 0
+    ) -> StageWork:
+        """A stage that makes a model; where it trains twice, the model in between is kept until the second is done."""
+        trained = [part for part in parts if part.kind in TRAINERS]
+        # Weights and both moments of the optimiser; while one checkpoint replaces another there are two.
+        resumable = 6.0 if any(part.full for part in trained) else 0.0
+        return StageWork(
+            stage,
+            phase,
+            sum(part.items for part in trained),
+            unit,
+            tuple(parts),
+            engines,
+            models=1,
+            temporary_models=float(len(trained) > 1) + resumable,
         )
 
-    def collapse_monitors(self) -> StageWork:
-        """The new model's evaluation replies are read twice, by itself and by M1."""
-        chosen, prompts = self.settings.evaluation, self.facts.evaluation
-        n = 2 * prompts.count if self.settings.monitors.max_kl is not None else 0
-        mean = prompts.mean + self._reply(chosen.max_new_tokens)
-        part = Judging(n, n * mean, max(1, min(chosen.batch_size, n)), prompts.largest + chosen.max_new_tokens)
-        return StageWork("collapse_monitors", "iteration", n, "replies", (part,), engines=2 if n else 0)
+    def _seed_training(self, more: list[Lengths]) -> list[Part]:
+        """SFT on instructions and judgement texts, then the ranking objective; without such texts only the latter."""
+        facts, eft = self.facts, self.settings.eft
+        judgements, share = facts.judgements, 1.0
+        if eft.enabled and eft.targets == "self":
+            share = self.assumed.self_judged_kept
+            replies = facts.explaining.count / max(facts.groups, 1)
+            texts = share * facts.groups * min(eft.rationales_per_prompt or math.inf, replies)
+            judgements = Lengths(round(texts), tuple(n + self._judgement() for n in facts.explaining.sample))
+        elif eft.targets == "ranks":
+            judgements = Lengths(0, ())
+        taught = [judgements] if eft.enabled and judgements.count else []
+        parts = [self._sft([facts.instructions, *taught, *more])] if taught or more else []
+        return parts + ([self._ranking(max(1, round(share * facts.groups)))] if eft.enabled and eft.ranking else [])
+
+    def _sft(self, texts: Sequence[Lengths]) -> Part:
+        settings = self.settings.sft
+        cut = [lengths.cut(settings.max_length) for lengths in texts]
+        largest = settings.micro_batch_size * max(lengths.largest for lengths in cut)
+        n, tokens = sum(lengths.count for lengths in cut), sum(lengths.count * lengths.mean for lengths in cut)
+        return self._training("sft", settings, n, tokens, largest)
+
+    def _ranking(self, groups: int) -> Part:
+        """A group is all replies to one prompt; a comparison shows a prompt and two replies, in both orders."""
+        settings, facts = self.settings.eft, self.facts
+        cut, replies = facts.ranked.cut(settings.max_length), facts.ranked.count / max(facts.groups, 1)
+        compared = 2 * min(facts.comparison_frame + facts.bare_prompt + 2 * facts.responses.mean, settings.max_length)
+        pairs = min(settings.comparisons_per_prompt, math.comb(round(replies), 2)) * groups
+        tokens = groups * replies * cut.mean + pairs * compared
+        largest = settings.micro_batch_size * max(replies * cut.largest, compared if pairs else 0)
+        return self._training("ranking", settings, groups + pairs, tokens, largest)
+
+    def _training(
+        self, kind: Literal["sft", "ranking", "dpo"], settings: TrainingSettings, n: int, tokens: float, held: float
+    ) -> Part:
+        steps = optimiser_steps(n, settings)
+        resumable = settings.method == "full" and steps >= settings.save_every
+        return Part(kind, n, {kind: settings.epochs * tokens}, held, steps, resumable)
+
+    def _assessed(self, stage: str, phase: Phase, models: int) -> StageWork:
+        """Everything that is asked of a model, and the best human replies read as if it had written them."""
+        facts, chosen = self.facts, self.settings.evaluation
+        judging = self._judge(facts.held_out.count, facts.held_out.mean, facts.held_out.largest)
+        best = facts.best_replies
+        parts = (
+            self._answers(facts.evaluation),
+            self._answers(facts.checkable, limit=chosen.verifiable.max_new_tokens),
+            self._answers(facts.closed, limit=chosen.closed_tasks.max_new_tokens),
+            *judging,
+            self._reading(best.count, best.mean, self.settings.judge.batch_size, best.largest),
+        )
+        n = facts.evaluation.count + facts.checkable.count + facts.closed.count + facts.held_out.count
+        return StageWork(stage, phase, models * n, "replies", parts * models, engines=2 * models)
+
+    def _seed_evaluation(self) -> StageWork:
+        """M1 meets base model and SFT baseline, all of which have answered; the arbiter is measured by people."""
+        facts, n, held_out = self.facts, self.facts.evaluation.count, self.facts.held_out
+        parts = self._match(new_replies=3 * n, pairs=2 * n)
+        for arbiter in self._arbiters_here:
+            if arbiter.method == "comparison":
+                parts.append(self._comparing(facts.held_out_pairs))
+            elif arbiter.model != "self" or self.settings.judge.mode != "distribution":
+                # M1 as a distribution judge has these scores in its journal.
+                parts.append(self._judging(held_out.count, held_out.mean, held_out.largest))
+        requests = self._requests(3 * n, 2 * n) + self._requests(held_out.count, facts.held_out_pairs)
+        return StageWork("seed_evaluation", "seed", n, "prompts", tuple(parts), self._opened(3), requests=requests)
+
+    def _replies(self, limit: int) -> np.ndarray:
+        return np.minimum(np.array(self.facts.responses.sample) * self.assumed.reply_share, limit)
 
     def _reply(self, limit: int) -> float:
         """Mean length of a reply, in tokens."""
-        lengths = np.array(self.facts.responses.sample) * self.assumed.reply_share
-        return float(np.minimum(lengths, limit).mean())
+        return float(self._replies(limit).mean())
 
     def _judgement(self) -> int:
         return min(self.assumed.judgement_tokens, self.settings.judge.max_new_tokens)
 
-    def _judging_data(self) -> tuple[Lengths, Groups]:
-        """Judgement texts and groups that teach judging; of the model's own judgements some are kept."""
-        eft, judgements, ranked = self.settings.eft, self.facts.judgements, self.facts.ranked
-        if eft.targets == "ranks":
-            return Lengths(0, ()), ranked
-        if not eft.enabled or eft.targets == "dataset":
-            return judgements, ranked
-        kept = max(1, round(ranked.count * self.assumed.self_judged_kept))
-        per_prompt = min(eft.rationales_per_prompt or math.inf, ranked.sequences)
-        around = self.facts.rationale_beginning + self._judgement()
-        texts = tuple(length + around for length in self.facts.train_replies.sample)
-        return Lengths(round(kept * per_prompt), texts), Groups(kept, ranked.sequences, ranked.shared, ranked.whole)
+    def _answers(self, prompts: Lengths, n: int | None = None, limit: int | None = None) -> Part:
+        n, limit = prompts.count if n is None else n, limit or self.settings.evaluation.max_new_tokens
+        rows = self.settings.evaluation.batch_size
+        return self._writing(n, n * prompts.mean, self._reply(limit), rows, limit, prompts.largest)
 
-    def _sft(self, lengths: Lengths) -> Training:
-        settings = self.settings.sft
-        cut = lengths.cut(settings.max_length)
-        padded = cut.padded(settings.micro_batch_size, settings.batch_size)
-        return Training(
-            "sft",
-            settings,
-            lengths.count,
-            optimiser_steps(lengths.count, settings),
-            settings.epochs * lengths.count * padded,
-            settings.micro_batch_size * padded,
-            settings.micro_batch_size * cut.largest,
-        )
+    def _writing(self, n: int, read: float, reply: float, rows: int, limit: int, longest_prompt: int) -> Part:
+        together = max(1, min(self.in_flight or rows, n))
+        # A batch of one takes as long as its own reply; the more there are, the nearer one comes to the limit.
+        in_batches = -(-n // together) * (limit - (limit - reply) / together)
+        steps = n / together * reply if self.in_flight else in_batches
+        units: dict[Unit, float] = {"prompted": read, "step": steps, "drawn": n * reply}
+        return Part("writing", n, units, together * (longest_prompt + limit))
 
-    def _ranking(self, ranked: Groups) -> Training:
-        settings, facts = self.settings.eft, self.facts
-        lengths = ranked.shared if self.shares_prefix else ranked.whole
-        pairs = min(settings.comparisons_per_prompt, math.comb(round(ranked.sequences), 2)) * ranked.count
-        # A comparison shows question and both replies, in both orders.
-        compared = 2 * min(facts.comparison_frame + facts.bare_prompt + 2 * facts.responses.mean, settings.max_length)
-        n_items = ranked.count + pairs
-        tokens = ranked.count * lengths.mean + pairs * compared
-        return Training(
-            "ranking",
-            settings,
-            n_items,
-            optimiser_steps(n_items, settings),
-            settings.epochs * tokens,
-            settings.micro_batch_size * tokens / max(n_items, 1),
-            settings.micro_batch_size * max(lengths.largest, compared if pairs else 0),
-        )
-
-    def _dpo(self, pairs: int) -> Training:
-        """Both replies of a pair are computed, each with its prompt."""
-        dpo, limit, facts = self.settings.dpo, self.settings.candidates.max_new_tokens, self.facts
-        replies = (min(n * self.assumed.reply_share, limit) for n in facts.responses.sample)
-        lengths = Lengths(pairs, tuple(round(facts.prompts.mean + n) for n in replies)).cut(dpo.max_length)
-        longer, micro = lengths.longer_of_two(), dpo.micro_batch_size
-        padded = longer.padded(micro, dpo.batch_size)
-        return Training(
-            "dpo",
-            dpo,
-            pairs,
-            optimiser_steps(pairs, dpo),
-            dpo.epochs * 2 * pairs * padded,
-            2 * micro * padded,
-            2 * micro * min(facts.prompts.largest + limit, dpo.max_length),
-            2 * pairs * longer.padded(2 * micro, 2 * micro),
-        )
-
-    def _writing(
-        self,
-        requests: int,
-        read: float,
-        reply: float,
-        rows: int,
-        limit: int,
-        prompt: float,
-        longest_prompt: int,
-        round_size: int | None = None,
-    ) -> Writing:
-        together = max(1, min(self.in_flight or rows, requests, round_size or requests))
-        if self.in_flight:
-            steps = requests / together * reply
-        else:
-            # A batch of one takes as long as its own reply; the more there are, the nearer one comes to the limit.
-            steps = -(-requests // together) * (limit - (limit - reply) / together)
-        return Writing(requests, read, requests * reply, together, steps, prompt + reply / 2, longest_prompt + limit)
-
-    def _answering(self) -> Writing:
-        """Replies to one prompt lie side by side in a batch, which reads it once."""
-        count, chosen, messages = self.settings.prompt_generation.count, self.settings.candidates, self.facts.messages
-        return self._writing(
-            count * chosen.per_prompt,
-            count * messages.mean,
-            self._reply(chosen.max_new_tokens),
-            chosen.batch_size,
-            chosen.max_new_tokens,
-            messages.mean,
-            messages.largest,
-        )
-
-    def _evaluation_replies(self, reply: float, n_prompts: int | None = None) -> Part:
-        chosen, prompts = self.settings.evaluation, self.facts.evaluation
-        n = prompts.count if n_prompts is None else n_prompts
-        return self._writing(
-            n,
-            n * prompts.mean,
-            reply,
-            chosen.batch_size,
-            chosen.max_new_tokens,
-            prompts.mean,
-            prompts.largest,
-        )
-
-    def _measured_replies(self, prompts: Lengths, longest: int) -> Writing:
-        return self._writing(
-            prompts.count,
-            prompts.count * prompts.mean,
-            self._reply(longest),
-            self.settings.evaluation.batch_size,
-            longest,
-            prompts.mean,
-            prompts.largest,
-        )
-
-    def _measured_judge(self) -> tuple[Part, ...]:
-        held_out = self.facts.held_out
-        return self._judge(held_out.count, held_out.mean, held_out.largest, self.settings.judge.mode)
-
-    def _judge(self, items: int, mean: float, longest: int, mode: JudgeMode) -> tuple[Part, ...]:
+    def _judge(self, n: int, mean: float, longest: int, mode: str | None = None) -> tuple[Part, ...]:
         judge = self.settings.judge
+        mode = mode or judge.mode
         if mode == "distribution":
-            return (self._judging(items, mean, longest),)
+            return (self._judging(n, mean, longest),)
         if mode == "sampled":
-            return (self._rationales(items, mean, longest, judge.samples),)
+            return (self._rationales(n, mean, longest, judge.samples),)
         # Prompt and rationale are read once more, up to the place of the score.
-        reading = self._judging(items, mean + self._judgement(), longest + judge.max_new_tokens)
-        return self._rationales(items, mean, longest, 1), reading
+        reading = self._judging(n, mean + self._judgement(), longest + judge.max_new_tokens)
+        return self._rationales(n, mean, longest, 1), reading
 
-    def _judging(self, items: int, mean: float, longest: int) -> Judging:
-        rows = self.in_flight or self.settings.judge.batch_size
-        return Judging(items, items * mean, max(1, min(rows, items)), longest)
-
-    def _rationales(self, items: int, mean: float, longest: int, samples: int) -> Writing:
+    def _rationales(self, n: int, mean: float, longest: int, samples: int) -> Part:
         judge = self.settings.judge
-        return self._writing(
-            items * samples,
-            items * mean,
-            self._judgement(),
-            judge.batch_size,
-            judge.max_new_tokens,
-            mean,
-            longest,
-        )
+        return self._writing(n * samples, n * mean, self._judgement(), judge.batch_size, judge.max_new_tokens, longest)
+
+    def _judging(self, n: int, mean: float, longest: int) -> Part:
+        return self._reading(n, mean, self.in_flight or self.settings.judge.batch_size, longest)
+
+    def _reading(self, n: int, mean: float, rows: int, longest: int) -> Part:
+        return Part("judging", n, {"judged": n * mean}, max(1, min(rows, n)) * longest)
 
     @property
     def _arbiters_here(self) -> list[ArbiterSettings]:
         """Those that are models on this machine; each is taken to be as large as the project's own."""
         return [a for a in self.settings.evaluation.arbiters if a.model not in PROGRAMS and not a.server.base_url]
 
-    def _arbiters_opened(self, matches: int) -> int:
+    def _opened(self, matches: int) -> int:
         """How often an arbiter's model is loaded: several make room for each other in every match."""
         models = len({arbiter.model for arbiter in self._arbiters_here})
         return models * matches if models > 1 else models
 
-    def _match(self, reply: float, new_replies: int, n_prompts: int | None = None, matches: int = 1) -> list[Part]:
+    def _match(self, new_replies: int, pairs: int) -> list[Part]:
         """Scores are kept in a journal, so each reply is judged once; comparisons are made anew, in both orders."""
-        facts = self.facts
-        n = facts.evaluation.count if n_prompts is None else n_prompts
-        longest = round(facts.judge_frame + facts.evaluation.largest + self.settings.evaluation.max_new_tokens)
-        parts: list[Part] = []
-        for arbiter in self._arbiters_here:
-            if arbiter.method == "comparison":
-                parts += [self._comparing(n, reply)] * matches
-            else:
-                mean = facts.judge_frame + facts.evaluation.mean + reply
-                parts.append(self._judging(new_replies * n, mean, longest))
-        return parts
+        facts, limit = self.facts, self.settings.evaluation.max_new_tokens
+        scored = facts.judge_frame + facts.evaluation.mean + self._reply(limit)
+        longest = facts.judge_frame + facts.evaluation.largest + limit
+        return [
+            self._comparing(pairs) if a.method == "comparison" else self._judging(new_replies, scored, longest)
+            for a in self._arbiters_here
+        ]
+
+    def _comparing(self, pairs: int) -> Part:
+        facts, limit = self.facts, self.settings.evaluation.max_new_tokens
+        mean = facts.comparison_frame + facts.evaluation.mean + 2 * self._reply(limit)
+        return self._judging(2 * pairs, mean, facts.comparison_frame + facts.evaluation.largest + 2 * limit)
 
     def _requests(self, replies: int, pairs: int) -> int:
         """How often servers are asked for their opinion of replies, or of pairs of them in both orders."""
         asked = [a.method for a in self.settings.evaluation.arbiters if a.server.base_url]
         return asked.count("scores") * replies + asked.count("comparison") * 2 * pairs
-
-    def _comparing(self, pairs: int, reply: float) -> Part:
-        facts = self.facts
-        mean = facts.comparison_frame + facts.evaluation.mean + 2 * reply
-        longest = facts.comparison_frame + facts.evaluation.largest + 2 * self.settings.evaluation.max_new_tokens
-        return self._judging(2 * pairs, mean, round(longest))
 
 
 def optimiser_steps(examples: int, settings: TrainingSettings) -> int:
@@ -862,46 +567,24 @@ def optimiser_steps(examples: int, settings: TrainingSettings) -> int:
     return max(1, math.ceil(math.ceil(examples / settings.batch_size) * settings.epochs))
 
 
-def common_beginning(sequences: Sequence[Sequence[Hashable]]) -> int:
-    """Return how many tokens the engine reads once for all sequences."""
-    if len(sequences) < 2:
-        return 0
-    shortest = min(map(len, sequences))
-    shared = next((i for i in range(shortest) if len({s[i] for s in sequences}) > 1), shortest)
-    shared = min(shared, shortest - 1)
-    return shared if shared >= _WORTHWHILE else 0
+def evenly(items: Sequence[Item], n: int = _SAMPLE) -> list[Item]:
+    """Return up to n items, evenly spaced over all."""
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(n, len(items)))]
 
 
-def _unshared(sequences: Sequence[Sequence[Hashable]], count: int) -> Lengths:
-    shared = common_beginning(sequences)
-    return Lengths(count, tuple(len(s) - shared for s in sequences))
+def _rows(table: pd.DataFrame) -> list[Any]:
+    return evenly(list(table.itertuples()))
 
 
-def group_tokens(prompt: str, replies: Sequence[str], settings: Settings, measure: TextMeasure) -> tuple[int, int]:
-    """Return the tokens of a prompt's replies in the ranking objective: with the beginning shared, and without."""
-    sequences = [
-        measure.prompt(judge_prompt(settings.judge.rubric, prompt, reply, "direct"), SCORE_START)[
-            -settings.eft.max_length :
-        ]
-        for reply in replies
-    ]
-    width, common = max(map(len, sequences)), common_beginning(sequences)
-    return common + len(sequences) * (width - common), len(sequences) * width
+def unshared(texts: Sequence[str]) -> list[str]:
+    """Return the texts without what all of them begin with."""
+    beginning = _beginning(texts) if len(texts) > 1 else 0
+    return [text[beginning:] for text in texts]
 
 
-def _groups(eft: pd.DataFrame, settings: Settings, measure: TextMeasure) -> Groups:
-    examples = ranked_examples(eft)
-    tokens = [group_tokens(e.prompt, e.replies, settings, measure) for e in _evenly(examples)]
-    shared, whole = (Lengths(len(examples), tuple(pair[i] for pair in tokens)) for i in (0, 1))
-    return Groups(len(examples), len(eft) / max(len(examples), 1), shared, whole)
-
-
-def _resumable(part: Training) -> float:
-    """Whole float32 models that a resumable checkpoint takes; adapters take next to nothing.
-
-    With full fine-tuning it holds weights and both of the optimiser's moments; for a moment there are two.
-    """
-    return 6.0 if part.settings.method == "full" and part.steps >= part.settings.save_every else 0.0
+def _beginning(texts: Sequence[str]) -> int:
+    """How many characters the first and the last in order share, and so all between them."""
+    return next((i for i, (a, b) in enumerate(zip(min(texts), max(texts), strict=False)) if a != b), len(min(texts)))
 
 
 def _ordered_pairs(ranked: pd.DataFrame) -> int:
@@ -909,17 +592,3 @@ def _ordered_pairs(ranked: pd.DataFrame) -> int:
         int((group["rank"].to_numpy()[:, None] < group["rank"].to_numpy()[None, :]).sum())
         for _, group in ranked.groupby("group_id")
     )
-
-
-def _evenly(items: Sequence[Item]) -> list[Item]:
-    if len(items) <= _SAMPLE:
-        return list(items)
-    return [items[int(i)] for i in np.linspace(0, len(items) - 1, _SAMPLE)]
-
-
-def _spaced(table: pd.DataFrame) -> pd.DataFrame:
-    return table.iloc[_evenly(range(len(table)))]
-
-
-def _rows(table: pd.DataFrame) -> list[Any]:
-    return list(_spaced(table).itertuples())

@@ -22,8 +22,8 @@ from srlm_pipeline.progress import NullProgress, ProgressReporter
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS
 
-# Attempts between which no new example joins; a constant, so that results do not depend on the batch size.
-_ROUND = 32
+ROUND = 32
+"""Attempts between which no new example joins; a constant, so that results do not depend on the batch size."""
 _REQUEST = (
     "Write a numbered list of tasks that different people gave to an assistant: questions, requests, puzzles, things "
     "to write. Every task is on another subject than the others and complete in itself, without its answer."
@@ -95,7 +95,7 @@ def generate_prompts(
     attempts = 0
     with progress.task("inventing prompts", settings.count, "prompts") as task:
         while len(accepted) < settings.count and attempts < limit:
-            numbers = range(attempts, min(attempts + _ROUND, limit))
+            numbers = range(attempts, min(attempts + ROUND, limit))
             chosen = {n: _choose_examples(seeds, pool, settings, derive_seed(run_seed, stage, n)) for n in numbers}
             asks = []
             for n, examples in chosen.items():

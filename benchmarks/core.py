@@ -92,6 +92,7 @@ def run_iteration(
     from srlm_pipeline.preference.pairs import select_best_worst
     from srlm_pipeline.progress import NullProgress
     from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
     seconds: dict[str, float] = {}
@@ -129,9 +130,8 @@ def run_iteration(
         pairs = select_best_worst(scored, settings.pairs.min_margin).pairs
     with part("DPO"):
         examples = preference_examples(pairs)
-        trained = train_dpo(
-            policy.path, examples, settings.dpo, settings.model, settings.seed + 1, work / "dpo", "DPO", NullProgress()
-        )
+        job = TrainingJob(policy.path, settings.model, settings.seed + 1, work / "dpo", "DPO", NullProgress())
+        trained = train_dpo(job, examples, settings.dpo)
         if save:
             save_checkpoint(trained.loaded, work / "model", "M2", policy.digest, {}, settings.model.save_dtype)
     steps = sum("loss" in entry for entry in trained.history)

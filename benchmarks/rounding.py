@@ -77,6 +77,7 @@ def train_and_round(base: Path, changes: dict[str, Any], args: Any) -> Rounded:
     from srlm_pipeline.config import DpoSettings, LoraSettings, load_settings
     from srlm_pipeline.data.loaders import load_ranked_replies
     from srlm_pipeline.models.loading import load_model
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.dpo import train_dpo
     from srlm_pipeline.training.human_pairs import best_worst_pairs
 
@@ -95,9 +96,8 @@ def train_and_round(base: Path, changes: dict[str, Any], args: Any) -> Rounded:
         **changes,
     )
     pairs = best_worst_pairs(load_ranked_replies(settings.data).table)[: args.pairs]
-    run = train_dpo(
-        folder / "start", pairs, dpo, settings.model, args.seed, folder / "work", "DPO", terminal_reporter()
-    )
+    job = TrainingJob(folder / "start", settings.model, args.seed, folder / "work", "DPO", terminal_reporter())
+    run = train_dpo(job, pairs, dpo)
     after = dict(run.loaded.model.named_parameters())
     moved = kept = total = 0
     trained_square = saved_square = product = 0.0

@@ -218,22 +218,15 @@ def teach_to_judge(start: Path, judging_data: pd.DataFrame, settings: Settings, 
     """
     from srlm_pipeline.commands.terminal import terminal_reporter
     from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint, save_checkpoint
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.ranking import train_ranking
     from srlm_pipeline.training.seed import ranked_examples
 
     if is_checkpoint(folder):
         return read_checkpoint(folder)
-    trained = train_ranking(
-        start,
-        ranked_examples(judging_data),
-        settings.eft,
-        settings.judge.rubric,
-        settings.model,
-        settings.seed,
-        folder.with_name(f"{folder.name}-training"),
-        f"training {folder.name}",
-        terminal_reporter(),
-    )
+    work = folder.with_name(f"{folder.name}-training")
+    job = TrainingJob(start, settings.model, settings.seed, work, f"training {folder.name}", terminal_reporter())
+    trained = train_ranking(job, ranked_examples(judging_data), settings.eft, settings.judge.rubric)
     return save_checkpoint(trained.loaded, folder, folder.name, None, {}, "float32")
 
 

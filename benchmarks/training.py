@@ -95,13 +95,14 @@ def assistant(text: str) -> list[dict[str, str]]:
 def our_sft(folder: Path, data: Data, args: argparse.Namespace, seed: int, **more: Any) -> StepClock:
     """Train with the pipeline's SFT."""
     from srlm_pipeline.config import ModelSettings
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.sft import train_sft
 
     settings, _ = settings_for(args, **more)
     model = ModelSettings(device=args.device)
     with tempfile.TemporaryDirectory() as work:
         clock = StepClock()
-        run = train_sft(folder, data.sft, settings, model, seed, Path(work) / "sft", "SFT", clock)
+        run = train_sft(TrainingJob(folder, model, seed, Path(work) / "sft", "SFT", clock), data.sft, settings)
     clock.losses = [float(entry["loss"]) for entry in run.history if "loss" in entry]
     return clock
 
@@ -109,13 +110,14 @@ def our_sft(folder: Path, data: Data, args: argparse.Namespace, seed: int, **mor
 def our_dpo(folder: Path, data: Data, args: argparse.Namespace, seed: int, **more: Any) -> StepClock:
     """Train with the pipeline's DPO."""
     from srlm_pipeline.config import ModelSettings
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.dpo import train_dpo
 
     _, settings = settings_for(args, **more)
     model = ModelSettings(device=args.device)
     with tempfile.TemporaryDirectory() as work:
         clock = StepClock()
-        run = train_dpo(folder, data.dpo, settings, model, seed, Path(work) / "dpo", "DPO", clock)
+        run = train_dpo(TrainingJob(folder, model, seed, Path(work) / "dpo", "DPO", clock), data.dpo, settings)
     clock.losses = [float(entry["loss"]) for entry in run.history if "loss" in entry]
     return clock
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.models.loading import LoadedModel
     from srlm_pipeline.progress import ProgressReporter
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.dpo import PreferenceExample
 
 # A prompt and the reply to be learned.
@@ -144,6 +145,13 @@ class Making:
     description: str
     progress: ProgressReporter
 
+    def job(self) -> TrainingJob:
+        """Return the training that starts from the source."""
+        from srlm_pipeline.training.common import TrainingJob
+
+        model = self.settings.model
+        return TrainingJob(self.source.path, model, self.seed, self.work, self.description, self.progress)
+
 
 class _Recipe(Protocol):
     """How a model becomes another one."""
@@ -176,16 +184,8 @@ class _Taught:
         from srlm_pipeline.training.sft import SftExample, train_sft
 
         rows = [*self.rows, *(good_own_replies(making, self.own) if self.own else ())]
-        return train_sft(
-            making.source.path,
-            [SftExample(prompt, reply) for prompt, reply in rows],
-            self.training,
-            making.settings.model,
-            making.seed,
-            making.work,
-            making.description,
-            making.progress,
-        ).loaded
+        examples = [SftExample(prompt, reply) for prompt, reply in rows]
+        return train_sft(making.job(), examples, self.training).loaded
 
 
 def good_own_replies(making: Making, prompts: Sequence[str]) -> list[Exchange]:
@@ -225,16 +225,7 @@ class _Preferring:
         from srlm_pipeline.training.dpo import train_dpo
 
         # The first iteration of a run with this seed trains so.
-        return train_dpo(
-            making.source.path,
-            self.examples,
-            self.training,
-            making.settings.model,
-            making.seed + 1,
-            making.work,
-            making.description,
-            making.progress,
-        ).loaded
+        return train_dpo(replace(making.job(), seed=making.seed + 1), self.examples, self.training).loaded
 
 
 @dataclass(frozen=True)

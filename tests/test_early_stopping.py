@@ -10,7 +10,7 @@ from srlm_pipeline.config import DpoSettings, EarlyStoppingSettings, LoraSetting
 from srlm_pipeline.models.checkpoint import Checkpoint, read_checkpoint
 from srlm_pipeline.models.loading import load_model
 from srlm_pipeline.progress import NullProgress
-from srlm_pipeline.training.common import TrainingRun
+from srlm_pipeline.training.common import TrainingJob, TrainingRun
 from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
 from srlm_pipeline.training.early_stopping import EarlyStopping
 
@@ -35,7 +35,7 @@ def train(
         warmup_ratio=0.0,
         **changes,
     )
-    return train_dpo(source, PAIRS, settings, MODEL, 1, work, "training", NullProgress(), stopping)
+    return train_dpo(TrainingJob(source, MODEL, 1, work, "training", NullProgress()), PAIRS, settings, stopping)
 
 
 def watch(tiny_model: Path, every: int, *win_rates: float) -> tuple[EarlyStopping, list[tuple[str, str]]]:

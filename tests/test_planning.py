@@ -413,7 +413,7 @@ def test_ranking_tokens_are_those_that_training_encodes(tiny_measure: TextMeasur
     from transformers import AutoTokenizer
 
     from srlm_pipeline.judging.eft import eft_from_dataset
-    from srlm_pipeline.training.ranking import encode_ranked
+    from srlm_pipeline.training.ranking_items import encode_ranked
     from srlm_pipeline.training.seed import ranked_examples
 
     settings = changed(data={"ranked_limit": 6}, eft={"max_length": 2048})
@@ -456,6 +456,7 @@ def test_a_hybrid_judge_is_asked_for_as_many_rationales_and_scores_as_planned(tm
 @pytest.mark.slow
 @pytest.mark.parametrize(("pairs", "epochs"), [(5, 1.0), (3, 2.0), (4, 1.5)])
 def test_dpo_takes_as_many_steps_as_planned(tiny_model: Path, tmp_path: Path, pairs: int, epochs: float) -> None:
+    from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
 
     settings = changed(
@@ -465,7 +466,7 @@ def test_dpo_takes_as_many_steps_as_planned(tiny_model: Path, tmp_path: Path, pa
     )
     progress = CountingProgress()
     examples = [PreferenceExample(f"prompt {n}", "yes " * 3, "no " * 2) for n in range(pairs)]
-    train_dpo(tiny_model, examples, settings.dpo, settings.model, 0, tmp_path, "dpo", progress)
+    train_dpo(TrainingJob(tiny_model, settings.model, 0, tmp_path, "dpo", progress), examples, settings.dpo)
     part, _ = work(settings, pairs_kept=1.0)["iteration_model"].parts
     assert part.steps == progress.done["steps"] == optimiser_steps(pairs, settings.dpo)
 

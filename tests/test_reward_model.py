@@ -14,6 +14,7 @@ from srlm_pipeline.errors import EmptyDataError, ModelError
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.models.checkpoint import save_checkpoint
 from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.training.common import TrainingJob
 from srlm_pipeline.training.dpo import PreferenceExample
 from srlm_pipeline.training.human_pairs import all_ordered_pairs, best_worst_pairs
 from srlm_pipeline.training.reward_model import (
@@ -41,9 +42,13 @@ def settings_of(method: str = "lora", **changes: Any) -> RewardModelSettings:
     return RewardModelSettings(method=method, learning_rate=RATES[method], **(COMMON | changes))
 
 
+def job(source: Path, work: Path, model: ModelSettings = MODEL) -> TrainingJob:
+    return TrainingJob(source, model, 1, work, "training", NullProgress())
+
+
 def train(source: Path, work: Path, method: str = "lora", dtype: str = "float32", **changes: Any) -> Any:
     model = ModelSettings(device="cpu", dtype=dtype)
-    return train_reward_model(source, PAIRS, settings_of(method, **changes), model, 1, work, "training", NullProgress())
+    return train_reward_model(job(source, work, model), PAIRS, settings_of(method, **changes))
 
 
 def rewards_of(model: RewardModel, *replies: str, prompt: str = "another task") -> list[float]:
@@ -177,18 +182,16 @@ def test_an_interrupted_training_continues_where_it_was(
 
 def test_no_pairs_are_refused_naming_the_data(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(EmptyDataError, match=r"data\.ranked_replies"):
-        train_reward_model(tiny_model, [], settings_of(), MODEL, 1, tmp_path / "work", "training", NullProgress())
+        train_reward_model(job(tiny_model, tmp_path / "work"), [], settings_of())
 
 
 @pytest.mark.slow
 def test_prompts_that_leave_no_room_for_a_reply_are_left_out(tiny_model: Path, tmp_path: Path) -> None:
     long = PreferenceExample("long " * 50, "yes", "no")
-    run = train_reward_model(
-        tiny_model, [*PAIRS, long], settings_of(epochs=1), MODEL, 1, tmp_path / "a", "training", NullProgress()
-    )
+    run = train_reward_model(job(tiny_model, tmp_path / "a"), [*PAIRS, long], settings_of(epochs=1))
     assert run.n_examples == len(PAIRS)
     with pytest.raises(EmptyDataError, match=r"baselines\.reward_model\.max_length"):
-        train_reward_model(tiny_model, [long], settings_of(), MODEL, 1, tmp_path / "b", "training", NullProgress())
+        train_reward_model(job(tiny_model, tmp_path / "b"), [long], settings_of())
 
 
 def test_a_chat_model_is_not_taken_for_a_reward_model(tiny_model: Path) -> None:

@@ -1,6 +1,7 @@
 """RLHF on a tiny random model: it learns what is rewarded, is held back by KL, continues after an interruption."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from srlm_pipeline.config import LoraSettings, ModelSettings, RlhfSettings
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.training.common import TrainingJob
 from srlm_pipeline.training.rlhf import (
     end_tokens,
     fitting_prompts,
@@ -62,10 +64,14 @@ def judge() -> LikesFewLetters:
     return LikesFewLetters()
 
 
+def job(source: Path, work: Path, model: ModelSettings = MODEL) -> TrainingJob:
+    return TrainingJob(source, model, 1, work, "training", NullProgress())
+
+
 def train(source: Path, reward: LikesFewLetters, work: Path, dtype: str = "float32", **changes: Any) -> Any:
     settings = RlhfSettings(**(COMMON | changes))
     model = ModelSettings(device="cpu", dtype=dtype)
-    return train_rlhf(source, reward, PROMPTS, settings, model, 1, work, "training", NullProgress())  # type: ignore[arg-type]
+    return train_rlhf(job(source, work, model), PROMPTS, reward, settings)  # type: ignore[arg-type]
 
 
 def column(run: Any, name: str) -> list[float]:
@@ -174,13 +180,13 @@ def test_progress_counts_the_steps(tiny_model: Path, tmp_path: Path, judge: Like
     lines: list[str] = []
     settings = RlhfSettings(**(COMMON | {"max_steps": 3}))
     progress = LogProgress(lines.append, every=0)
-    train_rlhf(tiny_model, judge, PROMPTS, settings, MODEL, 1, tmp_path, "training", progress)  # type: ignore[arg-type]
+    train_rlhf(replace(job(tiny_model, tmp_path), progress=progress), PROMPTS, judge, settings)  # type: ignore[arg-type]
     assert any("3/3" in line for line in lines), lines
 
 
 def test_without_prompts_nothing_is_trained(tiny_model: Path, tmp_path: Path, judge: LikesFewLetters) -> None:
     settings = RlhfSettings(**COMMON)
     with pytest.raises(EmptyDataError, match="no prompts"):
-        train_rlhf(tiny_model, judge, [], settings, MODEL, 1, tmp_path, "training", NullProgress())  # type: ignore[arg-type]
+        train_rlhf(job(tiny_model, tmp_path), [], judge, settings)  # type: ignore[arg-type]
     with pytest.raises(EmptyDataError, match=r"baselines\.rlhf\.max_length"):
-        train_rlhf(tiny_model, judge, ["x" * 100], settings, MODEL, 1, tmp_path, "training", NullProgress())  # type: ignore[arg-type]
+        train_rlhf(job(tiny_model, tmp_path), ["x" * 100], judge, settings)  # type: ignore[arg-type]

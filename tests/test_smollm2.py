@@ -16,7 +16,8 @@ from srlm_pipeline.models.loading import load_model
 from srlm_pipeline.preference.pairs import select_best_worst
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.tables import JUDGED_SCORES, PREFERENCE_PAIRS, check_table
-from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+from srlm_pipeline.training.common import TrainingJob
+from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
 pytestmark = pytest.mark.slow
 
@@ -101,19 +102,8 @@ def test_once_through_generate_judge_pair_and_a_dpo_step(smollm2: Path, tmp_path
     settings = DpoSettings(
         learning_rate=1e-3, warmup_ratio=0.0, epochs=1, batch_size=4, micro_batch_size=2, max_length=256
     )
-    run = train_dpo(
-        smollm2,
-        [
-            PreferenceExample(r.prompt, r.chosen, r.rejected, r.chosen_finish_reason == "stop")
-            for r in pairs.itertuples()
-        ],
-        settings,
-        MODEL,
-        1,
-        tmp_path / "work",
-        "one step",
-        NullProgress(),
-    )
+    job = TrainingJob(smollm2, MODEL, 1, tmp_path / "work", "one step", NullProgress())
+    run = train_dpo(job, preference_examples(pairs), settings)
     losses = [entry["loss"] for entry in run.history if "loss" in entry]
     assert losses == [pytest.approx(0.6931, abs=0.01)], "one step, from the reference itself"
     saved = save_checkpoint(run.loaded, tmp_path / "M2", "M2", "smollm2", {}, "float32")

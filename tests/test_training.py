@@ -17,9 +17,10 @@ from srlm_pipeline.judging.rubric import COMPARISON_OPTIONS, COMPARISON_START, S
 from srlm_pipeline.models.checkpoint import save_checkpoint
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.progress import NullProgress
-from srlm_pipeline.training.common import linear_layers
+from srlm_pipeline.training.common import TrainingJob, linear_layers
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
-from srlm_pipeline.training.ranking import (
+from srlm_pipeline.training.ranking import train_ranking
+from srlm_pipeline.training.ranking_items import (
     EncodedItem,
     RankedExample,
     RankingWeights,
@@ -27,7 +28,6 @@ from srlm_pipeline.training.ranking import (
     encode_ranked,
     ranking_weights,
     score_target,
-    train_ranking,
 )
 from srlm_pipeline.training.ranking_trainer import RankingTrainer, item_loss
 from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
@@ -72,14 +72,18 @@ def log_likelihood(loaded: LoadedModel, prompt: str, reply: str) -> float:
     return float(logs.gather(-1, ids[0, 1:, None])[start - 1 :].sum())
 
 
+def job(source: Path, work: Path) -> TrainingJob:
+    return TrainingJob(source, MODEL, 1, work, "training", NullProgress())
+
+
 def sft(source: Path, work: Path, method: str = "lora", **changes: Any) -> Any:
     settings = SftSettings(method=method, learning_rate=RATES[method], epochs=6, **(COMMON | changes))
-    return train_sft(source, SFT, settings, MODEL, 1, work, "training", NullProgress())
+    return train_sft(job(source, work), SFT, settings)
 
 
 def dpo(source: Path, work: Path, method: str, pairs: list[PreferenceExample] = PAIRS) -> Any:
     settings = DpoSettings(method=method, learning_rate=RATES[method], epochs=4, **COMMON)
-    return train_dpo(source, pairs, settings, MODEL, 1, work, "training", NullProgress())
+    return train_dpo(job(source, work), pairs, settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,7 +119,7 @@ def test_every_loss_that_the_settings_name_learns(tiny_model: Path, tmp_path: Pa
     settings = DpoSettings(
         loss=loss, label_smoothing=smoothing, learning_rate=2e-2, epochs=2, nll_weight=0.1 * (loss == "ipo"), **COMMON
     )
-    run = train_dpo(tiny_model, PAIRS, settings, MODEL, 1, tmp_path / "work", "training", NullProgress())
+    run = train_dpo(job(tiny_model, tmp_path / "work"), PAIRS, settings)
     margin = run.final("rewards/margins")
     # DiscoPOP's loss is not convex: a random model may slide into its valley below nought.
     assert margin != 0 if loss == "discopop" else margin > 0
@@ -124,7 +128,7 @@ def test_every_loss_that_the_settings_name_learns(tiny_model: Path, tmp_path: Pa
 def test_likelihood_of_the_chosen_reply_joins_the_loss(tiny_model: Path, tmp_path: Path) -> None:
     def first_loss(weight: float) -> float:
         settings = DpoSettings(learning_rate=1e-6, epochs=1, nll_weight=weight, **COMMON)
-        run = train_dpo(tiny_model, PAIRS, settings, MODEL, 1, tmp_path / f"work{weight}", "training", NullProgress())
+        run = train_dpo(job(tiny_model, tmp_path / f"work{weight}"), PAIRS, settings)
         return run.history[0]["loss"]
 
     plain, half, whole = (first_loss(weight) for weight in (0.0, 0.5, 1.0))
@@ -188,11 +192,10 @@ def test_what_is_learned_fits_and_a_judgement_is_learned_whole_or_not_at_all(
 def test_examples_that_do_not_fit_are_left_out_and_counted(tiny_model: Path, tmp_path: Path) -> None:
     too_long = [SftExample("a" * 400, "b"), SftExample("short", "c" * 400, whole=True)]
     settings = SftSettings(**COMMON | {"epochs": 1})
-    args = (settings, ModelSettings(device="cpu"), 1, tmp_path, "", NullProgress())
-    run = train_sft(tiny_model, [*SFT, *too_long], *args)
+    run = train_sft(job(tiny_model, tmp_path), [*SFT, *too_long], settings)
     assert (run.n_examples, run.n_left_out) == (len(SFT), 2)
     with pytest.raises(EmptyDataError, match="none fits into max_length"):
-        train_sft(tiny_model, too_long, *args)
+        train_sft(job(tiny_model, tmp_path), too_long, settings)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -266,7 +269,7 @@ def test_ranking_raises_the_expected_score_of_the_reply_that_people_prefer(tiny_
     settings = EftSettings(
         method="full", learning_rate=5e-3, epochs=20, comparisons_per_prompt=1, **(COMMON | {"max_length": 1024})
     )
-    run = train_ranking(tiny_model, RANKED, settings, "short", MODEL, 1, tmp_path / "work", "training", NullProgress())
+    run = train_ranking(job(tiny_model, tmp_path / "work"), RANKED, settings, "short")
     assert run.n_examples == 2 * len(RANKED), "each prompt's ranking, and one comparison"
     item = encode_ranked(run.loaded.tokenizer, RANKED[0], "short", 1024)
     with torch.inference_mode():

@@ -12,7 +12,8 @@ import pandas as pd
 from srlm_pipeline.assets.automation import LOOP_TAG
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
-from srlm_pipeline.assets.seed import M1, MODEL, seed_model, sft_baseline, training_facts
+from srlm_pipeline.assets.seed import M1, MODEL, seed_model, sft_baseline
+from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.assets.training import iteration_model, margins_moved
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
@@ -20,7 +21,7 @@ from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies, match
 from srlm_pipeline.evaluation.opening import open_arbiter
 from srlm_pipeline.evaluation.text_measures import describe_replies
-from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
+from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import (
@@ -34,8 +35,7 @@ from srlm_pipeline.store import (
 from srlm_pipeline.tables import JUDGE_ACCURACY
 
 if TYPE_CHECKING:
-    from srlm_pipeline.tracking import TrackedRun
-    from srlm_pipeline.training.common import TrainingRun
+    pass
 
 GROUP = "baselines"
 # What a judge does beside ordering replies has no meaning for rewards.
@@ -47,11 +47,8 @@ RANKING_FIGURES = (
 SHARE_OF_STEPS = 0.2
 
 
-_REWARD = Reads(("baselines.reward_model", *MODEL, "seed"))
-
-
 @srlm_asset(
-    _REWARD,
+    Reads(("baselines.reward_model", *MODEL, "seed")),
     group=GROUP,
     kinds={"torch", "mlflow"},
     retries=True,
@@ -70,17 +67,10 @@ def reward_model(
     baseline = store.checkpoint(SFT_BASELINE)
     train = ranked_replies[ranked_replies["split"] == "train"]
     with project.tracked(context) as run:
-        trained = train_reward_model(
-            baseline.path,
-            all_ordered_pairs(train),
-            settings.baselines.reward_model,
-            settings.model,
-            settings.seed,
-            store.work_folder(REWARD_MODEL, _REWARD.fingerprint(settings), baseline.digest, table_digest(train)),
-            "training the reward model",
-            project.progress(context),
-        )
-        saved = _save(context, project, run, trained, REWARD_MODEL, baseline, {"pairs": trained.n_examples})
+        job = training_job(context, project, REWARD_MODEL, baseline, "training the reward model", table_digest(train))
+        trained = train_reward_model(job, all_ordered_pairs(train), settings.baselines.reward_model)
+        lineage = {"pairs": trained.n_examples}
+        saved = save_trained(context, project, run, trained, REWARD_MODEL, baseline.digest, lineage)
         held_out = ranked_replies[ranked_replies["split"] == "held_out"]
         accuracy = _ranking_figures(_reward_accuracy(context, project, held_out))
         run.metrics({f"judge/{name}": value for name, value in accuracy.items()} | {"seconds": watch.seconds})
@@ -96,11 +86,8 @@ def reward_model(
     return model_result(saved, {**accuracy, **training_facts(trained, watch), **mlflow_link(run.url)}, checks)
 
 
-_RLHF = Reads(("baselines.rlhf", *MODEL, "seed"))
-
-
 @srlm_asset(
-    _RLHF,
+    Reads(("baselines.rlhf", *MODEL, "seed")),
     group=GROUP,
     kinds={"torch", "mlflow"},
     retries=True,
@@ -119,21 +106,12 @@ def rlhf_model(
     baseline, frozen = store.checkpoint(SFT_BASELINE), store.checkpoint(REWARD_MODEL)
     prompts = ift_dataset["prompt"].drop_duplicates().tolist()
     with project.tracked(context) as run:
-        trained = train_rlhf(
-            baseline.path,
-            open_reward_model(frozen.path, settings.baselines.reward_model, settings.model),
-            prompts,
-            settings.baselines.rlhf,
-            settings.model,
-            settings.seed,
-            store.work_folder(
-                RLHF_MODEL, _RLHF.fingerprint(settings), baseline.digest, frozen.digest, table_digest(ift_dataset)
-            ),
-            "training with RLOO",
-            project.progress(context),
-        )
+        inputs = (frozen.digest, table_digest(ift_dataset))
+        job = training_job(context, project, RLHF_MODEL, baseline, "training with RLOO", *inputs)
+        reward = open_reward_model(frozen.path, settings.baselines.reward_model, settings.model)
+        trained = train_rlhf(job, prompts, reward, settings.baselines.rlhf)
         lineage = {"reward_model": frozen.digest, "rlhf": settings.baselines.rlhf.model_dump()}
-        saved = _save(context, project, run, trained, RLHF_MODEL, baseline, lineage)
+        saved = save_trained(context, project, run, trained, RLHF_MODEL, baseline.digest, lineage)
         rewards = [entry["reward"] for entry in trained.history if "reward" in entry]
         share = max(1, round(len(rewards) * SHARE_OF_STEPS))
         first, last = (sum(part) / share for part in (rewards[:share], rewards[-share:]))
@@ -160,11 +138,8 @@ def rlhf_model(
     return model_result(saved, {**shown, **training_facts(trained, watch), **mlflow_link(run.url)}, checks)
 
 
-_HUMAN_DPO = Reads(("dpo", *MODEL, "seed"))
-
-
 @srlm_asset(
-    _HUMAN_DPO,
+    Reads(("dpo", *MODEL, "seed")),
     group=GROUP,
     kinds={"torch", "mlflow"},
     retries=True,
@@ -183,18 +158,11 @@ def human_dpo_model(
     baseline = store.checkpoint(SFT_BASELINE)
     train = ranked_replies[ranked_replies["split"] == "train"]
     with project.tracked(context) as run:
-        trained = train_dpo(
-            baseline.path,
-            best_worst_pairs(train),
-            settings.dpo,
-            settings.model,
-            settings.seed,
-            store.work_folder(HUMAN_DPO_MODEL, _HUMAN_DPO.fingerprint(settings), baseline.digest, table_digest(train)),
-            "training with DPO on human pairs",
-            project.progress(context),
-        )
+        description = "training with DPO on human pairs"
+        job = training_job(context, project, HUMAN_DPO_MODEL, baseline, description, table_digest(train))
+        trained = train_dpo(job, best_worst_pairs(train), settings.dpo)
         lineage = {"pairs": trained.n_examples, "dpo": settings.dpo.model_dump()}
-        saved = _save(context, project, run, trained, HUMAN_DPO_MODEL, baseline, lineage)
+        saved = save_trained(context, project, run, trained, HUMAN_DPO_MODEL, baseline.digest, lineage)
         margin = trained.final("rewards/margins")
         run.metrics({"final_margin": margin, "seconds": watch.seconds})
     checks = [margins_moved(margin)]
@@ -312,28 +280,6 @@ def whole_table(table: pd.DataFrame) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
         records=[dg.TableRecord({str(k): cell(v) for k, v in row.items()}) for row in table.to_dict("records")],
         schema=dg.TableSchema(columns=[dg.TableColumn(str(name)) for name in table.columns]),
-    )
-
-
-def _save(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    run: "TrackedRun",
-    trained: "TrainingRun",
-    name: str,
-    baseline: Checkpoint,
-    lineage: dict[str, Any],
-) -> Checkpoint:
-    from srlm_pipeline.models.checkpoint import save_checkpoint
-
-    run.history(list(trained.history))
-    return save_checkpoint(
-        trained.loaded,
-        project.store.model_folder(name),
-        name,
-        baseline.digest,
-        {"dagster_run": context.run_id, "mlflow_run": run.run_id, **lineage},
-        project.settings.model.save_dtype,
     )
 
 

@@ -1,7 +1,7 @@
 """Initialisation: data, the SFT baseline (M0 on IFT), judging data (EFT), and the seed model M1 (IFT + EFT)."""
 
 import shutil
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import dagster as dg
 import pandas as pd
@@ -15,15 +15,13 @@ from srlm_pipeline.assets.common import (
     table_digest,
     table_result,
 )
+from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.loaders import source_digest
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
 from srlm_pipeline.store import SFT_BASELINE, STARTING_POINTS, model_contents, model_name
 from srlm_pipeline.tables import EFT
-
-if TYPE_CHECKING:
-    from srlm_pipeline.training.common import TrainingRun
 
 M1 = model_name(1)
 # By name: the baselines' assets stand below these.
@@ -101,40 +99,27 @@ def evaluation_prompts(
     return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
 
 
-_SFT = Reads(("base_model", *MODEL, "seed", "sft"), contents=base_contents)
-
-
-@srlm_asset(_SFT, group="seed", kinds={"torch", "mlflow"}, retries=True)
+@srlm_asset(
+    Reads(("base_model", *MODEL, "seed", "sft"), contents=base_contents),
+    group="seed",
+    kinds={"torch", "mlflow"},
+    retries=True,
+)
 def sft_baseline(
     context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame
 ) -> dg.MaterializeResult:
     """The SFT baseline: the base model fine-tuned on instruction data alone."""
-    from srlm_pipeline.models.checkpoint import save_checkpoint
     from srlm_pipeline.training.sft import SftExample, train_sft
 
-    settings, store = project.settings, project.store
+    settings = project.settings
     watch = Stopwatch()
-    base = store.base_checkpoint(settings)
+    base = project.store.base_checkpoint(settings)
+    examples = [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()]
+    job = training_job(context, project, SFT_BASELINE, base, "training the SFT baseline", table_digest(ift_dataset))
     with project.tracked(context) as run:
-        trained = train_sft(
-            base.path,
-            [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()],
-            settings.sft,
-            settings.model,
-            settings.seed,
-            store.work_folder(SFT_BASELINE, _SFT.fingerprint(settings), base.digest, table_digest(ift_dataset)),
-            "training the SFT baseline",
-            project.progress(context),
-        )
-        run.history(list(trained.history))
-        saved = save_checkpoint(
-            trained.loaded,
-            store.model_folder(SFT_BASELINE),
-            SFT_BASELINE,
-            base.digest,
-            {"dagster_run": context.run_id, "mlflow_run": run.run_id, "sft": settings.sft.model_dump()},
-            settings.model.save_dtype,
-        )
+        trained = train_sft(job, examples, settings.sft)
+        lineage = {"sft": settings.sft.model_dump()}
+        saved = save_trained(context, project, run, trained, SFT_BASELINE, base.digest, lineage)
         run.metrics({"seconds": watch.seconds, "final_loss": trained.final("loss")})
     return model_result(saved, {**training_facts(trained, watch), **mlflow_link(run.url)})
 
@@ -200,13 +185,8 @@ def eft_dataset(
     return table_result(built.table, metadata, preview=["group_id", "rank", "score", "judgement", "text"])
 
 
-_SEED_MODEL = Reads(
-    ("base_model", *MODEL, "seed", "sft", "eft", "judge.rubric", "baselines.start_from"), contents=base_contents
-)
-
-
 @srlm_asset(
-    _SEED_MODEL,
+    Reads(("base_model", *MODEL, "seed", "sft", "eft", "judge.rubric", "baselines.start_from"), contents=base_contents),
     group="seed",
     kinds={"torch", "mlflow"},
     retries=True,
@@ -216,8 +196,7 @@ def seed_model(
     context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFrame
 ) -> dg.MaterializeResult:
     """M1: the base model fine-tuned on instruction and judging data. It can answer, and it can judge."""
-    from srlm_pipeline.models.checkpoint import save_checkpoint
-    from srlm_pipeline.training.seed import SeedTraining, train_seed_model
+    from srlm_pipeline.training.seed import train_seed_model
 
     settings, store = project.settings, project.store
     watch = Stopwatch()
@@ -225,39 +204,14 @@ def seed_model(
     base, baseline = start or store.base_checkpoint(settings), start or store.checkpoint(SFT_BASELINE)
     # A baseline to start from can answer already.
     ift = ift_dataset.iloc[:0] if start else ift_dataset
-    work = store.work_folder(
-        M1,
-        _SEED_MODEL.fingerprint(settings),
-        base.digest,
-        baseline.digest,
-        table_digest(ift),
-        table_digest(eft_dataset),
-    )
+    inputs = (baseline.digest, table_digest(ift), table_digest(eft_dataset))
+    job = training_job(context, project, M1, base, f"training {M1}", *inputs)
     with project.tracked(context) as run:
-        trained: SeedTraining = train_seed_model(
-            base.path,
-            ift,
-            eft_dataset,
-            settings,
-            work,
-            project.progress(context),
-            sft_baseline=baseline.path,
-        )
-        if trained.sft is not None:
-            run.history(list(trained.sft.history))
-        if trained.ranking is not None:
-            run.history(
-                [{f"ranking_{k}" if k != "step" else k: v for k, v in e.items()} for e in trained.ranking.history]
-            )
-        saved = save_checkpoint(
-            trained.final.loaded,
-            store.model_folder(M1),
-            M1,
-            (base if trained.sft else baseline).digest,
-            {"dagster_run": context.run_id, "mlflow_run": run.run_id, "eft": settings.eft.model_dump()},
-            settings.model.save_dtype,
-        )
-        shutil.rmtree(work, ignore_errors=True)
+        trained = train_seed_model(job, ift, eft_dataset, settings, sft_baseline=baseline.path)
+        parent = (base if trained.sft else baseline).digest
+        whole = replace(trained.final, history=trained.history)
+        saved = save_trained(context, project, run, whole, M1, parent, {"eft": settings.eft.model_dump()})
+        shutil.rmtree(job.work, ignore_errors=True)
         run.metrics({"seconds": watch.seconds, "final_loss": trained.final.final("loss")})
     if trained.sft and trained.sft.n_left_out:
         context.log.warning(
@@ -271,14 +225,3 @@ def seed_model(
         **training_facts(trained.final, watch),
     }
     return model_result(saved, {**facts, **mlflow_link(run.url)})
-
-
-def training_facts(trained: "TrainingRun", watch: Stopwatch) -> dict[str, float | int]:
-    """Return what a training run says of itself, for metadata."""
-    facts: dict[str, float | int] = {"examples": trained.n_examples, "seconds": round(watch.seconds, 2)}
-    if trained.n_left_out:
-        facts["too_long"] = trained.n_left_out
-    loss = trained.final("loss")
-    if loss is not None:
-        facts["final_loss"] = loss
-    return facts

@@ -4,7 +4,7 @@ With the strategy `positive_only` there are no pairs: the replies that M_t gave 
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -13,7 +13,8 @@ import pandas as pd
 from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
-from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, training_facts
+from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies
+from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.preference.pairs import select
@@ -58,11 +59,8 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     return [ranked_replies] if settings.dpo.early_stopping.every else []
 
 
-_READS = Reads(_read, contents=_contents)
-
-
 @srlm_asset(
-    _READS,
+    Reads(_read, contents=_contents),
     group="iteration",
     kinds={"torch", "mlflow"},
     retries=True,
@@ -74,8 +72,6 @@ def iteration_model(
     context: dg.AssetExecutionContext, project: ProjectResource, preference_pairs: pd.DataFrame
 ) -> dg.MaterializeResult:
     """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference."""
-    from srlm_pipeline.models.checkpoint import save_checkpoint
-
     iteration = iteration_number(context.partition_key)
     settings, store = project.iteration_settings(iteration), project.store
     name = model_name(iteration + 1)
@@ -90,21 +86,8 @@ def iteration_model(
     with project.tracked(context) as run:
         made = (_fine_tuned if positive_only else _preference_tuned)(context, project, preference_pairs, name, entering)
         trained = made.run
-        run.history(list(trained.history))
-        saved = save_checkpoint(
-            trained.loaded,
-            store.model_folder(name),
-            name,
-            made.parent,
-            {
-                "iteration": iteration,
-                "dagster_run": context.run_id,
-                "mlflow_run": run.run_id,
-                "pairs": len(preference_pairs),
-                **made.lineage,
-            },
-            settings.model.save_dtype,
-        )
+        lineage = {"iteration": iteration, "pairs": len(preference_pairs), **made.lineage}
+        saved = save_trained(context, project, run, trained, name, made.parent, lineage)
         margin = trained.final("rewards/margins")
         run.curve({f"{made.stage}/final_loss": trained.final("loss"), "dpo/final_margin": margin}, iteration)
         run.metrics({"seconds": watch.seconds})
@@ -153,19 +136,13 @@ def _preference_tuned(
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
     iteration = iteration_number(context.partition_key)
-    settings, store = project.iteration_settings(iteration), project.store
+    settings = project.iteration_settings(iteration)
     stopping = _early_stopping(context, project, name, entering) if settings.dpo.early_stopping.every else None
-    trained = train_dpo(
-        entering.path,
-        preference_examples(pairs),
-        settings.dpo,
-        settings.model,
-        settings.seed + iteration,
-        store.work_folder(name, _READS.fingerprint(settings), entering.digest, table_digest(pairs)),
-        f"training {name} with DPO",
-        project.progress(context),
-        stopping,
-    )
+    description = f"training {name} with DPO"
+    job = training_job(context, project, name, entering, description, table_digest(pairs), settings=settings)
+    # No two iterations draw alike.
+    job = replace(job, seed=job.seed + iteration)
+    trained = train_dpo(job, preference_examples(pairs), settings.dpo, stopping)
     facts = {}
     if stopping is not None:
         facts = {"looks": len(stopping.history), "stopped_early": stopping.stopped_at or "no"}
@@ -205,9 +182,10 @@ def _fine_tuned(
         ignore_index=True,
     )
     base = store.base_checkpoint(settings)
-    work = store.work_folder(name, _READS.fingerprint(settings), base.digest, table_digest(ift), table_digest(eft))
-    trained = train_seed_model(base.path, ift, eft, settings, work, project.progress(context), name)
-    shutil.rmtree(work, ignore_errors=True)
+    inputs = (table_digest(ift), table_digest(eft))
+    job = training_job(context, project, name, base, f"training {name}", *inputs, settings=settings)
+    trained = train_seed_model(job, ift, eft, settings)
+    shutil.rmtree(job.work, ignore_errors=True)
     lineage = {"sft": settings.sft.model_dump(), "positives": len(added), "judged_by": entering.digest}
     return _Made(trained.final, "sft", base.digest, lineage, {"positives": len(added)})
 

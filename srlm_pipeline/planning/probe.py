@@ -35,14 +35,14 @@ from srlm_pipeline.planning.plan import Basis, Memory, Range
 from srlm_pipeline.planning.workload import Kind, TextMeasure, Unit, evenly, unshared
 from srlm_pipeline.progress import Task
 from srlm_pipeline.prompting.few_shot import few_shot_exchange
-from srlm_pipeline.training.common import TrainingRun
-from srlm_pipeline.training.ranking import RankedExample
+from srlm_pipeline.training.common import TrainingJob, TrainingRun
+from srlm_pipeline.training.ranking_items import RankedExample
 from srlm_pipeline.training.seed import judgement_examples, ranked_examples
 from srlm_pipeline.training.sft import SftExample
 
 Item = TypeVar("Item")
-# A trainer on examples with its settings: (examples, settings, folder, progress reporter).
-Train = Callable[[list[Any], Any, Path, Any], TrainingRun]
+# A trainer: (job, examples, settings).
+Train = Callable[[TrainingJob, list[Any], Any], TrainingRun]
 
 # Seconds that the longest of the measurements of writing may take.
 _WRITING_SECONDS = 6.0
@@ -161,9 +161,10 @@ def run_probe(
     trainers, saves = [], []
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
-        for kind, job in _jobs(base, material, settings).items():
+        for kind, lesson in _lessons(material, settings).items():
             announce(f"training: {kind}")
-            timing = _measure_training(job, Path(scratch) / kind, meter)
+            work = Path(scratch) / kind
+            timing = _measure_training(base, lesson, settings, work, meter)
             seconds[kind], memory[kind] = timing.per_token, timing.memory
             trainers.append(timing.set_up)
             saves.append(_measure_saving(timing.run, base, settings, Path(scratch) / "saved"))
@@ -279,7 +280,7 @@ class _Material:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Lesson:
     """A stage of training on a little of its data; `tokens` tells an example's, as `count_work` counts them."""
 
     train: Train
@@ -288,12 +289,12 @@ class _Job:
     tokens: Callable[[Any], float]
 
 
-def _jobs(base: Checkpoint, material: _Material, settings: Settings) -> dict[Any, _Job]:
+def _lessons(material: _Material, settings: Settings) -> dict[Any, _Lesson]:
     from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
     from srlm_pipeline.training.ranking import train_ranking
     from srlm_pipeline.training.sft import train_sft
 
-    measure, rubric, model, seed = material.measure, settings.judge.rubric, settings.model, settings.seed
+    measure, rubric = material.measure, settings.judge.rubric
 
     def texts(limit: int, prompt: str, *replies: str) -> float:
         return sum(min(measure.exchange(prompt, reply), limit) for reply in replies)
@@ -302,31 +303,26 @@ def _jobs(base: Checkpoint, material: _Material, settings: Settings) -> dict[Any
         asked = [judge_prompt(rubric, example.prompt, reply, "direct") for reply in example.replies]
         return sum(min(measure.prompt(text, SCORE_START), settings.eft.max_length) for text in asked)
 
-    jobs = {
-        "sft": _Job(
-            lambda some, chosen, work, clock: train_sft(base.path, some, chosen, model, seed, work, "sft", clock),
+    lessons = {
+        "sft": _Lesson(
+            train_sft,
             settings.sft,
             material.sft,
             lambda e: texts(settings.sft.max_length, e.prompt, e.response),
         ),
-        "ranking": _Job(
-            lambda some, chosen, work, clock: train_ranking(
-                base.path, some, chosen, rubric, model, seed, work, "ranking", clock
-            ),
-            settings.eft,
-            material.groups,
-            group,
+        "ranking": _Lesson(
+            lambda job, some, chosen: train_ranking(job, some, chosen, rubric), settings.eft, material.groups, group
         ),
-        "dpo": _Job(
-            lambda some, chosen, work, clock: train_dpo(base.path, some, chosen, model, seed, work, "dpo", clock),
+        "dpo": _Lesson(
+            train_dpo,
             settings.dpo,
             [PreferenceExample(g.prompt, *_best_and_worst(g)) for g in material.groups],
             lambda e: texts(settings.dpo.max_length, e.prompt, e.chosen, e.rejected),
         ),
     }
     if not (settings.eft.enabled and settings.eft.ranking):
-        del jobs["ranking"]
-    return jobs
+        del lessons["ranking"]
+    return lessons
 
 
 def _measure_writing(
@@ -394,20 +390,23 @@ class _TrainingTime:
     memory: Memory
 
 
-def _measure_training(job: _Job, folder: Path, meter: _MemoryMeter) -> _TrainingTime:
+def _measure_training(
+    base: Checkpoint, lesson: _Lesson, settings: Settings, work: Path, meter: _MemoryMeter
+) -> _TrainingTime:
     """Train a few steps on one batch of all lengths, the same in each step."""
-    micro = job.settings.micro_batch_size
-    n = micro * min(job.settings.batch_size // micro, _ACCUMULATED)
+    micro = lesson.settings.micro_batch_size
+    n = micro * min(lesson.settings.batch_size // micro, _ACCUMULATED)
     short: dict[str, Any] = {"batch_size": n, "epochs": _TRAINING_STEPS, "save_every": 10**6}
-    ordered = sorted(job.examples, key=job.tokens)
+    ordered = sorted(lesson.examples, key=lesson.tokens)
     # The middles of n equal parts: as long on average as all are.
     examples = [ordered[int((i + 0.5) / n * len(ordered))] for i in range(n)]
-    tokens = sum(map(job.tokens, examples))
+    tokens = sum(map(lesson.tokens, examples))
     clock = _Clock(meter)
+    job = TrainingJob(base.path, settings.model, settings.seed, work, work.name, clock)
     with meter.peak() as peak:
-        run, total = _timed(lambda: job.train(examples, job.settings.model_copy(update=short), folder, clock))
+        run, total = _timed(lambda: lesson.train(job, examples, lesson.settings.model_copy(update=short)))
     step = float(np.mean(np.diff(clock.steps)))
-    held = micro * job.tokens(examples[-1])
+    held = micro * lesson.tokens(examples[-1])
     memory = _memory(clock.loaded, clock.peak, held).model_copy(update={"afterwards": peak[0]})
     return _TrainingTime(run, step / tokens, max(total - _TRAINING_STEPS * step, 0.0), memory)
 

@@ -1,4 +1,4 @@
-"""What SFT, ranking and DPO share: trainer arguments, adapters, progress, resumption, merging."""
+"""What all trainings share: the job, trainer arguments, adapters, progress, resumption, merging."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
+class TrainingJob:
+    """A training, apart from its examples and its settings.
+
+    Attributes:
+        source: Model to start from.
+        model: How models are loaded.
+        seed: Of data order, adapter initialisation and whatever else is drawn.
+        work: Folder for resumable checkpoints; a later job with the same one continues.
+        description: Shown with the progress.
+        progress: Where progress is shown.
+    """
+
+    source: str | Path
+    model: ModelSettings
+    seed: int
+    work: Path
+    description: str
+    progress: ProgressReporter
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """A trained model and how the training went.
 
@@ -46,30 +67,28 @@ class TrainingRun:
         return next((float(entry[name]) for entry in reversed(self.history) if name in entry), None)
 
 
-def load_for_training(source: str | Path, settings: TrainingSettings, model: ModelSettings) -> LoadedModel:
+def load_for_training(job: TrainingJob, settings: TrainingSettings) -> LoadedModel:
     """Load a model in the type that its training method needs; engines that still hold memory give it back first.
+
+    Randomness is seeded, so that everything drawn from here on is the job's.
 
     Adapters are trained in float32 over weights in the compute type; full fine-tuning keeps float32 weights, because
     small updates vanish in bfloat16.
     """
+    from transformers import set_seed
+
     release_engines()
+    set_seed(job.seed)
     # On a CPU the fused attention's backward pass is slower than plain matrix products.
-    attention = "eager" if choose_device(model.device) == "cpu" else None
-    return load_model(source, model, None if settings.method == "lora" else "float32", attention)
+    attention = "eager" if choose_device(job.model.device) == "cpu" else None
+    return load_model(job.source, job.model, None if settings.method == "lora" else "float32", attention)
 
 
-def trainer_arguments(settings: TrainingSettings, loaded: LoadedModel, work: Path, seed: int) -> dict[str, Any]:
-    """Return the arguments that every trainer takes.
-
-    Args:
-        settings: Of the stage.
-        loaded: The model to be trained.
-        work: Folder for resumable checkpoints.
-        seed: Of data order and adapter initialisation.
-    """
+def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: LoadedModel) -> dict[str, Any]:
+    """Return the arguments that every trainer takes."""
     on_cpu = loaded.model.device.type == "cpu"
     return {
-        "output_dir": str(work),
+        "output_dir": str(job.work),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr_rate": settings.final_learning_rate_ratio},
@@ -88,7 +107,7 @@ def trainer_arguments(settings: TrainingSettings, loaded: LoadedModel, work: Pat
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
-        "seed": seed,
+        "seed": job.seed,
     }
 
 
@@ -139,17 +158,12 @@ def linear_layers(model: PreTrainedModel, top_share: float) -> list[str]:
     return [name for name, layer in numbered.items() if layer >= n_layers - max(1, round(n_layers * top_share))]
 
 
-def run_trainer(trainer: Trainer, work: Path, description: str, progress: ProgressReporter) -> list[dict[str, float]]:
-    """Train, continuing from the newest whole checkpoint in the work folder.
+def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
+    """Train, continuing from the newest whole checkpoint in the work folder, and return the trainer's log.
 
     Args:
+        job: Whose arguments the trainer has.
         trainer: Built, not started.
-        work: The folder given to `trainer_arguments`.
-        description: Shown with the progress.
-        progress: Where progress is shown.
-
-    Returns:
-        The trainer's log.
     """
     from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
@@ -158,9 +172,9 @@ def run_trainer(trainer: Trainer, work: Path, description: str, progress: Progre
 
     trainer.remove_callback(PrinterCallback)
     steps = _planned_steps(trainer)
-    newest = get_last_checkpoint(str(work)) if work.is_dir() else None
+    newest = get_last_checkpoint(str(job.work)) if job.work.is_dir() else None
     done = int(newest.rsplit("-", 1)[-1]) if newest else 0
-    with progress.task(description, steps, "steps", done) as task:
+    with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
         device = trainer.model.device.type
         keeping = keep_freed_memory() if device == "cpu" else nullcontext()
@@ -177,28 +191,14 @@ def _no_double_casts(trainer: Trainer) -> AbstractContextManager[None]:
     return disable_input_dtype_casting(trainer.model, isinstance(trainer.model, PeftModel) and trainer.args.bf16)
 
 
-def finish(
-    trainer: Trainer,
-    source: str | Path,
-    settings: TrainingSettings,
-    model: ModelSettings,
-    tokenizer: Any,
-    work: Path,
-) -> LoadedModel:
+def finish(job: TrainingJob, settings: TrainingSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
     """Return the trained model as `trained_model` does, and remove the work folder."""
-    trained = trained_model(trainer, source, settings, model, tokenizer, work)
-    shutil.rmtree(work, ignore_errors=True)
+    trained = trained_model(job, settings, trainer, tokenizer)
+    shutil.rmtree(job.work, ignore_errors=True)
     return trained
 
 
-def trained_model(
-    trainer: Trainer,
-    source: str | Path,
-    settings: TrainingSettings,
-    model: ModelSettings,
-    tokenizer: Any,
-    work: Path,
-) -> LoadedModel:
+def trained_model(job: TrainingJob, settings: TrainingSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
     """Return the model as it is trained so far, on the CPU in float32, adapters merged.
 
     Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away. Full
@@ -209,10 +209,9 @@ def trained_model(
         return LoadedModel(_copy_on_cpu(network) if trainer.is_in_train else network.to("cpu"), tokenizer)
     from peft import PeftModel
 
-    adapter = work / "adapter"
+    adapter = job.work / "adapter"
     trainer.model.save_pretrained(str(adapter))
-    on_cpu = model.model_copy(update={"device": "cpu"})
-    base = load_model(source, on_cpu, dtype="float32")
+    base = load_model(job.source, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
     return LoadedModel(PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload(), tokenizer)
 
 

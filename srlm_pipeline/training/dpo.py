@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from srlm_pipeline.config import DpoSettings, ModelSettings
+from srlm_pipeline.config import DpoSettings
 from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from srlm_pipeline.models.loading import load_model
-from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
+    TrainingJob,
     TrainingRun,
     adapter_config,
     finish,
@@ -66,30 +66,20 @@ def preference_examples(pairs: pd.DataFrame) -> list[PreferenceExample]:
 
 
 def train_dpo(
-    source: str | Path,
+    job: TrainingJob,
     examples: Sequence[PreferenceExample],
     settings: DpoSettings,
-    model: ModelSettings,
-    seed: int,
-    work: Path,
-    description: str,
-    progress: ProgressReporter,
     early_stopping: EarlyStopping | None = None,
 ) -> TrainingRun:
-    """Train the policy `source` on preference pairs with TRL's DPOTrainer, itself being the reference.
+    """Train the policy `job.source` on preference pairs with TRL's DPOTrainer, itself being the reference.
 
     Reference log-probabilities are computed once before training: no second model is held in memory, and with full
     fine-tuning none is read from disk.
 
     Args:
-        source: M_t, policy and reference.
+        job: Its source is M_t, policy and reference.
         examples: Preference pairs.
         settings: Method, learning rate, beta, loss, ...
-        model: How models are loaded.
-        seed: Of data order and adapter initialisation.
-        work: Folder for resumable checkpoints; a later call with the same one continues.
-        description: Shown with the progress.
-        progress: Where progress is shown.
         early_stopping: Looks at the policy's replies meanwhile.
 
     Returns:
@@ -100,14 +90,12 @@ def train_dpo(
     """
     require_rows(examples, "preference pairs", "every prompt was a tie or had too few scored candidates")
     from datasets import Dataset
-    from transformers import set_seed
     from trl import DPOConfig
 
     from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
     from srlm_pipeline.training.trainers import TokenizedDPOTrainer
 
-    set_seed(seed)
-    loaded = load_for_training(source, settings, model)
+    loaded = load_for_training(job, settings)
     tokenizer = loaded.tokenizer
     encoded = [encode_preference(tokenizer, example, settings.max_length) for example in examples]
     rows = [row for row in encoded if row is not None]
@@ -117,7 +105,7 @@ def train_dpo(
         trainer = TokenizedDPOTrainer(
             model=loaded.model,
             args=DPOConfig(
-                **trainer_arguments(settings, loaded, work, seed),
+                **trainer_arguments(job, settings, loaded),
                 max_length=settings.max_length,
                 beta=settings.beta,
                 **_loss(settings),
@@ -131,20 +119,20 @@ def train_dpo(
     if early_stopping is not None:
 
         def export(folder: Path, step: int) -> Checkpoint:
-            now = trained_model(trainer, source, settings, model, tokenizer, work)
-            entering = early_stopping.entering
-            return save_checkpoint(now, folder, f"{entering.name}-step-{step}", entering.digest, {}, model.save_dtype)
+            now = trained_model(job, settings, trainer, tokenizer)
+            entering, dtype = early_stopping.entering, job.model.save_dtype
+            return save_checkpoint(now, folder, f"{entering.name}-step-{step}", entering.digest, {}, dtype)
 
-        trainer.add_callback(early_stopping.callback(work / "looks", export))
-    history = run_trainer(trainer, work, description, progress)
+        trainer.add_callback(early_stopping.callback(job.work / "looks", export))
+    history = run_trainer(job, trainer)
     if early_stopping is not None:
         history += early_stopping.history
         if early_stopping.stopped_at is not None:
-            on_cpu = model.model_copy(update={"device": "cpu"})
+            on_cpu = job.model.model_copy(update={"device": "cpu"})
             best = load_model(early_stopping.best.path, on_cpu, dtype="float32")
-            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(job.work, ignore_errors=True)
             return TrainingRun(best, history, len(rows), len(encoded) - len(rows))
-    trained = finish(trainer, source, settings, model, tokenizer, work)
+    trained = finish(job, settings, trainer, tokenizer)
     return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from srlm_pipeline.training.dpo import PreferenceExample
-from srlm_pipeline.training.ranking import ordered_pairs
+from srlm_pipeline.training.ranking_items import ordered_pairs
 
 
 def all_ordered_pairs(ranked: pd.DataFrame) -> list[PreferenceExample]:

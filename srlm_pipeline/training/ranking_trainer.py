@@ -9,7 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
-from srlm_pipeline.training.ranking import EncodedItem, RankingWeights
+from srlm_pipeline.training.ranking_items import EncodedItem, RankingWeights
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.
 _SHARPNESS = 2.0

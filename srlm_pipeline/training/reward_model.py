@@ -20,6 +20,7 @@ from srlm_pipeline.judging.rubric import MAX_SCORE
 from srlm_pipeline.models.loading import LoadedModel, choose_device, choose_dtype, load_tokenizer
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
+    TrainingJob,
     TrainingRun,
     adapter_config,
     require_rows,
@@ -108,26 +109,14 @@ def open_reward_model(source: Path, settings: RewardModelSettings, model: ModelS
 
 
 def train_reward_model(
-    source: str | Path,
-    examples: Sequence[PreferenceExample],
-    settings: RewardModelSettings,
-    model: ModelSettings,
-    seed: int,
-    work: Path,
-    description: str,
-    progress: ProgressReporter,
+    job: TrainingJob, examples: Sequence[PreferenceExample], settings: RewardModelSettings
 ) -> TrainingRun:
     """Train a reward model with TRL's RewardTrainer.
 
     Args:
-        source: The SFT baseline; its output layer makes room for one number.
+        job: Its source is the SFT baseline; the output layer makes room for one number.
         examples: Pairs that people ordered.
         settings: Method, learning rate, ...
-        model: How models are loaded.
-        seed: Of the new head, data order and adapter initialisation.
-        work: Folder for resumable checkpoints; a later call with the same one continues.
-        description: Shown with the progress.
-        progress: Where progress is shown.
 
     Returns:
         The trained reward model; it cannot chat.
@@ -141,9 +130,9 @@ def train_reward_model(
     from trl import RewardConfig, RewardTrainer
 
     release_engines()
-    set_seed(seed)
-    attention = "eager" if choose_device(model.device) == "cpu" else None
-    loaded = _load(source, model, None if settings.method == "lora" else "float32", attention, new_head=True)
+    set_seed(job.seed)
+    attention = "eager" if choose_device(job.model.device) == "cpu" else None
+    loaded = _load(job.source, job.model, None if settings.method == "lora" else "float32", attention, new_head=True)
     rows = [row for example in examples if (row := _encode(loaded, example, settings.max_length)) is not None]
     require_rows(rows, "human-ranked pairs", "all prompts are longer than baselines.reward_model.max_length")
     adapters = adapter_config(settings, loaded.model)
@@ -154,7 +143,7 @@ def train_reward_model(
     trainer = RewardTrainer(
         model=loaded.model,
         args=RewardConfig(
-            **trainer_arguments(settings, loaded, work, seed),
+            **trainer_arguments(job, settings, loaded),
             max_length=settings.max_length,
             center_rewards_coefficient=_CENTERING,
         ),
@@ -162,9 +151,9 @@ def train_reward_model(
         processing_class=loaded.tokenizer,
         peft_config=adapters,
     )
-    history = run_trainer(trainer, work, description, progress)
-    trained = _trained(trainer, source, settings, model, loaded.tokenizer, work)
-    shutil.rmtree(work, ignore_errors=True)
+    history = run_trainer(job, trainer)
+    trained = _trained(job, settings, trainer, loaded.tokenizer)
+    shutil.rmtree(job.work, ignore_errors=True)
     return TrainingRun(trained, history, len(rows), len(examples) - len(rows))
 
 
@@ -223,22 +212,15 @@ def _load(
     return LoadedModel(model.to(device).eval(), tokenizer)
 
 
-def _trained(
-    trainer: Trainer,
-    source: str | Path,
-    settings: RewardModelSettings,
-    model: ModelSettings,
-    tokenizer: Any,
-    work: Path,
-) -> LoadedModel:
+def _trained(job: TrainingJob, settings: RewardModelSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
     """Return the trained reward model on the CPU in float32, adapters merged (see `common.trained_model`)."""
     if settings.method == "full":
         return LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
     from peft import PeftModel
 
-    adapter = work / "adapter"
+    adapter = job.work / "adapter"
     trainer.model.save_pretrained(str(adapter))
-    base = _load(source, model.model_copy(update={"device": "cpu"}), "float32", new_head=True)
+    base = _load(job.source, job.model.model_copy(update={"device": "cpu"}), "float32", new_head=True)
     return LoadedModel(PeftModel.from_pretrained(base.model, str(adapter)).merge_and_unload(), tokenizer)
 
 

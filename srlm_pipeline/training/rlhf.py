@@ -10,17 +10,16 @@ adapters the reference is the policy with its adapters switched off, so that no 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srlm_pipeline.config import ModelSettings, RlhfSettings
+from srlm_pipeline.config import RlhfSettings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.models.loading import LoadedModel
-from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
+    TrainingJob,
     TrainingRun,
     adapter_config,
     finish,
@@ -38,15 +37,7 @@ RewardFunction = Callable[..., list[float]]
 
 
 def train_rlhf(
-    source: str | Path,
-    reward_model: RewardModel,
-    prompts: Sequence[str],
-    settings: RlhfSettings,
-    model: ModelSettings,
-    seed: int,
-    work: Path,
-    description: str,
-    progress: ProgressReporter,
+    job: TrainingJob, prompts: Sequence[str], reward_model: RewardModel, settings: RlhfSettings
 ) -> TrainingRun:
     """Train a policy against a frozen reward model with TRL's RLOOTrainer.
 
@@ -54,15 +45,10 @@ def train_rlhf(
     step should not follow them.
 
     Args:
-        source: The SFT baseline, policy and reference.
-        reward_model: Trained from the same model, so that both read the same tokens.
+        job: Its source is the SFT baseline, policy and reference.
         prompts: User messages to answer.
+        reward_model: Trained from the same model, so that both read the same tokens.
         settings: Method, learning rate, replies per prompt, KL coefficient, ...
-        model: How models are loaded.
-        seed: Of data order, adapter initialisation and the replies that are drawn.
-        work: Folder for resumable checkpoints; a later call with the same one continues.
-        description: Shown with the progress.
-        progress: Where progress is shown.
 
     Returns:
         The trained model; `reward`, `kl` and `completions/mean_length` in its history show how it went.
@@ -72,23 +58,21 @@ def train_rlhf(
     """
     require_rows(prompts, "prompts", "check the data files")
     from datasets import Dataset
-    from transformers import set_seed
     from trl import RLOOConfig
 
     from srlm_pipeline.training.rloo_trainer import RenderedRLOOTrainer
 
-    set_seed(seed)
-    loaded = load_for_training(source, settings, model)
+    loaded = load_for_training(job, settings)
     rendered = fitting_prompts(loaded.tokenizer, prompts, settings.max_length - settings.max_new_tokens)
     require_rows(
         rendered, "prompts", "all are longer than baselines.rlhf.max_length leaves room for beside max_new_tokens"
     )
-    order = prompt_order(len(rendered), settings, seed)
+    order = prompt_order(len(rendered), settings, job.seed)
     trainer = RenderedRLOOTrainer(
         model=loaded.model,
         reward_funcs=reward_function(reward_model, loaded, settings.missing_end_penalty),
         args=RLOOConfig(
-            **trainer_arguments(settings, loaded, work, seed),
+            **trainer_arguments(job, settings, loaded),
             max_steps=len(order) * settings.generations // settings.batch_size,
             num_generations=settings.generations,
             max_completion_length=settings.max_new_tokens,
@@ -103,10 +87,10 @@ def train_rlhf(
         processing_class=loaded.tokenizer,
         peft_config=adapter_config(settings, loaded.model),
     )
-    logged = run_trainer(trainer, work, description, progress)
+    logged = run_trainer(job, trainer)
     # TRL logs None where a figure does not exist.
     history = [{name: value for name, value in entry.items() if value is not None} for entry in logged]
-    trained = finish(trainer, source, settings, model, loaded.tokenizer, work)
+    trained = finish(job, settings, trainer, loaded.tokenizer)
     return TrainingRun(trained, history, len(rendered), len(prompts) - len(rendered))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ import pandas as pd
 from srlm_pipeline.config import Settings
 from srlm_pipeline.files import replacing_folder
 from srlm_pipeline.judging.rubric import Rubric, judge_prompt
-from srlm_pipeline.progress import ProgressReporter
-from srlm_pipeline.training.common import TrainingRun
-from srlm_pipeline.training.ranking import RankedExample, train_ranking
+from srlm_pipeline.training.common import TrainingJob, TrainingRun
+from srlm_pipeline.training.ranking import train_ranking
+from srlm_pipeline.training.ranking_items import RankedExample
 from srlm_pipeline.training.sft import SftExample, train_sft
 
 
@@ -32,16 +32,16 @@ class SeedTraining:
     sft: TrainingRun | None = None
     ranking: TrainingRun | None = None
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The logs of all stages, the ranking stage's figures with its name before theirs."""
+        ranking = self.ranking.history if self.ranking else []
+        named = [{k if k == "step" else f"ranking_{k}": value for k, value in entry.items()} for entry in ranking]
+        return [*(self.sft.history if self.sft else []), *named]
+
 
 def train_seed_model(
-    base: str | Path,
-    ift: pd.DataFrame,
-    eft: pd.DataFrame,
-    settings: Settings,
-    work: Path,
-    progress: ProgressReporter,
-    name: str = "M1",
-    sft_baseline: Path | None = None,
+    job: TrainingJob, ift: pd.DataFrame, eft: pd.DataFrame, settings: Settings, sft_baseline: Path | None = None
 ) -> SeedTraining:
     """Train M1 from the base model, or from the SFT baseline where SFT would only make that one again.
 
@@ -49,34 +49,25 @@ def train_seed_model(
     the two costs neither.
 
     Args:
-        base: Folder or hub name of the base model.
+        job: Its source is the base model.
         ift: Table `INSTRUCTIONS`.
         eft: Table `EFT`; may be empty.
-        settings: All settings; `sft`, `eft`, `judge.rubric`, `model` and `seed` are read.
-        work: Folder for resumable checkpoints.
-        progress: Where progress is shown.
-        name: Of the model; a later one where replies of the model itself have joined the IFT data.
+        settings: All settings; `sft`, `eft` and `judge.rubric` are read.
         sft_baseline: What the same settings made of `ift` alone; without judgement texts training goes on from it.
 
     Raises:
         EmptyDataError: If there is nothing to train on.
     """
-    between = work / "after_sft"
-    texts = judgement_examples(eft, settings.judge.rubric, settings.eft.rationales_per_prompt, settings.seed)
+    between = job.work / "after_sft"
+    texts = judgement_examples(eft, settings.judge.rubric, settings.eft.rationales_per_prompt, job.seed)
     examples = [*(SftExample(row.prompt, row.response) for row in ift.itertuples()), *texts]
     groups = ranked_examples(eft) if settings.eft.enabled and settings.eft.ranking else []
 
+    def stage(source: str | Path, part: str, purpose: str) -> TrainingJob:
+        return replace(job, source=source, work=job.work / part, description=f"{job.description} {purpose}")
+
     def run_sft() -> TrainingRun:
-        return train_sft(
-            base,
-            examples,
-            settings.sft,
-            settings.model,
-            settings.seed,
-            work / "sft",
-            f"training {name} on IFT + EFT",
-            progress,
-        )
+        return train_sft(stage(job.source, "sft", "on IFT + EFT"), examples, settings.sft)
 
     made = sft_baseline if not texts else None
     if not groups and made:
@@ -85,17 +76,7 @@ def train_seed_model(
         only = run_sft()
         return SeedTraining(only, only)
     sft = None if made else _kept(between, run_sft)
-    ranking = train_ranking(
-        made or between,
-        groups,
-        settings.eft,
-        settings.judge.rubric,
-        settings.model,
-        settings.seed,
-        work / "ranking",
-        f"training {name} to rank",
-        progress,
-    )
+    ranking = train_ranking(stage(made or between, "ranking", "to rank"), groups, settings.eft, settings.judge.rubric)
     return SeedTraining(ranking, sft, ranking)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srlm_pipeline.config import ModelSettings, TrainingSettings
+from srlm_pipeline.config import TrainingSettings
 from srlm_pipeline.data.chat import tokenize_exchange
-from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
+    TrainingJob,
     TrainingRun,
     adapter_config,
     finish,
@@ -39,40 +38,19 @@ class SftExample:
     whole: bool = False
 
 
-def train_sft(
-    source: str | Path,
-    examples: Sequence[SftExample],
-    settings: TrainingSettings,
-    model: ModelSettings,
-    seed: int,
-    work: Path,
-    description: str,
-    progress: ProgressReporter,
-) -> TrainingRun:
+def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: TrainingSettings) -> TrainingRun:
     """Fine-tune a model with TRL's SFTTrainer.
-
-    Args:
-        source: Model to start from.
-        examples: Training data.
-        settings: Method, learning rate, batch, ...
-        model: How models are loaded.
-        seed: Of data order and adapter initialisation.
-        work: Folder for resumable checkpoints; a later call with the same one continues.
-        description: Shown with the progress.
-        progress: Where progress is shown.
 
     Raises:
         EmptyDataError: If there are no examples, or none that fits.
     """
     require_rows(examples, "examples", "check the data files")
     from datasets import Dataset
-    from transformers import set_seed
     from trl import SFTConfig
 
     from srlm_pipeline.training.trainers import TokenizedSFTTrainer
 
-    set_seed(seed)
-    loaded = load_for_training(source, settings, model)
+    loaded = load_for_training(job, settings)
     tokenizer = loaded.tokenizer
     encoded = [encode_example(tokenizer, example, settings.max_length) for example in examples]
     rows = [row for row in encoded if row is not None]
@@ -80,7 +58,7 @@ def train_sft(
     trainer = TokenizedSFTTrainer(
         model=loaded.model,
         args=SFTConfig(
-            **trainer_arguments(settings, loaded, work, seed),
+            **trainer_arguments(job, settings, loaded),
             max_length=settings.max_length,
             completion_only_loss=True,
         ),
@@ -88,8 +66,8 @@ def train_sft(
         processing_class=tokenizer,
         peft_config=adapter_config(settings, loaded.model),
     )
-    history = run_trainer(trainer, work, description, progress)
-    trained = finish(trainer, source, settings, model, tokenizer, work)
+    history = run_trainer(job, trainer)
+    trained = finish(job, settings, trainer, tokenizer)
     return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from trl.trainer import utils
 
-from srlm_pipeline.training import log_probabilities
-from srlm_pipeline.training.log_probabilities import PlainLogProbabilities, cheap_log_probabilities
+from srlm_pipeline.acceleration import log_probabilities
+from srlm_pipeline.acceleration.log_probabilities import PlainLogProbabilities, cheap_log_probabilities
 
 OUTPUTS = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
@@ -50,10 +50,10 @@ def test_a_pass_without_gradients_gives_the_same_numbers() -> None:
     assert made[1:] == (None, None, None, None)
 
 
-def test_trl_is_left_as_it_was_found() -> None:
+def test_trl_is_left_as_it_was_found(way: str) -> None:
     before = utils._ChunkedLogProbFunction, utils._use_triton
     with pytest.raises(RuntimeError), cheap_log_probabilities("cpu"):
-        assert utils._ChunkedLogProbFunction is PlainLogProbabilities
+        assert (utils._ChunkedLogProbFunction is PlainLogProbabilities) == (way == "accelerated")
         raise RuntimeError
     assert (utils._ChunkedLogProbFunction, utils._use_triton) == before
 

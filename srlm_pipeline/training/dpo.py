@@ -103,7 +103,7 @@ def train_dpo(
     from transformers import set_seed
     from trl import DPOConfig
 
-    from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
+    from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
     from srlm_pipeline.training.trainers import TokenizedDPOTrainer
 
     set_seed(seed)

@@ -20,8 +20,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _NEVER = 2**31 - 1
 # Where glibc's own adaptation ends up in a process that frees large blocks.
 _USUAL_MMAP_THRESHOLD, _USUAL_TRIM_THRESHOLD, _USUAL_MMAP_MAX = 32 << 20, 64 << 20, 1 << 16
-
-
+# An environment variable of torch.
 _HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 

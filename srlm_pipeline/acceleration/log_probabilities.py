@@ -43,7 +43,7 @@ def cheap_log_probabilities(device_type: str) -> Iterator[None]:
     from trl.trainer import utils
 
     original_function, original_choice = utils._ChunkedLogProbFunction, utils._use_triton
-    utils._ChunkedLogProbFunction = PlainLogProbabilities
+    utils._ChunkedLogProbFunction = LogProbabilityStandIn
     # What TRL asks here is whether to leave out positions without a label.
     utils._use_triton = lambda device: True
     try:
@@ -52,7 +52,7 @@ def cheap_log_probabilities(device_type: str) -> Iterator[None]:
         utils._ChunkedLogProbFunction, utils._use_triton = original_function, original_choice
 
 
-class PlainLogProbabilities:
+class LogProbabilityStandIn:
     """Stands where TRL expects its autograd function."""
 
     @staticmethod

@@ -1,12 +1,14 @@
 """A causal language model small enough to train within a test: random weights, byte-level tokens, ChatML turns."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+from srlm_pipeline.acceleration.switch import SWITCH
 from srlm_pipeline.cli import quiet_libraries
 
 if TYPE_CHECKING:
@@ -24,6 +26,14 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WINDOW = 2048
+
+
+@pytest.fixture(scope="module", params=["accelerated", "plain"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways of doing the work: round slow code of other libraries, and with the libraries as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SWITCH, str(int(request.param == "plain")))
+        yield request.param
 
 
 def prefer_letters(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast") -> None:

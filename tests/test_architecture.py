@@ -9,6 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "srlm_pipeline"
 CORE = (
+    "acceleration",
     "data",
     "prompting",
     "generation",
@@ -28,6 +29,7 @@ ORDER = (
     "files",
     "progress",
     "tables",
+    "acceleration",
     "models",
     "data",
     "generation",

@@ -124,6 +124,7 @@ def test_the_doctor_finds_this_machine_ready_and_says_what_it_will_use(
     assert code == 0
     assert "computing in" in said
     assert "torch 2." in said
+    assert "keys and values in place" in " ".join(said.split())
     assert "182 instruction pairs, 100 judging prompts, 70 evaluation prompts" in said
     assert "not independent (M1, which every later model descends from" in " ".join(said.split())
     assert "nearness to reference replies" in " ".join(said.split())

@@ -19,7 +19,7 @@ CPU = ModelSettings(device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def seed_model(tiny_model: Path) -> LoadedModel:
+def seed_model(tiny_model: Path, way: str) -> LoadedModel:
     return load_model(tiny_model, CPU)
 
 

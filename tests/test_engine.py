@@ -19,7 +19,7 @@ PROMPTS = ["hi", "what is the tallest of the three lighthouses", "1 2 3", "é ü
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_model: Path) -> LoadedModel:
+def loaded(tiny_model: Path, way: str) -> LoadedModel:
     return load_model(tiny_model, ModelSettings(device="cpu", dtype="float32"))
 
 

@@ -1,5 +1,6 @@
 """The cache in place and its attention give the words that transformers' own give, whatever the architecture."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,17 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen3Config,
 )
+from transformers.cache_utils import DynamicLayer
 
+from srlm_pipeline.acceleration.caches import make_cache, pass_through, prepare_attention
+from srlm_pipeline.acceleration.in_place import InPlaceLayer
+from srlm_pipeline.acceleration.shared_beginning import PassingLayer
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling
-from srlm_pipeline.generation.kv_cache import InPlaceLayer, make_cache, prepare_attention
+from srlm_pipeline.generation.prefill import PrefixStore
 from srlm_pipeline.generation.transformers_engine import TransformersEngine
 from srlm_pipeline.models.loading import load_tokenizer
 
@@ -47,10 +53,17 @@ def config(request: pytest.FixtureRequest) -> PreTrainedConfig:
     return CONFIGS[request.param]
 
 
+def model_of(config: PreTrainedConfig) -> PreTrainedModel:
+    # Of a copy: which attention a model has is kept in its configuration.
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval()
+
+
 @pytest.mark.parametrize("batch_size", [1, 6])
-def test_greedy_words_are_those_of_generate(config: PreTrainedConfig, tiny_model: Path, batch_size: int) -> None:
+def test_greedy_words_are_those_of_generate(
+    config: PreTrainedConfig, tiny_model: Path, batch_size: int, way: str
+) -> None:
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = model_of(config)
     for name, weights in model.named_parameters():
         # Random logits hardly differ: make choices clear, so that rounding decides nothing.
         if "norm" not in name:
@@ -69,13 +82,13 @@ def test_greedy_words_are_those_of_generate(config: PreTrainedConfig, tiny_model
     assert written == expected * 2
 
 
-def test_only_models_with_the_default_attention_are_changed() -> None:
+def test_only_models_with_the_default_attention_are_changed(way: str) -> None:
     changed = {}
     for name, config in CONFIGS.items():
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = model_of(config)
         prepare_attention(model)
         changed[name] = [type(layer) is InPlaceLayer for layer in make_cache(model).layers]
-    assert changed["grouped heads"] == [True, True]
+    assert changed["grouped heads"] == [way == "accelerated"] * 2
     assert changed["sliding window"] == [False, False]
     assert changed["soft caps, own attention"] == [False, False]
 
@@ -85,3 +98,13 @@ def test_a_model_with_another_attention_keeps_it(tiny_model: Path) -> None:
     prepare_attention(model)
     assert model.config._attn_implementation == "eager"
     assert AutoConfig.from_pretrained(tiny_model).model_type == "llama"
+
+
+def test_the_plain_way_is_transformers_own_cache_and_attention(way: str) -> None:
+    model = model_of(CONFIGS["grouped heads"])
+    prepare_attention(model)
+    beginning = PrefixStore(model).read([5, 6, 7])
+    own = way == "plain"
+    assert (model.config._attn_implementation == "sdpa") == own
+    for cache, quick in ((make_cache(model), InPlaceLayer), (pass_through(model, beginning, 2), PassingLayer)):
+        assert [type(layer) for layer in cache.layers] == [DynamicLayer if own else quick] * 2

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_cli import srlm as srlm
 
+from srlm_pipeline.acceleration.switch import SWITCH
 from srlm_pipeline.assets.seed import ift_dataset
 from srlm_pipeline.commands import planning as command
 from srlm_pipeline.config import (
@@ -661,13 +662,19 @@ def test_a_plan_belongs_to_the_settings_that_decide_the_work(tmp_path: Path) -> 
     assert plan_path(tmp_path, changed(prompt_generation={"count": 25})) != own
 
 
-def test_measurements_serve_any_number_of_prompts(tmp_path: Path) -> None:
+def test_measurements_serve_any_number_of_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, "0")
     own = probe_path(tmp_path, QUICKSTART, "digest")
     assert probe_path(tmp_path, changed(prompt_generation={"count": 25}), "digest") == own
     assert probe_path(tmp_path, changed(dpo={"epochs": 7.0}), "digest") == own
     assert probe_path(tmp_path, QUICKSTART, "other") != own
     assert probe_path(tmp_path, changed(dpo={"method": "full"}), "digest") != own
-    assert "cores" in machine_in_words(changed(model={"device": "cpu"}))
+    words = machine_in_words(changed(model={"device": "cpu"}))
+    assert "cores" in words
+    # What is measured in the plain way says nothing about the quick one.
+    monkeypatch.setenv(SWITCH, "1")
+    assert machine_in_words(changed(model={"device": "cpu"})) == f"{words}, without acceleration"
+    assert probe_path(tmp_path, QUICKSTART, "digest") != own
 
 
 def test_every_asset_records_how_long_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srlm_pipeline.acceleration.caches import pass_through, prepare_attention
 from srlm_pipeline.config import ModelSettings
-from srlm_pipeline.generation.kv_cache import pass_through, prepare_attention
 from srlm_pipeline.generation.prefill import PrefixStore, alike, last_token_logits, prefill, worthwhile_prefix
 from srlm_pipeline.models.loading import load_model
 
@@ -65,17 +65,19 @@ def test_logits_are_those_of_each_sequence_alone(tiny_model: Path, ends: list[li
             torch.testing.assert_close(last_token_logits(model, sequences, 0, share), alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["transformers' own", "ours"])
-def test_a_beginning_serves_any_number_of_readings_and_keeps_nothing_of_them(tiny_model: Path, attention: str) -> None:
+@pytest.mark.parametrize("for_writing", [False, True])
+def test_a_beginning_serves_any_number_of_readings_and_keeps_nothing_of_them(
+    tiny_model: Path, for_writing: bool, way: str
+) -> None:
     model = load_model(tiny_model, ModelSettings(device="cpu", dtype="float32")).model
-    if attention == "ours":
+    if for_writing:
         prepare_attention(model)
     with torch.inference_mode():
         beginning = PrefixStore(model).read(PREFIX)
         for ends in (ENDS, ENDS[:1], ENDS):
             sequences = [PREFIX + end for end in ends]
             alone = torch.stack([model(torch.tensor([s])).logits[0, -1] for s in sequences])
-            logits = prefill(model, sequences, 0, pass_through(beginning)).logits
+            logits = prefill(model, sequences, 0, pass_through(model, beginning, len(ends))).logits
             torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)
             assert beginning.get_seq_length() == len(PREFIX)
 

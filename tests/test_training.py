@@ -87,7 +87,9 @@ def dpo(source: Path, work: Path, method: str, pairs: list[PreferenceExample] = 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_sft_makes_the_responses_likelier(base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str) -> None:
+def test_sft_makes_the_responses_likelier(
+    base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str, way: str
+) -> None:
     run = sft(tiny_model, tmp_path / "work", method)
     assert run.n_examples == len(SFT)
     losses = [entry["loss"] for entry in run.history if "loss" in entry]
@@ -101,7 +103,9 @@ def test_sft_makes_the_responses_likelier(base: LoadedModel, tiny_model: Path, t
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_dpo_moves_the_preferences_apart(base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str) -> None:
+def test_dpo_moves_the_preferences_apart(
+    base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str, way: str
+) -> None:
     run = dpo(tiny_model, tmp_path / "work", method)
     assert run.history[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "the policy starts as its own reference"
     assert run.final("rewards/margins") > 0.1

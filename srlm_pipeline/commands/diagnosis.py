@@ -57,6 +57,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
             lambda: f"{os.environ.get('SRLM_CONFIG', 'quickstart')} is valid (project {settings().project})",
         ),
         ("device", lambda: _device(settings())),
+        ("acceleration", lambda: _acceleration(settings())),
         ("engine", lambda: _engine(settings())),
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
@@ -81,6 +82,21 @@ def _device(settings: Settings) -> str:
     dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
     named = f" ({torch.cuda.get_device_name()})" if device.startswith("cuda") else ""
     return f"{device}{named}, computing in {dtype}"
+
+
+def _acceleration(settings: Settings) -> str:
+    from srlm_pipeline.acceleration.allocation import HUGE_PAGES, KEPT_MEMORY
+    from srlm_pipeline.acceleration.caches import IN_PLACE, SHARED_BEGINNING
+    from srlm_pipeline.acceleration.log_probabilities import LOG_PROBABILITIES
+    from srlm_pipeline.models.loading import choose_device
+
+    device_type = choose_device(settings.model.device).partition(":")[0]
+    by_obstacle: dict[str | None, list[str]] = {}
+    for acceleration in (IN_PLACE, SHARED_BEGINNING, LOG_PROBABILITIES, KEPT_MEMORY, HUGE_PAGES):
+        by_obstacle.setdefault(acceleration.obstacle(device_type), []).append(acceleration.name)
+    used = ", ".join(by_obstacle.pop(None, ["none"]))
+    unused = [f"not in use ({obstacle}): {', '.join(names)}" for obstacle, names in by_obstacle.items()]
+    return "; ".join([used, *unused])
 
 
 def _engine(settings: Settings) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from srlm_pipeline.acceleration.allocation import trim_freed_memory
 from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.generation.prefill import left_pad
-from srlm_pipeline.models.allocation import trim_freed_memory
 from srlm_pipeline.models.loading import LoadedModel
 from srlm_pipeline.progress import ProgressReporter
 

@@ -120,7 +120,7 @@ def last_token_logits(
     import torch
     from transformers import DynamicCache
 
-    from srlm_pipeline.generation.kv_cache import start_with
+    from srlm_pipeline.acceleration.caches import start_with
 
     shared = worthwhile_prefix(sequences) if share_prefix else []
     beginning = PrefixStore(model).read(shared) if shared else None

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srlm_pipeline.data.chat import render_user_turn
-from srlm_pipeline.errors import ModelError
-from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
-from srlm_pipeline.generation.kv_cache import (
+from srlm_pipeline.acceleration.allocation import trim_freed_memory
+from srlm_pipeline.acceleration.caches import (
     holds_every_token,
     make_cache,
     pass_through,
     prepare_attention,
     start_with,
 )
+from srlm_pipeline.data.chat import render_user_turn
+from srlm_pipeline.errors import ModelError
+from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.prefill import PrefixStore, last_position_only, prefill, worthwhile_prefix
 from srlm_pipeline.generation.sampling import draw_tokens
-from srlm_pipeline.models.allocation import trim_freed_memory
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ class TransformersEngine:
         with torch.inference_mode():
             shared = self._read_common(sequences)
             for rows in self._batches(sequences):
-                cache = pass_through(shared) if shared else None
+                cache = pass_through(self._model, shared, len(rows)) if shared else None
                 read = prefill(self._model, [sequences[i] for i in rows], self._pad, cache)
                 chosen = torch.tensor([split[i][1] for i in rows], device=read.logits.device)
                 log_probabilities = read.logits.float().log_softmax(dim=-1).gather(-1, chosen)

@@ -48,16 +48,8 @@ def choose_dtype(wish: str, device: str) -> torch.dtype:
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     # Without hardware support bfloat16 on a CPU is emulated and slower than float32.
-    native = device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() and _cpu_has_bf16()
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_has_bf16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    can = torch.cpu.get_capabilities() if device == "cpu" else {}
+    return torch.bfloat16 if can.get("avx512_bf16") or can.get("amx_bf16") else torch.float32
 
 
 def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTokenizerBase:

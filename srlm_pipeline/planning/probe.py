@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil
 
+from srlm_pipeline.acceleration.allocation import give_back_freed_memory
 from srlm_pipeline.config import Settings, TrainingSettings
 from srlm_pipeline.data.loaders import load_instructions, load_ranked_replies
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
@@ -28,7 +29,6 @@ from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, judge_prompt
-from srlm_pipeline.models.allocation import give_back_freed_memory
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from srlm_pipeline.planning.machines import host_memory, requests_in_flight
 from srlm_pipeline.planning.plan import Basis, Memory, Range
@@ -93,15 +93,16 @@ def probe_path(root: Path, settings: Settings, digest: str) -> Path:
 
 
 def machine_in_words(settings: Settings) -> str:
-    """Return what computes: the device, its cores or memory, and the type it computes in."""
+    """Return what computes: the device, its cores or memory, the type it computes in, and whether in the plain way."""
     import torch
 
+    from srlm_pipeline.acceleration.switch import is_switched_off
     from srlm_pipeline.models.loading import choose_device, choose_dtype
 
     device = choose_device(settings.model.device)
     dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device}, {_processor()}"
-    return f"{name}, {dtype}"
+    return f"{name}, {dtype}{', without acceleration' if is_switched_off() else ''}"
 
 
 def import_libraries() -> float:

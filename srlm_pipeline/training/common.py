@@ -6,15 +6,15 @@ import copy
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srlm_pipeline.acceleration.allocation import keep_freed_memory
 from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
-from srlm_pipeline.models.allocation import keep_freed_memory
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
 
@@ -168,7 +168,7 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
     from transformers import PrinterCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
+    from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
 
     trainer.remove_callback(PrinterCallback)
     steps = _planned_steps(trainer)
@@ -177,8 +177,7 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
     with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
         device = trainer.model.device.type
-        keeping = keep_freed_memory() if device == "cpu" else nullcontext()
-        with keeping, cheap_log_probabilities(device), _no_double_casts(trainer):
+        with keep_freed_memory(device), cheap_log_probabilities(device), _no_double_casts(trainer):
             trainer.train(resume_from_checkpoint=newest)
     return [dict(entry) for entry in trainer.state.log_history]
 

@@ -92,7 +92,7 @@ def train_dpo(
     from datasets import Dataset
     from trl import DPOConfig
 
-    from srlm_pipeline.training.log_probabilities import cheap_log_probabilities
+    from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
     from srlm_pipeline.training.trainers import TokenizedDPOTrainer
 
     loaded = load_for_training(job, settings)

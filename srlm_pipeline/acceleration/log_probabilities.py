@@ -1,8 +1,9 @@
-"""Token log-probabilities on a CPU without TRL's detour.
+"""Token log-probabilities on a CPU without TRL's detour: two private names of TRL are replaced while it trains.
 
-TRL 1.16 computes log-probabilities with a kernel made for GPUs. Without Triton it falls back to a sequence of small
-torch operations over the whole vocabulary at every position, the prompt's included, which took more than half of a
-training step of a small model. On a CPU plain operations over the completion's positions give the same numbers.
+Checked with TRL 1.16.0, which computes log-probabilities with a kernel made for GPUs. Without Triton it falls back to a
+sequence of small torch operations over the whole vocabulary at every position, the prompt's included, which takes more
+than half of a training step of a small model. On a CPU plain operations over the completion's positions give the same
+numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,18 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional
 
+from srlm_pipeline.acceleration.switch import Acceleration
+
+LOG_PROBABILITIES = Acceleration(
+    "log-probabilities of completions alone",
+    "trl",
+    {
+        "trl.trainer.utils:_ChunkedLogProbFunction.forward": (
+            "ctx, hidden, weight, bias, targets, temperature, chunk_size, final_logit_softcapping, logit_scale, outputs"
+        ),
+        "trl.trainer.utils:_use_triton": "device",
+    },
+)
 CHUNK_LOGITS = 1 << 22
 """Logits held at once while the output layer is frozen: 16 MiB in float32."""
 
@@ -23,14 +36,14 @@ Statistics = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None
 
 @contextmanager
 def cheap_log_probabilities(device_type: str) -> Iterator[None]:
-    """Let TRL's trainers use `token_log_probabilities` inside the block, where the device is a CPU."""
-    if device_type != "cpu":
+    """Let TRL's trainers use `token_log_probabilities` inside the block, where models run on a CPU."""
+    if not LOG_PROBABILITIES.in_use(device_type):
         yield
         return
     from trl.trainer import utils
 
     original_function, original_choice = utils._ChunkedLogProbFunction, utils._use_triton
-    utils._ChunkedLogProbFunction = PlainLogProbabilities
+    utils._ChunkedLogProbFunction = LogProbabilityStandIn
     # What TRL asks here is whether to leave out positions without a label.
     utils._use_triton = lambda device: True
     try:
@@ -39,7 +52,7 @@ def cheap_log_probabilities(device_type: str) -> Iterator[None]:
         utils._ChunkedLogProbFunction, utils._use_triton = original_function, original_choice
 
 
-class PlainLogProbabilities:
+class LogProbabilityStandIn:
     """Stands where TRL expects its autograd function."""
 
     @staticmethod

@@ -3,6 +3,8 @@
 transformers' own cache is rebuilt with every token: all that is known is copied to make room for one more. Here
 the room is there from the start. Keys lie with the tokens innermost, because the product of one query with all keys,
 which is what each new token asks for, then runs over consecutive memory: twice as fast as across it.
+
+Whether the installed transformers allows it is asked in `caches`, before this module is imported.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AttentionInterface, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,92 +85,17 @@ class InPlaceLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
-class PassingLayer(CacheLayerMixin):
-    """One layer's keys and values of a common beginning; what follows is passed on and not kept.
-
-    Enough for a single forward pass, after which nothing is continued, and it spares one copy per row of every layer.
-
-    Args:
-        beginning: The layer of one row that has read what all texts begin with.
-    """
-
-    def __init__(self, beginning: CacheLayerMixin) -> None:
-        super().__init__()
-        self.keys, self.values = beginning.keys, beginning.values
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Do nothing: a beginning is there from the start."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the beginning and these tokens after it, for every row: each (rows, heads, tokens, size)."""
-        rows = key_states.shape[0]
-        keys = torch.cat([self.keys.expand(rows, -1, -1, -1), key_states], dim=-2)
-        return keys, torch.cat([self.values.expand(rows, -1, -1, -1), value_states], dim=-2)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many tokens the mask of the next `update` covers, and the first one's place."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Return how many tokens are held."""
-        return int(self.keys.shape[-2])
-
-    def get_max_length(self) -> int:
-        """Return -1: there is no limit."""
-        return -1
-
-
-def make_cache(model: PreTrainedModel) -> DynamicCache:
-    """Return an empty cache: in place where `prepare_attention` set the model up for it."""
-    cache = DynamicCache(config=model.config)
-    if model.config._attn_implementation == _ATTENTION:
-        # Sliding windows and recurrent states keep layers of their own.
-        cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
-
-
-def start_with(cache: DynamicCache, beginning: DynamicCache, rows: int) -> None:
-    """Fill an empty cache with what each of its rows begins with.
-
-    Args:
-        cache: Empty.
-        beginning: Of one row.
-        rows: How many will follow.
-    """
-    for number, layer in enumerate(beginning.layers):
-        cache.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
-
-
-def pass_through(beginning: DynamicCache) -> DynamicCache:
-    """Return a cache for one forward pass of any number of rows after this beginning, which is left as it is.
-
-    Args:
-        beginning: Of one row; all its layers keep all tokens.
-    """
-    cache = DynamicCache()
-    cache.layers = [PassingLayer(layer) for layer in beginning.layers]
-    return cache
-
-
-def holds_every_token(model: PreTrainedModel) -> bool:
-    """Whether a beginning can be shared: all layers keep all tokens, so that their states can be cut and repeated."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-
-
-def prepare_attention(model: PreTrainedModel) -> None:
-    """Let a model on a CPU attend with plain matrix products when it writes token by token.
-
-    Models that transformers runs with another implementation than its default, for softcapping or attention sinks,
-    stay as they are.
-    """
-    on_cpu = model.device.type == "cpu"
-    if on_cpu and model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+def attend_in_place(model: PreTrainedModel) -> None:
+    """Set a model up for `InPlaceLayer`, if transformers runs it with fused attention and lets it be changed."""
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
         AttentionInterface.register(_ATTENTION, _attend)
         AttentionMaskInterface.register(_ATTENTION, _mask)
         model.set_attn_implementation(_ATTENTION)
+
+
+def attends_in_place(model: PreTrainedModel) -> bool:
+    """Whether a model has been set up for `InPlaceLayer`."""
+    return bool(model.config._attn_implementation == _ATTENTION)
 
 
 def _attend(

@@ -24,6 +24,7 @@ from srlm_pipeline.generation.transformers_engine import TransformersEngine
 from srlm_pipeline.models import loading
 from srlm_pipeline.models.loading import load_model
 from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.training.common import TrainingJob
 from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
 from srlm_pipeline.training.sft import SftExample, train_sft
 
@@ -163,12 +164,13 @@ def trained(stage: str, method: str, folder: Path, work: Path) -> list[float]:
         "epochs": 2,
     }
     words = ("ab", "cd", "ef", "gh")
+    job = TrainingJob(folder, CPU, 1, work, "", NullProgress())
     if stage == "sft":
         examples = [SftExample(f"say {word}", word * n) for n, word in enumerate(words, 2)]
-        run = train_sft(folder, examples, SftSettings(**common), CPU, 1, work, "", NullProgress())
+        run = train_sft(job, examples, SftSettings(**common))
     else:
         pairs = [PreferenceExample(f"say {word}", word * n, "no " * n) for n, word in enumerate(words, 2)]
-        run = train_dpo(folder, pairs, DpoSettings(**common), CPU, 1, work, "", NullProgress())
+        run = train_dpo(job, pairs, DpoSettings(**common))
     return [entry[name] for entry in run.history if "loss" in entry for name in ("loss", "grad_norm")]
 
 

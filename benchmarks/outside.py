@@ -25,26 +25,26 @@ def outside_rankings(data: Path, graded: Path, share: int = 1) -> dict[str, pd.D
     """
     return {
         "four graded replies": read_ranked(graded),
-        "own answer or another task's": ranked_table(answers_and_strangers(data)[::share]),
+        "own answer or another task's": ranked_table(answers_and_mismatches(data)[::share]),
     }
 
 
-def answers_and_strangers(data: Path) -> list[dict[str, Any]]:
-    """Return Self-Instruct's seed tasks, each with its own answer and a stranger: the answer to another task.
+def answers_and_mismatches(data: Path) -> list[dict[str, Any]]:
+    """Return Self-Instruct's seed tasks, each with its own answer and a mismatched one: the answer to another task.
 
-    The stranger is the next longer answer and the next shorter one in turn, so that length says nothing.
+    The mismatched one is the next longer answer and the next shorter one in turn, so that length says nothing.
     """
     tasks = read_jsonl(data / "self-instruct" / "seed_tasks.jsonl")
     tasks = [task for task in tasks if len(_answer(task)) >= MIN_CHARACTERS]
     tasks.sort(key=lambda task: (len(_answer(task)), task["id"]))
     groups = []
     for place, task in enumerate(tasks):
-        stranger = tasks[place + (1 if place % 2 == 0 and place + 1 < len(tasks) else -1)]
+        mismatched = tasks[place + (1 if place % 2 == 0 and place + 1 < len(tasks) else -1)]
         groups.append(
             {
                 "id": task["id"],
                 "prompt": "\n\n".join(part for part in (task["instruction"], task["instances"][0]["input"]) if part),
-                "replies": [{"rank": 0, "text": _answer(task)}, {"rank": 1, "text": _answer(stranger)}],
+                "replies": [{"rank": 0, "text": _answer(task)}, {"rank": 1, "text": _answer(mismatched)}],
             }
         )
     return groups

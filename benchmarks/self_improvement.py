@@ -179,12 +179,12 @@ def begin_as_copy(finished: Path, home: Path) -> None:
 def train_arbiter(parts: Parts, base: Path, args: argparse.Namespace) -> Checkpoint:
     """Return the arbiter: trained, by the ranking objective, on human rankings that no arm has seen."""
     from srlm_pipeline.config import load_settings
-    from srlm_pipeline.judging.contrasts import with_contrasts
     from srlm_pipeline.judging.eft import eft_from_ranks
+    from srlm_pipeline.judging.negatives import with_negatives
 
     settings = load_settings(CONFIG, {"seed": args.seed, "model": {"device": args.device}})
     human = eft_from_ranks(read_ranked(parts.arbiter))
-    judging_data = with_contrasts(human, settings.eft.strangers, settings.eft.spoiled, args.seed)
+    judging_data = with_negatives(human, settings.eft.mismatched_negatives, settings.eft.corrupted_negatives, args.seed)
     return teach_to_judge(base, judging_data.table, settings, args.work / "arbiter")
 
 

@@ -449,3 +449,18 @@ def test_listed_defaults_are_those_of_the_settings() -> None:
     listed = {key: default for key, default, _ in describe_fields()}
     assert listed["dpo.beta"] == repr(Settings().dpo.beta)
     assert listed["sft.learning_rate"] == repr(Settings().sft.learning_rate)
+
+
+def test_former_names_of_settings_still_work_and_say_what_they_are_called_now(
+    write_config, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = write_config("preset: quickstart\neft:\n  ranking: true\n  strangers: 2\n")
+    settings = load_settings(written, {"eft": {"spoiled": 1}})
+    assert (settings.eft.mismatched_negatives, settings.eft.corrupted_negatives) == (2, 1)
+    assert "strangers is called mismatched_negatives now" in caplog.text
+    assert "spoiled is called corrupted_negatives now" in caplog.text
+
+
+def test_of_a_former_and_a_new_name_the_new_one_is_meant(write_config) -> None:
+    written = write_config("preset: quickstart\neft:\n  ranking: true\n  strangers: 2\n  mismatched_negatives: 3\n")
+    assert load_settings(written).eft.mismatched_negatives == 3

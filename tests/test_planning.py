@@ -399,13 +399,15 @@ def test_facts_are_those_of_the_data(tiny_measure: TextMeasure) -> None:
 
 def test_replies_made_up_for_the_judge_are_counted(tiny_measure: TextMeasure) -> None:
     own = measure_data(QUICKSTART, tiny_measure)
-    more = measure_data(load_settings("quickstart", {"eft": {"strangers": 1, "spoiled": 1}}), tiny_measure)
+    more = measure_data(
+        load_settings("quickstart", {"eft": {"mismatched_negatives": 1, "corrupted_negatives": 1}}), tiny_measure
+    )
     assert (own.ranked.count, more.ranked.count) == (4 * own.groups, 6 * own.groups)
     assert more.judgements == own.judgements
 
 
 def test_where_judging_is_not_taught_no_replies_are_made_up_for_it(tiny_measure: TextMeasure) -> None:
-    changes = {"eft": {"enabled": False, "strangers": 1, "spoiled": 1}}
+    changes = {"eft": {"enabled": False, "mismatched_negatives": 1, "corrupted_negatives": 1}}
     plain = measure_data(load_settings("quickstart", {"eft": {"enabled": False}}), tiny_measure)
     assert measure_data(load_settings("quickstart", changes), tiny_measure) == plain
 

@@ -80,7 +80,9 @@ def test_every_arm_has_valid_settings() -> None:
         assert arm.iterations <= settings.schedule.planned_iterations
 
 
-def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_long(tmp_path: Path, parts: Parts) -> None:
+def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_mismatched_one_as_long(
+    tmp_path: Path, parts: Parts
+) -> None:
     (tmp_path / "self-instruct").mkdir()
     tasks = [
         {"id": f"t{n}", "instruction": f"task {n}", "instances": [{"input": "", "output": f"{n:02d}" + "a" * n}]}
@@ -92,9 +94,9 @@ def test_rankings_from_elsewhere_have_an_answer_of_its_own_and_a_stranger_as_lon
     found = outside_rankings(tmp_path, parts.graded)["own answer or another task's"]
     assert set(found["prompt"]) == {f"task {n}" for n in range(18, 39)} | {"task 39\n\ninput"}
     for _, group in found.groupby("group_id"):
-        own, stranger = group.sort_values("rank")["text"]
+        own, mismatched = group.sort_values("rank")["text"]
         assert own[:2] in group["prompt"].iloc[0]
-        assert abs(len(own) - len(stranger)) == 1
+        assert abs(len(own) - len(mismatched)) == 1
 
 
 def test_no_judge_has_learned_from_the_graded_replies_that_measure_it(parts: Parts, tmp_path: Path) -> None:
@@ -112,7 +114,7 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
         "length_balanced_accuracy": 0.625, "accuracy_better_is_longer": 0.75, "accuracy_better_is_shorter": 0.5,
         "exact_match": 0.25, "spearman": 0.3, "kendall": 0.25, "parse_rate": 1.0, "n_groups": 150.0, "n_pairs": 700.0,
     }  # fmt: skip
-    outside = {"strangers": {**judge, "n_groups": 90.0}}
+    outside = {"mismatches": {**judge, "n_groups": 90.0}}
     replies = {
         "length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2,
         "checkable": {
@@ -167,7 +169,7 @@ def test_the_page_shows_what_was_found_and_says_what_is_missing() -> None:
     assert found["matches"].count("against") == 6
     assert "70.0% (60.0% to 80.0%) | 62.5%" in found["judges"]
     assert "| M3 | 70.0% (60.0% to 80.0%) | 75.0% | 50.0% |" in found["outside"]
-    assert "strangers: 90 prompts, 700 pairs, the longer reply is the better one in 75.0%." in found["outside"]
+    assert "mismatches: 90 prompts, 700 pairs, the longer reply is the better one in 75.0%." in found["outside"]
     assert "| 20.0% | 40.0% (30.0% to 50.0%) | -12.5% (-25.0% to +0.0%) |" in found["lengths"]
     assert found["ablations"].count("\n| ") == 3
     assert "| full | M1 | 70.0% (60.0% to 80.0%) | 62.5% | 70.0% (60.0% to 80.0%) |" in found["rubrics"]

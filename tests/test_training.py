@@ -119,14 +119,12 @@ def test_dpo_moves_the_preferences_apart(
 
 @pytest.mark.parametrize("loss", get_args(DpoSettings.model_fields["loss"].annotation))
 def test_every_loss_that_the_settings_name_learns(tiny_model: Path, tmp_path: Path, loss: str) -> None:
-    smoothing = 0.1 if loss in ("robust", "exo_pair") else 0.0
+    smoothing, weight = 0.1 * (loss == "robust"), 0.1 * (loss == "sigmoid_norm")
     settings = DpoSettings(
-        loss=loss, label_smoothing=smoothing, learning_rate=2e-2, epochs=2, nll_weight=0.1 * (loss == "ipo"), **COMMON
+        loss=loss, label_smoothing=smoothing, learning_rate=2e-2, epochs=2, nll_weight=weight, **COMMON
     )
     run = train_dpo(job(tiny_model, tmp_path / "work"), PAIRS, settings)
-    margin = run.final("rewards/margins")
-    # DiscoPOP's loss is not convex: a random model may slide into its valley below nought.
-    assert margin != 0 if loss == "discopop" else margin > 0
+    assert run.final("rewards/margins") > 0
 
 
 def test_likelihood_of_the_chosen_reply_joins_the_loss(tiny_model: Path, tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def sft_baseline(
 def _judging_data(settings: Settings) -> tuple[str, ...]:
     # Judgements from the data file owe nothing to the judge's settings.
     own = ("judge",) if settings.eft.targets == "self" else ()
-    return ("eft.enabled", "eft.targets", "eft.max_score_share", "eft.strangers", "eft.spoiled", "seed", *own)
+    negatives = ("eft.mismatched_negatives", "eft.corrupted_negatives")
+    return ("eft.enabled", "eft.targets", "eft.max_score_share", *negatives, "seed", *own)
 
 
 @srlm_asset(
@@ -141,7 +142,6 @@ def eft_dataset(
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Evaluation fine-tuning data: judgements of the training replies whose order agrees with the human ranking."""
     from srlm_pipeline.generation.journal import Journal, fingerprint
-    from srlm_pipeline.judging.contrasts import with_contrasts
     from srlm_pipeline.judging.eft import (
         eft_from_dataset,
         eft_from_judgements,
@@ -150,6 +150,7 @@ def eft_dataset(
         thin,
     )
     from srlm_pipeline.judging.judges import JudgeItem, SampledJudge
+    from srlm_pipeline.judging.negatives import with_negatives
 
     settings, store = project.settings, project.store
     watch = Stopwatch()
@@ -171,14 +172,14 @@ def eft_dataset(
         require_enough(built, settings.eft.min_prompts)
     if settings.eft.max_score_share is not None:
         built = thin(built, settings.eft.max_score_share, settings.seed)
-    built = with_contrasts(built, settings.eft.strangers, settings.eft.spoiled, settings.seed)
+    built = with_negatives(built, settings.eft.mismatched_negatives, settings.eft.corrupted_negatives, settings.seed)
     metadata = {
         "prompts": built.n_groups,
         "prompts_kept": built.n_kept,
         "dropped": built.dropped,
         "thinned": built.n_thinned,
-        "strangers": built.n_strangers,
-        "spoiled": built.n_spoiled,
+        "mismatched_negatives": built.n_mismatched,
+        "corrupted_negatives": built.n_corrupted,
         "score_histogram": histogram(built.table["score"], "scores of judging data"),
         "seconds": watch.seconds,
     }

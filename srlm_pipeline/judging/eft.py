@@ -27,8 +27,8 @@ class EftData:
         n_kept: Prompts in the table.
         dropped: Prompts left out, by reason.
         n_thinned: Judgement texts left out because too many state the same score.
-        n_strangers: Replies that were written for another prompt.
-        n_spoiled: Copies of replies that were made worse.
+        n_mismatched: Replies that were written for another prompt.
+        n_corrupted: Copies of replies that were made worse.
     """
 
     table: pd.DataFrame
@@ -36,8 +36,8 @@ class EftData:
     n_kept: int
     dropped: dict[str, int] = field(default_factory=dict)
     n_thinned: int = 0
-    n_strangers: int = 0
-    n_spoiled: int = 0
+    n_mismatched: int = 0
+    n_corrupted: int = 0
 
 
 def eft_from_dataset(ranked: pd.DataFrame) -> EftData:

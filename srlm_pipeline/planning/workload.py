@@ -19,8 +19,8 @@ from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
-from srlm_pipeline.judging.contrasts import with_contrasts
 from srlm_pipeline.judging.eft import eft_from_dataset
+from srlm_pipeline.judging.negatives import with_negatives
 from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
 from srlm_pipeline.prompting.few_shot import ROUND, few_shot_exchange
 from srlm_pipeline.training.seed import judgement_examples
@@ -246,7 +246,7 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     best = held_out.sort_values("rank", kind="stable").drop_duplicates("group_id")
     known = eft_from_dataset(train)
     if eft.enabled:
-        known = with_contrasts(known, eft.strangers, eft.spoiled, settings.seed)
+        known = with_negatives(known, eft.mismatched_negatives, eft.corrupted_negatives, settings.seed)
     taught = (
         judgement_examples(known.table, rubric, eft.rationales_per_prompt, settings.seed)
         if eft.enabled and eft.targets != "self"

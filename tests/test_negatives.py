@@ -1,4 +1,4 @@
-"""Made-up bad replies: bad in the ways that they should be, ranked last, strangers as long as a prompt's own."""
+"""Made-up bad replies: bad in the ways that they should be, ranked last, mismatched ones as long as a prompt's own."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm_pipeline.errors import EmptyDataError
-from srlm_pipeline.judging.contrasts import with_contrasts
 from srlm_pipeline.judging.eft import EftData
+from srlm_pipeline.judging.negatives import with_negatives
 from srlm_pipeline.tables import EFT, check_table
 
 WORDS = st.text("ab .\n", min_size=1, max_size=60).filter(str.strip)
@@ -27,51 +27,51 @@ def judging_data(*groups: list[str], score: float = 3.0) -> EftData:
     return EftData(check_table(pd.DataFrame(rows, columns=list(EFT.columns)), EFT), len(groups), len(groups))
 
 
-def contrasts_of(built: EftData, own: EftData, group_id: str) -> pd.DataFrame:
+def negatives_of(built: EftData, own: EftData, group_id: str) -> pd.DataFrame:
     added = built.table.iloc[len(own.table) :]
     return added[added["group_id"] == group_id]
 
 
 @given(GROUPS, st.integers(0, 3), st.integers(0, 3))
-def test_contrasts_stand_below_all_replies_of_their_prompt(
-    groups: list[list[str]], strangers: int, spoiled: int
+def test_negatives_stand_below_all_replies_of_their_prompt(
+    groups: list[list[str]], mismatched: int, corrupted: int
 ) -> None:
     own = judging_data(*groups)
-    built = with_contrasts(own, strangers, spoiled, seed=5)
+    built = with_negatives(own, mismatched, corrupted, seed=5)
     table = check_table(built.table, EFT)
     pd.testing.assert_frame_equal(table.iloc[: len(own.table)], own.table)
-    assert len(table) == len(own.table) + built.n_strangers + built.n_spoiled
+    assert len(table) == len(own.table) + built.n_mismatched + built.n_corrupted
     for number, texts in enumerate(groups):
-        found = contrasts_of(built, own, f"g{number}")
+        found = negatives_of(built, own, f"g{number}")
         assert (found["rank"] == len(texts)).all()
         assert found["prompt"].eq(f"prompt {number}").all()
         others = {text for group in groups for text in group} - set(texts)
-        assert len(found) <= min(strangers, len(others)) + spoiled
+        assert len(found) <= min(mismatched, len(others)) + corrupted
         irrelevant = found[found["score"].notna()]
-        assert len(irrelevant) == min(strangers, len(others))
+        assert len(irrelevant) == min(mismatched, len(others))
         assert set(irrelevant["text"]) <= others
         assert (irrelevant["score"] == 0).all()
-    pd.testing.assert_frame_equal(with_contrasts(own, strangers, spoiled, seed=5).table, built.table)
+    pd.testing.assert_frame_equal(with_negatives(own, mismatched, corrupted, seed=5).table, built.table)
 
 
-def test_strangers_are_as_long_as_the_replies_that_they_join() -> None:
+def test_mismatched_negatives_are_as_long_as_the_replies_that_they_join() -> None:
     groups = [[f"{n} a" + "." * (500 * (n % 2)), f"{n} b" + "." * (500 * (n % 2))] for n in range(40)]
     own = judging_data(*groups)
-    built = with_contrasts(own, 1, 0, seed=1)
-    assert built.n_strangers == 40
+    built = with_negatives(own, 1, 0, seed=1)
+    assert built.n_mismatched == 40
     for _, group in built.table.groupby("group_id"):
         lengths = group["text"].str.len()
         assert lengths.max() - lengths.min() < 10
 
 
-def test_a_spoiled_reply_repeats_itself_or_goes_off_the_subject_or_breaks_off() -> None:
+def test_a_corrupted_negative_repeats_itself_or_goes_off_the_subject_or_breaks_off() -> None:
     last = "One thing first. Then quite another thing. And at last the third."
     own = judging_data(*[["Best of all.", f"{last} {n}."] for n in range(60)])
-    built = with_contrasts(own, 0, 1, seed=1)
-    assert built.n_spoiled == 60
+    built = with_negatives(own, 0, 1, seed=1)
+    assert built.n_corrupted == 60
     ways = {"longer, of its own": 0, "longer, of another": 0, "half": 0}
     for n in range(60):
-        (text,) = contrasts_of(built, own, f"g{n}")["text"]
+        (text,) = negatives_of(built, own, f"g{n}")["text"]
         original = f"{last} {n}."
         if original.startswith(text):
             ways["half"] += 1
@@ -91,17 +91,17 @@ def test_a_spoiled_reply_repeats_itself_or_goes_off_the_subject_or_breaks_off() 
     assert built.table["score"].isna().sum() == 60, "how bad they are nobody has said"
 
 
-def test_strangers_have_no_score_where_the_others_have_none() -> None:
-    built = with_contrasts(judging_data(["a", "b"], ["c", "d"], score=np.nan), 1, 0, seed=1)
-    assert built.n_strangers == 2
+def test_mismatched_negatives_have_no_score_where_the_others_have_none() -> None:
+    built = with_negatives(judging_data(["a", "b"], ["c", "d"], score=np.nan), 1, 0, seed=1)
+    assert built.n_mismatched == 2
     assert built.table["score"].isna().all()
 
 
 def test_a_single_prompt_is_enough_where_no_contrasts_are_asked_for() -> None:
     own = judging_data(["a", "b", "c"])
-    assert with_contrasts(own, 0, 0, seed=1) is own
+    assert with_negatives(own, 0, 0, seed=1) is own
 
 
 def test_there_are_no_contrasts_to_a_single_prompt() -> None:
     with pytest.raises(EmptyDataError, match="from other prompts, and the judging data has 1 of them"):
-        with_contrasts(judging_data(["a", "b", "c"]), 1, 0, seed=1)
+        with_negatives(judging_data(["a", "b", "c"]), 1, 0, seed=1)

@@ -1,0 +1,86 @@
+"""Settings: what a project decides, in one YAML file. Nothing here knows where settings are used."""
+
+from srlm_pipeline.config.data import DataSettings, SourceSettings
+from srlm_pipeline.config.evaluation import (
+    PROGRAMS,
+    ArbiterSettings,
+    ClosedTaskSettings,
+    EvaluationSettings,
+    MarginSettings,
+    MonitorSettings,
+    PromotionSettings,
+    VerifiableSettings,
+)
+from srlm_pipeline.config.loading import OVERRIDES_VARIABLE, PRESETS, load_settings, merge_overrides, parse_override
+from srlm_pipeline.config.models import EngineSettings, ModelSettings, ServerSettings
+from srlm_pipeline.config.sections import EMBEDDED_DATA, EMBEDDED_MODEL, Role, Section, role_of
+from srlm_pipeline.config.self_instruction import (
+    CandidateSettings,
+    JudgeSettings,
+    PairSettings,
+    PanelMember,
+    PromptGenerationSettings,
+)
+from srlm_pipeline.config.settings import (
+    ScheduleSettings,
+    Settings,
+    TrackingSettings,
+    changed_settings,
+    describe_fields,
+)
+from srlm_pipeline.config.training import (
+    BaselineSettings,
+    DpoSettings,
+    EarlyStoppingSettings,
+    EftSettings,
+    LoraSettings,
+    RewardModelSettings,
+    RlhfSettings,
+    SftSettings,
+    TrainingSettings,
+)
+
+__all__ = [
+    "EMBEDDED_DATA",
+    "EMBEDDED_MODEL",
+    "OVERRIDES_VARIABLE",
+    "PRESETS",
+    "PROGRAMS",
+    "ArbiterSettings",
+    "BaselineSettings",
+    "CandidateSettings",
+    "ClosedTaskSettings",
+    "DataSettings",
+    "DpoSettings",
+    "EarlyStoppingSettings",
+    "EftSettings",
+    "EngineSettings",
+    "EvaluationSettings",
+    "JudgeSettings",
+    "LoraSettings",
+    "MarginSettings",
+    "ModelSettings",
+    "MonitorSettings",
+    "PairSettings",
+    "PanelMember",
+    "PromotionSettings",
+    "PromptGenerationSettings",
+    "RewardModelSettings",
+    "RlhfSettings",
+    "Role",
+    "ScheduleSettings",
+    "Section",
+    "ServerSettings",
+    "Settings",
+    "SftSettings",
+    "SourceSettings",
+    "TrackingSettings",
+    "TrainingSettings",
+    "VerifiableSettings",
+    "changed_settings",
+    "describe_fields",
+    "load_settings",
+    "merge_overrides",
+    "parse_override",
+    "role_of",
+]

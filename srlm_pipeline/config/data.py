@@ -1,0 +1,57 @@
+"""Where data comes from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from srlm_pipeline.config.sections import EMBEDDED_DATA, Section, path
+
+
+class SourceSettings(Section):
+    """Where one kind of data comes from and how it is written; `ift: FILE` is short for `ift: {source: FILE}`."""
+
+    short_form = "source"
+
+    source: str = path(
+        EMBEDDED_DATA,
+        EMBEDDED_DATA,
+        description="embedded: the set in the package; else a file (.jsonl, .json, .parquet, or .gz of the first two), "
+        "a folder or a hub name that `datasets` loads",
+    )
+    format: Literal["auto", "plain", "messages", "open_assistant_messages", "open_assistant_trees"] = Field(
+        "auto", description="auto: told by the first row's fields; plain: prompt with response, replies, or alone"
+    )
+    columns: dict[
+        Literal["id", "kind", "prompt", "response", "reference", "replies", "messages"], str | tuple[str, ...]
+    ] = Field(
+        {},
+        description="which column holds a field, e.g. {prompt: instruction}; dots lead into nested ones; "
+        "for replies also a list of columns, best first",
+    )
+    subset: str | None = Field(None, description="of a folder or hub dataset")
+    split: str = Field("train", description="of a folder or hub dataset")
+    languages: tuple[str, ...] = Field(("en",), description="of Open Assistant messages; []: all languages")
+
+
+class DataSettings(Section):
+    """Instruction, judging and evaluation data."""
+
+    ift: SourceSettings = SourceSettings()
+    ranked_replies: SourceSettings = SourceSettings()
+    evaluation_prompts: SourceSettings = SourceSettings()
+    bad_rows: Literal["fail", "skip"] = Field("fail", description="skip: rows that cannot be used are counted instead")
+    include_unreviewed: bool = Field(
+        False, description="use Open Assistant messages that no reviewer approved, written by models among them, too"
+    )
+    ranked_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="of prompts that both ift and ranked_replies have, the share used for judging alone",
+    )
+    held_out_fraction: float = Field(0.35, gt=0, lt=1, description="share of judging prompts never trained on")
+    ift_limit: int | None = Field(None, ge=1, description="use only the first so many pairs")
+    ranked_limit: int | None = Field(None, ge=2, description="use only the first so many judging prompts")
+    evaluation_limit: int | None = Field(None, ge=1, description="use only the first so many evaluation prompts")

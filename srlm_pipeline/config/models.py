@@ -1,0 +1,80 @@
+"""How models are loaded, and what runs them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from srlm_pipeline.config.sections import Section, resources
+
+
+class ModelSettings(Section):
+    """How models are loaded and stored."""
+
+    device: str = resources("auto", description="auto, cpu, cuda, cuda:1, mps, ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = resources(
+        "auto", description="compute type; auto: bfloat16 where the device has it, float32 otherwise"
+    )
+    save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="type of the saved weights, which the next iteration starts from; bfloat16 takes half the disk and "
+        "rounds small updates away",
+    )
+    trust_remote_code: bool = resources(False, description="run code that a model repository ships")
+
+
+class EngineSettings(Section):
+    """What writes and judges; `engine: vllm` is short for `engine: {kind: vllm}`."""
+
+    short_form = "kind"
+    kind: Literal["auto", "transformers", "vllm", "openai"] = Field(
+        "auto",
+        description="auto: vllm where a CUDA device and a vLLM installation are found, transformers otherwise; "
+        "openai: any server that speaks its protocol",
+    )
+    vllm_python: str | None = Field(
+        None, description="interpreter of the environment that has vLLM; None: the one that runs the pipeline"
+    )
+    vllm_arguments: tuple[str, ...] = Field((), description="further arguments of `vllm serve`")
+    base_url: str | None = Field(None, description="of the server, e.g. http://127.0.0.1:8000/v1; for openai")
+    model: str = Field(
+        "{path}",
+        description="name under which the server knows a model; {path}, {name} and {digest} are the checkpoint's",
+    )
+    api_key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the server's key")
+    concurrency: int | None = Field(
+        None, ge=1, description="requests in flight; None: 16, or 256 for a vLLM that the pipeline starts"
+    )
+    timeout_seconds: float = Field(600.0, gt=0, description="of one request, the wait for its turn included")
+    max_retries: int = Field(5, ge=0, description="of a request that failed for the server's sake, with back-off")
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> EngineSettings:
+        if self.kind == "openai" and not self.base_url:
+            raise ValueError("engine.kind openai needs engine.base_url")
+        return self
+
+
+class ServerSettings(Section):
+    """An OpenAI-compatible server that is asked for its opinion; the key comes from the environment alone."""
+
+    base_url: str | None = Field(None, description="e.g. https://api.openai.com/v1; None: a model on this machine")
+    api_key_variable: str = resources("OPENAI_API_KEY", description="environment variable that holds the server's key")
+    concurrency: int = resources(8, ge=1, description="requests in flight")
+    timeout_seconds: float = resources(120.0, gt=0, description="of one request")
+    max_retries: int = resources(5, ge=0, description="of a request that failed for the server's sake, with back-off")
+    max_requests: int = resources(
+        2000, ge=1, description="budget of one materialization; answers known from before cost nothing"
+    )
+    max_new_tokens: int = Field(512, ge=1, description="of one opinion")
+
+
+def require_name(model: str, server: ServerSettings, *own: str) -> None:
+    """Refuse to take a server's model for one of our own names.
+
+    Raises:
+        ValueError: If it has such a name.
+    """
+    if server.base_url and model in own:
+        raise ValueError(f"with server.base_url, model is the name of the server's model, not {model!r}")

@@ -1,0 +1,118 @@
+"""Self-instruction creation: prompts, candidates, scores, and the pairs that are chosen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from srlm_pipeline.config.models import ServerSettings, require_name
+from srlm_pipeline.config.sections import Section, path, resources, verdict
+
+
+class PromptGenerationSettings(Section):
+    """Self-instruction creation, step 1: new prompts, few-shot (paper section 3.1.3, appendix A.6)."""
+
+    count: int = Field(5000, ge=1, description="accepted prompts per iteration")
+    generator: str = path(
+        "base",
+        "base",
+        "policy",
+        description="base: the base model; policy: M_t; anything else: folder or hub name of another fixed model, as "
+        "in the paper",
+    )
+    seed_examples: int = Field(6, ge=1, description="few-shot examples from the seed set")
+    generated_examples: int = Field(2, ge=0, description="few-shot examples from already generated prompts")
+    temperature: float = Field(0.6, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=4)
+    novelty_rouge_l: float = Field(0.7, gt=0, le=1, description="refuse prompts this similar to a known one")
+    min_words: int = Field(4, ge=1)
+    max_words: int = Field(150, ge=1)
+    banned_words: tuple[str, ...] = (
+        "image", "images", "picture", "graph", "video", "audio", "file", "attachment", "link", "website",
+    )  # fmt: skip
+    max_attempts_factor: int = resources(8, ge=1, description="give up after count times this many attempts")
+    batch_size: int = resources(32, ge=1)
+
+
+class CandidateSettings(Section):
+    """Self-instruction creation, step 2: N replies per prompt (paper: N = 4, T 0.7, p 0.9)."""
+
+    per_prompt: int = Field(4, ge=2)
+    temperature: float = Field(0.7, ge=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(512, ge=1)
+    batch_size: int = resources(32, ge=1)
+
+
+class PanelMember(Section):
+    """One who scores candidates; `panel: [self]` is short for `panel: [{model: self}]`."""
+
+    short_form = "model"
+
+    model: str = path(
+        "self",
+        "self",
+        description="self: M_t; else folder or hub name of another model, or with server.base_url the server's name "
+        "for it",
+    )
+    mode: Literal["sampled", "distribution", "hybrid"] | None = Field(
+        None, description="as judge.mode; None: that one, or for a server sampled, the only one it can do"
+    )
+    weight: float = Field(1.0, gt=0, description="of its scores in the mean")
+    server: ServerSettings = ServerSettings()
+
+    @model_validator(mode="after")
+    def _server_writes(self) -> PanelMember:
+        require_name(self.model, self.server, "self")
+        if self.server.base_url and self.mode not in (None, "sampled"):
+            raise ValueError(f"mode {self.mode} reads probabilities, a server that is asked in words has mode sampled")
+        return self
+
+
+class JudgeSettings(Section):
+    """Self-instruction creation, step 3: LLM-as-a-Judge (paper: K = 3 sampled judgements, averaged)."""
+
+    apart = frozenset({"panel"})
+
+    mode: Literal["sampled", "distribution", "hybrid"] = Field(
+        "sampled",
+        description="sampled: written rationales, their scores averaged (the paper); distribution: the expected score "
+        "from one forward pass; hybrid: one written rationale, then the expected score at the place of its score",
+    )
+    rubric: Literal["additive", "short"] = Field("additive", description="additive: the full five-point rubric")
+    samples: int = Field(
+        3, ge=1, description="judgements per reply in sampled mode and for eft.targets self; hybrid always writes one"
+    )
+    temperature: float = Field(0.7, gt=0)
+    top_p: float = Field(0.9, gt=0, le=1)
+    max_new_tokens: int = Field(256, ge=8)
+    batch_size: int = resources(16, ge=1)
+    min_parse_rate: float = verdict(0.5, ge=0, le=1, description="below this the iteration stops")
+    panel: tuple[PanelMember, ...] = Field(
+        (),
+        description="who scores the candidates, by weighted mean; (): M_t alone. The seed's judgements and judge "
+        "accuracy remain the model's own",
+    )
+
+
+class PairSettings(Section):
+    """What the next model learns from: best against worst (paper section 2.3), or perfect replies alone."""
+
+    strategy: Literal["best_worst", "positive_only"] = Field(
+        "best_worst",
+        description="best_worst: pairs for DPO; positive_only: replies that score at least `min_score` join the seed "
+        "data, on which the base model is fine-tuned again",
+    )
+    min_margin: float = Field(0.0, ge=0, description="pairs whose scores differ by no more than this are ties")
+    length_control: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="chosen is the shortest reply within this share of the score range below the best, rejected the "
+        "longest within it above the worst (rho of Meta-Rewarding); 0: best and worst themselves",
+    )
+    min_score: float = Field(
+        5.0, ge=0, le=5, description="for positive_only; the paper takes perfect fives, which small models seldom give"
+    )

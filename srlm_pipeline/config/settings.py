@@ -1,0 +1,139 @@
+"""All settings of a project in one object, and how two such objects differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+from srlm_pipeline.config.data import DataSettings
+from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
+from srlm_pipeline.config.models import EngineSettings, ModelSettings
+from srlm_pipeline.config.sections import EMBEDDED_MODEL, Section, item_section_of, path, resources, section_of, verdict
+from srlm_pipeline.config.self_instruction import (
+    CandidateSettings,
+    JudgeSettings,
+    PairSettings,
+    PromptGenerationSettings,
+)
+from srlm_pipeline.config.training import BaselineSettings, DpoSettings, EftSettings, SftSettings
+
+
+class ScheduleSettings(Section):
+    """The nightly iteration."""
+
+    cron: str = "0 2 * * *"
+    timezone: str = "UTC"
+    planned_iterations: int = Field(10, ge=1, le=999, description="partitions shown; the schedule stops after these")
+    after_rejection: Literal["stop", "retry"] = Field(
+        "stop",
+        description="stop: a person decides; retry: the iteration is done again from the champion with a new seed",
+    )
+    max_retries: int = Field(2, ge=1, description="of one iteration, with after_rejection retry")
+
+
+class TrackingSettings(Section):
+    """MLflow; MLFLOW_TRACKING_URI overrides the address."""
+
+    tracking_uri: str | None = Field(None, description="default: SQLite under dagster_home")
+    ui_url: str = Field("http://127.0.0.1:5000", description="where people open MLflow; used for links")
+
+
+class Settings(Section):
+    """Everything a project can decide. `describe_fields` lists all keys with their meaning."""
+
+    preset: str = "quickstart"
+    project: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="MLflow experiment name")
+    seed: int = Field(20, ge=0)
+    base_model: str = path(EMBEDDED_MODEL, EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
+    storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
+    owners: tuple[str, ...] = resources((), description="shown on every asset: e-mail addresses or team:name")
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = resources(EngineSettings())
+    data: DataSettings = DataSettings()
+    sft: SftSettings = SftSettings()
+    eft: EftSettings = EftSettings()
+    prompt_generation: PromptGenerationSettings = PromptGenerationSettings()
+    candidates: CandidateSettings = CandidateSettings()
+    judge: JudgeSettings = JudgeSettings()
+    pairs: PairSettings = PairSettings()
+    dpo: DpoSettings = DpoSettings()
+    baselines: BaselineSettings = BaselineSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    monitors: MonitorSettings = verdict(MonitorSettings())
+    promotion: PromotionSettings = verdict(PromotionSettings())
+    schedule: ScheduleSettings = resources(ScheduleSettings())
+    tracking: TrackingSettings = resources(TrackingSettings())
+
+    @field_validator("baselines")
+    @classmethod
+    def _start_leads_to_a_judge(cls, value: BaselineSettings, info: Any) -> BaselineSettings:
+        eft, pairs = info.data.get("eft"), info.data.get("pairs")
+        if value.start_from == "base" or eft is None or pairs is None:
+            return value
+        if not eft.enabled:
+            raise ValueError(f"start_from {value.start_from} needs eft.enabled: without it M1 would not learn to judge")
+        if pairs.strategy == "positive_only":
+            raise ValueError(
+                f"start_from {value.start_from} would be lost with pairs.strategy positive_only, which trains the base "
+                "model again in every iteration; use base, or best_worst"
+            )
+        return value
+
+    def fingerprint(self, *keys: str) -> str:
+        """Twelve hex digits that change when one of the named settings does.
+
+        Args:
+            keys: Dotted paths of sections or fields, e.g. ``"judge"``, ``"candidates.temperature"``. Of a section
+                count the fields that change results and are not kept apart; others only where they are named:
+                ``"judge.panel"``, ``"judge.min_parse_rate"``.
+        """
+        chosen: dict[str, Any] = {}
+        for key in sorted(keys):
+            value: Any = self
+            for part in key.split("."):
+                value = getattr(value, part)
+            chosen[key] = _decisive(value)
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def changed_settings(before: Settings, after: Settings) -> list[str]:
+    """Return the dotted keys of the settings that differ."""
+
+    def different(prefix: str, one: Section, other: Section) -> list[str]:
+        found: list[str] = []
+        for name, value in one:
+            others = getattr(other, name)
+            if isinstance(value, Section) and isinstance(others, Section):
+                found += different(f"{prefix}{name}.", value, others)
+            elif value != others:
+                found.append(f"{prefix}{name}")
+        return found
+
+    return different("", before, after)
+
+
+def describe_fields(model: type[BaseModel] = Settings, prefix: str = "") -> list[tuple[str, str, str]]:
+    """List every setting as (dotted key, default, description); ``arbiters[].model`` is a field of each list item."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        key, section, items = f"{prefix}{name}", section_of(field.annotation), item_section_of(field.annotation)
+        if section is not None:
+            rows += describe_fields(section, f"{key}.")
+            continue
+        default = field.get_default()
+        if items is not None:
+            default = [item.model_dump(exclude_defaults=True) or item.short() for item in default]
+        rows.append((key, repr(default), field.description or ""))
+        if items is not None:
+            rows += describe_fields(items, f"{key}[].")
+    return rows
+
+
+def _decisive(value: Any) -> Any:
+    """Return a setting as JSON has it, of sections only what changes results."""
+    if isinstance(value, Section):
+        return {name: _decisive(field) for name, field in value.results().items()}
+    return [_decisive(item) for item in value] if isinstance(value, tuple) else value

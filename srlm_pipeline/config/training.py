@@ -1,0 +1,225 @@
+"""How models are trained: SFT, judging, DPO, and the baselines."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from srlm_pipeline.config.sections import Section, resources, verdict
+
+
+class LoraSettings(Section):
+    """Low-rank adapters, merged into the weights at the end of each round."""
+
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    top_layers: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the layers that are adapted, from the output down; below, none is trained",
+    )
+
+
+class TrainingSettings(Section):
+    """What every training stage has in common."""
+
+    method: Literal["lora", "full"] = "lora"
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = Field(gt=0)
+    final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="cosine decay ends at this share")
+    epochs: float = Field(1.0, gt=0)
+    batch_size: int = Field(16, ge=1, description="examples per optimiser step")
+    micro_batch_size: int = resources(
+        4, ge=1, validate_default=True, description="examples per forward pass; must divide batch_size"
+    )
+    max_length: int = Field(1024, ge=16, description="tokens of prompt and completion; longer ones are cut")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    save_every: int = resources(50, ge=1, description="optimiser steps between resumable checkpoints")
+
+    @field_validator("micro_batch_size")
+    @classmethod
+    def _divides(cls, value: int, info: Any) -> int:
+        batch = info.data.get("batch_size")
+        if batch is not None and batch % value:
+            raise ValueError(f"must divide batch_size ({batch})")
+        return value
+
+
+class SftSettings(TrainingSettings):
+    """Supervised fine-tuning: paper section 3.1.2 (learning rate 5.5e-6 to 1.1e-6, batch 16)."""
+
+    learning_rate: float = Field(5.5e-6, gt=0)
+
+
+class EftSettings(TrainingSettings):
+    """Evaluation fine-tuning: how the seed model learns to judge."""
+
+    renamed = {"strangers": "mismatched_negatives", "spoiled": "corrupted_negatives"}  # noqa: RUF012
+
+    enabled: bool = Field(True, description="off: M1 is trained on instruction data alone")
+    targets: Literal["self", "dataset", "ranks"] = Field(
+        "self",
+        description="self: the SFT baseline judges, judgements that agree with the human order are kept "
+        "(the paper); dataset: score and rationale as the data file gives them; ranks: scores alone, spread from 5 to "
+        "1 over the human order, for `ranking`",
+    )
+    min_prompts: int = verdict(
+        20, ge=1, description="with targets self: fewer prompts with judgements that agree stop the run"
+    )
+    max_score_share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="judgement texts that state the most frequent score are dropped until they are this share of all",
+    )
+    rationales_per_prompt: int | None = Field(
+        None, ge=1, description="judgement texts per prompt for SFT; None: one per reply"
+    )
+    ranking: bool = Field(
+        False, description="afterwards, also train the expected score to follow the human order (not in the paper)"
+    )
+    score_weight: float = Field(
+        1.0,
+        ge=0,
+        description="in the ranking stage, weight of the cross-entropy to the scores; 0: the order alone is learned",
+    )
+    length_balance: bool = Field(
+        False,
+        description="in the ranking stage, pairs whose better reply is the shorter one weigh as much in sum as the "
+        "others, so that length alone is no way to rank",
+    )
+    mismatched_negatives: int = Field(
+        0,
+        ge=0,
+        description="in the ranking stage, so many replies to other prompts join each prompt's, ranked below its own "
+        "(not in the paper): a judge that does not read the prompt is wrong about them",
+    )
+    corrupted_negatives: int = Field(
+        0,
+        ge=0,
+        description="in the ranking stage, so many copies of each prompt's last-ranked reply join it, padded, "
+        "repetitive or cut off, ranked below it (not in the paper): a judge that goes by length is wrong about most",
+    )
+    comparisons_per_prompt: int = Field(
+        0, ge=0, description="pairs per prompt on which the ranking stage also trains A/B comparison, both orders"
+    )
+    learning_rate: float = Field(3e-4, gt=0, description="of the ranking stage; the SFT part uses sft.learning_rate")
+
+    @model_validator(mode="after")
+    def _teaches_something(self) -> EftSettings:
+        if self.enabled and self.targets == "ranks" and not self.ranking:
+            raise ValueError("eft.targets ranks gives no judgement texts: it needs eft.ranking: true")
+        if self.enabled and (self.mismatched_negatives or self.corrupted_negatives) and not self.ranking:
+            raise ValueError(
+                "eft.mismatched_negatives and eft.corrupted_negatives are for the ranking stage: they need "
+                "eft.ranking: true"
+            )
+        return self
+
+
+class EarlyStoppingSettings(Section):
+    """DPO ends where the replies stop getting better (paper section 3.1.2)."""
+
+    every: int | None = Field(
+        None, ge=1, description="optimiser steps between looks, the paper's being 200; None: train to the end"
+    )
+    prompts: int = Field(
+        253, ge=1, description="answered at each look, at most; from the held-out prompts of data.ranked_replies"
+    )
+    min_win_rate: float = Field(
+        0.5, ge=0, le=1, description="against the replies of the look before; below it the model of that look is taken"
+    )
+
+
+class DpoSettings(TrainingSettings):
+    """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
+
+    learning_rate: float = Field(1e-6, gt=0)
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
+    beta: float = Field(0.1, gt=0)
+    loss: Literal["sigmoid", "sigmoid_norm", "robust"] = Field(
+        "sigmoid",
+        description="TRL's loss_type; sigmoid_norm is length-normalised DPO, robust takes label_smoothing into account",
+    )
+    nll_weight: float = Field(
+        0.0, ge=0, description="weight of the chosen reply's negative log-likelihood per token, added to the loss"
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="how often a preference is taken to be the wrong way round; for loss robust",
+    )
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> DpoSettings:
+        # TRL accepts it with every loss, and says nothing.
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(f"dpo.label_smoothing has no effect on loss {self.loss}; use robust")
+        return self
+
+
+class RewardModelSettings(TrainingSettings):
+    """The reward model of classic RLHF: trained on the human rankings, then frozen."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class RlhfSettings(TrainingSettings):
+    """Classic RLHF: REINFORCE with a leave-one-out baseline (RLOO) against the frozen reward model."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: int = Field(16, ge=1, description="replies per optimiser step, all to its prompts together")
+    max_length: int = Field(
+        1024, ge=16, description="tokens of prompt and reply; prompts that leave no room are left out"
+    )
+    save_every: int = resources(10, ge=1, description="optimiser steps between resumable checkpoints")
+    generations: int = Field(
+        4,
+        ge=2,
+        validate_default=True,
+        description="replies per prompt, compared with each other; must divide batch_size",
+    )
+    max_new_tokens: int = Field(256, ge=1, validate_default=True, description="per reply; must be below max_length")
+    temperature: float = Field(1.0, gt=0, description="at which the replies are drawn, and learned from")
+    kl_coefficient: float = Field(
+        0.05,
+        ge=0,
+        description="taken off a reply's reward per nat by which it has become likelier than under the SFT baseline",
+    )
+    missing_end_penalty: float = Field(
+        1.0, ge=0, description="taken off the reward of a reply that max_new_tokens cut off"
+    )
+    max_steps: int = Field(100, ge=1, description="optimiser steps at most; epochs over the prompts may end it before")
+
+    @field_validator("generations")
+    @classmethod
+    def _fills_the_batch(cls, value: int, info: Any) -> int:
+        batch = info.data.get("batch_size")
+        if batch is not None and batch % value:
+            raise ValueError(f"must divide batch_size ({batch})")
+        return value
+
+    @field_validator("max_new_tokens")
+    @classmethod
+    def _leaves_room_for_a_prompt(cls, value: int, info: Any) -> int:
+        whole = info.data.get("max_length")
+        if whole is not None and value >= whole:
+            raise ValueError(f"must be below max_length ({whole}), which is of prompt and reply together")
+        return value
+
+
+class BaselineSettings(Section):
+    """What self-rewarding is compared with, and may start from; DPO on the human pairs is trained as `dpo` says."""
+
+    start_from: Literal["base", "rlhf", "human_dpo"] = Field(
+        "base",
+        description="model that M1 is trained from; base: the base model, on instruction and judging data (the paper); "
+        "rlhf, human_dpo: that baseline, on judging data alone",
+    )
+    reward_model: RewardModelSettings = RewardModelSettings()
+    rlhf: RlhfSettings = RlhfSettings()

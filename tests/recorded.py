@@ -52,13 +52,18 @@ class Recorder:
             patch.setattr(Reads, name, self._unrecorded(getattr(Reads, name)))
         # Where `srlm run` loads the definitions with its overrides, these were loaded without: nothing would be fresh.
         version = self._unrecorded(Reads.version)
+        patch.setattr(Reads, "version", lambda reads, _: version(reads, definition_settings()))
+        working = common.user_errors
 
-        def end(reads: Reads, _: Settings) -> str:
-            # The last thing that an asset does.
-            self._asset = None
-            return str(version(reads, definition_settings()))
+        @contextmanager
+        def until_the_end() -> Iterator[None]:
+            with working():
+                try:
+                    yield
+                finally:
+                    self._asset = None
 
-        patch.setattr(Reads, "version", end)
+        patch.setattr(common, "user_errors", until_the_end)
 
     @contextmanager
     def _pause(self) -> Iterator[None]:

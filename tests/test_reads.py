@@ -13,6 +13,7 @@ from srlm_pipeline.assets.automation import newest_materialization
 from srlm_pipeline.assets.common import CODE_VERSION_TAG
 from srlm_pipeline.config import (
     ArbiterSettings,
+    DataSettings,
     PanelMember,
     Section,
     ServerSettings,
@@ -20,6 +21,7 @@ from srlm_pipeline.config import (
     describe_fields,
     load_settings,
 )
+from srlm_pipeline.data import loaders
 from srlm_pipeline.reads import STAGES, Reads
 from srlm_pipeline.resources.project import PROJECT, SETTINGS_TAG, ProjectResource, frozen_settings
 
@@ -296,6 +298,24 @@ def test_a_result_is_recorded_with_the_settings_that_made_it_the_launchpad_s_inc
     home.config.write_text("data: {ift_limit: 7}\n", encoding="utf-8")
     home.materialize()
     assert home.recorded() == reads.version(load_settings(home.config))
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_the_result_stale(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "ift.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}', encoding="utf-8")
+    home.config.write_text(f"data: {{ift: {data}}}\n", encoding="utf-8")
+    load = loaders.load_instructions
+
+    def edited(settings: DataSettings) -> Any:
+        loaded = load(settings)
+        data.write_text('{"prompt": "a", "response": "another"}', encoding="utf-8")
+        return loaded
+
+    monkeypatch.setattr(loaders, "load_instructions", edited)
+    home.materialize()
+    assert home.recorded() != STAGES["ift_dataset"].version(load_settings(home.config))
 
 
 def test_a_launchpad_s_overrides_decide_where_tables_go_too(home: Home, tmp_path: Path) -> None:

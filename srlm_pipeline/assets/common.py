@@ -66,13 +66,13 @@ def srlm_asset(
         def reporting(context: dg.AssetExecutionContext, project: ProjectResource, **inputs: Any) -> Any:
             watch = Stopwatch()
             warn_of_edits(context, project)
+            # Of this run's settings, which may be others than those of the code location; and of the files as they are
+            # now: one that changes meanwhile leaves the result stale.
+            version = reads.version(project.settings)
             with user_errors():
                 result = function(context, project, **inputs)
-            return result._replace(
-                metadata={"seconds": round(watch.seconds, 2), **result.metadata},
-                # What this run's settings make of it, which may be others than those of the code location.
-                tags={CODE_VERSION_TAG: reads.version(project.settings)},
-            )
+            metadata = {"seconds": round(watch.seconds, 2), **result.metadata}
+            return result._replace(metadata=metadata, tags={CODE_VERSION_TAG: version})
 
         # Dagster takes an annotated result with check specs for one without a value.
         signature = inspect.signature(function)

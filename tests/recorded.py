@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from srlm_pipeline.assets import common
+from srlm_pipeline.assets import stage
 from srlm_pipeline.config import Section, Settings, role_of
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import definition_settings
@@ -47,13 +47,13 @@ class Recorder:
             self._asset = context.asset_key.to_user_string()
 
         patch.setattr(Section, "__getattribute__", recording)
-        patch.setattr(common, "warn_of_edits", begin)
+        patch.setattr(stage, "warn_of_edits", begin)
         for name in ("keys", "all_keys", "fingerprint"):
             patch.setattr(Reads, name, self._unrecorded(getattr(Reads, name)))
         # Where `srlm run` loads the definitions with its overrides, these were loaded without: nothing would be fresh.
         version = self._unrecorded(Reads.version)
         patch.setattr(Reads, "version", lambda reads, _: version(reads, definition_settings()))
-        working = common.user_errors
+        working = stage.user_errors
 
         @contextmanager
         def until_the_end() -> Iterator[None]:
@@ -63,7 +63,7 @@ class Recorder:
                 finally:
                     self._asset = None
 
-        patch.setattr(common, "user_errors", until_the_end)
+        patch.setattr(stage, "user_errors", until_the_end)
 
     @contextmanager
     def _pause(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from srlm_pipeline.assets.automation import LOOP_TAG, PARTITION_TAG, iterations
-from srlm_pipeline.assets.common import ATTEMPT_TAG
+from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.config import load_settings
 from srlm_pipeline.definitions import defs
 

@@ -16,7 +16,7 @@ import pytest
 from recorded import Recorder, is_resource
 
 from srlm_pipeline.assets.automation import iteration_assets
-from srlm_pipeline.assets.common import ATTEMPT_TAG
+from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
@@ -458,7 +458,7 @@ def outstanding_under(settings: dict[str, Any]) -> dict[str, list[str]]:
 import json
 import dagster as dg
 from srlm_pipeline.assets.automation import iteration_assets
-from srlm_pipeline.assets.common import ATTEMPT_TAG
+from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
 from srlm_pipeline.commands.launch import outstanding
 from srlm_pipeline.definitions import defs

@@ -10,7 +10,7 @@ import pytest
 from srlm_pipeline import definitions
 from srlm_pipeline.assets import seed
 from srlm_pipeline.assets.automation import newest_materialization
-from srlm_pipeline.assets.common import CODE_VERSION_TAG
+from srlm_pipeline.assets.stage import CODE_VERSION_TAG
 from srlm_pipeline.config import (
     ArbiterSettings,
     DataSettings,

@@ -5,9 +5,10 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, srlm_asset, table_digest, table_result
 from srlm_pipeline.assets.measured import ASSESSED, assessed_contents
+from srlm_pipeline.assets.results import check, table_digest, table_result
 from srlm_pipeline.assets.seed import M1, base_contents, seed_model, sft_baseline
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.training import iteration_model
 from srlm_pipeline.evaluation.assessing import assess_and_keep, vital_signs
 from srlm_pipeline.evaluation.assessment import Assessment, read_assessments
@@ -19,8 +20,7 @@ from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.loading import choose_device
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name
+from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
 
 # What scores of lm-evaluation-harness are called in metadata.
 HARNESS = "harness_"
@@ -36,28 +36,20 @@ SEED_MODELS = (BASE, SFT_BASELINE, M1)
     deps=[sft_baseline, seed_model],
 )
 def seed_assessment(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    ranked_replies: pd.DataFrame,
-    evaluation_prompts: pd.DataFrame,
+    stage: Stage, ranked_replies: pd.DataFrame, evaluation_prompts: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Base model, SFT baseline and M1, measured without any judge: what each later model must not be worse than."""
-    watch = Stopwatch()
     metadata: dict[str, Any] = {}
     found: list[Assessment] = []
-    with project.tracked(context) as run:
-        for name in SEED_MODELS:
-            found.append(_assess(context, project, name, ranked_replies, evaluation_prompts))
-            figures = assessment_metrics(found[-1], project.settings.evaluation.bootstrap_samples)
-            run.metrics({f"{name}/{k}": v for k, v in figures.items()})
-            metadata |= {f"{name}_{k}": v for k, v in short_names(figures).items()} | {
-                f"{name}_digest": found[-1].digest
-            }
-            if name == M1:
-                run.curve(figures, 0)
-        run.metrics({"seconds": watch.seconds})
-    metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
-    return _assessed(found, project, metadata)
+    for name in SEED_MODELS:
+        found.append(_assess(stage, name, ranked_replies, evaluation_prompts))
+        figures = assessment_metrics(found[-1], stage.settings.evaluation.bootstrap_samples)
+        stage.run.metrics({f"{name}/{k}": v for k, v in figures.items()})
+        metadata |= {f"{name}_{k}": v for k, v in short_names(figures).items()}
+        metadata[f"{name}_digest"] = found[-1].digest
+        if name == M1:
+            stage.curve(figures)
+    return _assessed(stage, found, metadata)
 
 
 @srlm_asset(
@@ -69,53 +61,47 @@ def seed_assessment(
     check_specs=[dg.AssetCheckSpec("beats_length", asset="assessment")],
 )
 def assessment(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    ranked_replies: pd.DataFrame,
-    evaluation_prompts: pd.DataFrame,
+    stage: Stage, ranked_replies: pd.DataFrame, evaluation_prompts: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """M_{t+1}, measured without any judge: vital signs, closed tasks, checkable instructions; and how it judges."""
-    settings = project.settings
-    iteration = iteration_number(context.partition_key)
-    watch = Stopwatch()
-    with project.tracked(context) as run:
-        found = _assess(context, project, model_name(iteration + 1), ranked_replies, evaluation_prompts)
-        figures = assessment_metrics(found, settings.evaluation.bootstrap_samples)
-        run.curve(figures, iteration)
-        metadata: dict[str, Any] = {**short_names(figures)}
-        if settings.evaluation.harness_tasks:
-            scores = run_harness(
-                project.store.checkpoint(found.model).path,
-                settings.evaluation.harness_tasks,
-                settings.evaluation.harness_limit,
-                choose_device(settings.model.device),
-                settings.evaluation.batch_size,
-            )
-            run.curve({f"harness/{k}": v for k, v in scores.items()}, iteration)
-            metadata |= {f"{HARNESS}{k}": v for k, v in scores.items()}
-    metadata |= {"digest": found.digest, "seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
-    return _assessed([found], project, metadata, [_beats_length(measure_judge(found.judgements))])
+    settings = stage.settings
+    found = _assess(stage, model_name(stage.iteration + 1), ranked_replies, evaluation_prompts)
+    figures = assessment_metrics(found, settings.evaluation.bootstrap_samples)
+    stage.curve(figures)
+    metadata: dict[str, Any] = short_names(figures)
+    if settings.evaluation.harness_tasks:
+        scores = run_harness(
+            stage.store.checkpoint(found.model).path,
+            settings.evaluation.harness_tasks,
+            settings.evaluation.harness_limit,
+            choose_device(settings.model.device),
+            settings.evaluation.batch_size,
+        )
+        stage.curve({f"harness/{k}": v for k, v in scores.items()})
+        metadata |= {f"{HARNESS}{k}": v for k, v in scores.items()}
+    metadata["digest"] = found.digest
+    return _assessed(stage, [found], metadata, [_beats_length(measure_judge(found.judgements))])
 
 
 def _assessed(
+    stage: Stage,
     found: list[Assessment],
-    project: ProjectResource,
     metadata: dict[str, Any],
     checks: list[dg.AssetCheckResult] | None = None,
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Return the vital signs as the asset's value; its version is that of all that was measured, replies included."""
-    result = table_result(vital_signs(found, project.settings.evaluation.bootstrap_samples), metadata, checks)
+    result = table_result(vital_signs(found, stage.settings.evaluation.bootstrap_samples), metadata, checks)
     tables = [table for a in found for table in (a.replies, a.checkable, a.judgements, a.likelihood)]
     return result._replace(data_version=dg.DataVersion(fingerprint(map(table_digest, tables))))
 
 
-def assessments(project: ProjectResource, names: list[str]) -> dict[str, Assessment]:
+def assessments(stage: Stage, names: list[str]) -> dict[str, Assessment]:
     """Return what was measured of some models, by name.
 
     Raises:
         TableError: If one of them was not assessed, or they were not asked the same.
     """
-    settings, store = project.settings, project.store
+    settings, store = stage.settings, stage.store
     return read_assessments(store, [store.named_model(settings, name) for name in dict.fromkeys(names)])
 
 
@@ -140,16 +126,10 @@ def short_names(figures: dict[str, float]) -> dict[str, float]:
     return {name.replace("length/mean", "length/length_mean").split("/", 1)[1]: v for name, v in figures.items()}
 
 
-def _assess(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    name: str,
-    ranked: pd.DataFrame,
-    prompts: pd.DataFrame,
-) -> Assessment:
-    settings, store = project.settings, project.store
+def _assess(stage: Stage, name: str, ranked: pd.DataFrame, prompts: pd.DataFrame) -> Assessment:
+    settings, store = stage.settings, stage.store
     model = store.named_model(settings, name)
-    return assess_and_keep(model, prompts, ranked, settings, store, project.engine, project.progress(context))
+    return assess_and_keep(model, prompts, ranked, settings, store, stage.engine, stage.progress)
 
 
 def _beats_length(accuracy: JudgeAccuracy) -> dg.AssetCheckResult:

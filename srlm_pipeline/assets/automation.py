@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from srlm_pipeline.assets.common import ATTEMPT_TAG, iterations
+from srlm_pipeline.assets.stage import ATTEMPT_TAG, iterations
 from srlm_pipeline.config import ScheduleSettings
 from srlm_pipeline.resources.project import definition_settings
 from srlm_pipeline.store import iteration_number, partition_key

@@ -10,9 +10,10 @@ import dagster as dg
 import pandas as pd
 
 from srlm_pipeline.assets.automation import LOOP_TAG
-from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.results import check, model_result, table_digest
 from srlm_pipeline.assets.seed import M1, MODEL, seed_model, sft_baseline
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.assets.training import iteration_model, margins_moved
 from srlm_pipeline.errors import EmptyDataError
@@ -23,7 +24,6 @@ from srlm_pipeline.evaluation.opening import open_arbiter
 from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import (
     HUMAN_DPO_MODEL,
     REWARD_MODEL,
@@ -55,25 +55,18 @@ SHARE_OF_STEPS = 0.2
     deps=[sft_baseline],
     check_specs=[dg.AssetCheckSpec("reward_beats_length", asset="reward_model")],
 )
-def reward_model(
-    context: dg.AssetExecutionContext, project: ProjectResource, ranked_replies: pd.DataFrame
-) -> dg.MaterializeResult:
+def reward_model(stage: Stage, ranked_replies: pd.DataFrame) -> dg.MaterializeResult:
     """A reward for each reply: the SFT baseline with a scalar head, trained on the human rankings, then frozen."""
     from srlm_pipeline.training.human_pairs import all_ordered_pairs
     from srlm_pipeline.training.reward_model import train_reward_model
 
-    settings, store = project.settings, project.store
-    watch = Stopwatch()
-    baseline = store.checkpoint(SFT_BASELINE)
-    train = ranked_replies[ranked_replies["split"] == "train"]
-    with project.tracked(context) as run:
-        job = training_job(context, project, REWARD_MODEL, baseline, "training the reward model", table_digest(train))
-        trained = train_reward_model(job, all_ordered_pairs(train), settings.baselines.reward_model)
-        lineage = {"pairs": trained.n_examples}
-        saved = save_trained(context, project, run, trained, REWARD_MODEL, baseline.digest, lineage)
-        held_out = ranked_replies[ranked_replies["split"] == "held_out"]
-        accuracy = _ranking_figures(_reward_accuracy(context, project, held_out))
-        run.metrics({f"judge/{name}": value for name, value in accuracy.items()} | {"seconds": watch.seconds})
+    baseline = stage.store.checkpoint(SFT_BASELINE)
+    train, held_out = (ranked_replies[ranked_replies["split"] == split] for split in ("train", "held_out"))
+    job = training_job(stage, REWARD_MODEL, baseline, "training the reward model", table_digest(train))
+    trained = train_reward_model(job, all_ordered_pairs(train), stage.settings.baselines.reward_model)
+    saved = save_trained(stage, trained, REWARD_MODEL, baseline.digest, {"pairs": trained.n_examples})
+    accuracy = _ranking_figures(_reward_accuracy(stage, held_out))
+    stage.run.metrics({f"judge/{name}": value for name, value in accuracy.items()})
     balanced = accuracy.get("length_balanced_accuracy")
     checks = [
         check(
@@ -83,7 +76,7 @@ def reward_model(
             + ("could not be measured" if balanced is None else f"{balanced:.1%}; rewarding length alone reaches 50 %"),
         )
     ]
-    return model_result(saved, {**accuracy, **training_facts(trained, watch), **mlflow_link(run.url)}, checks)
+    return model_result(saved, {**accuracy, **training_facts(trained)}, checks)
 
 
 @srlm_asset(
@@ -94,37 +87,33 @@ def reward_model(
     deps=[sft_baseline, reward_model],
     check_specs=[dg.AssetCheckSpec("reward_rose", asset="rlhf_model")],
 )
-def rlhf_model(
-    context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame
-) -> dg.MaterializeResult:
+def rlhf_model(stage: Stage, ift_dataset: pd.DataFrame) -> dg.MaterializeResult:
     """Classic RLHF: the SFT baseline trained with RLOO against the frozen reward model, on the IFT prompts."""
     from srlm_pipeline.training.reward_model import open_reward_model
     from srlm_pipeline.training.rlhf import train_rlhf
 
-    settings, store = project.settings, project.store
-    watch = Stopwatch()
+    settings, store = stage.settings, stage.store
     baseline, frozen = store.checkpoint(SFT_BASELINE), store.checkpoint(REWARD_MODEL)
+    inputs = (frozen.digest, table_digest(ift_dataset))
+    job = training_job(stage, RLHF_MODEL, baseline, "training with RLOO", *inputs)
+    reward = open_reward_model(frozen.path, settings.baselines.reward_model, settings.model)
     prompts = ift_dataset["prompt"].drop_duplicates().tolist()
-    with project.tracked(context) as run:
-        inputs = (frozen.digest, table_digest(ift_dataset))
-        job = training_job(context, project, RLHF_MODEL, baseline, "training with RLOO", *inputs)
-        reward = open_reward_model(frozen.path, settings.baselines.reward_model, settings.model)
-        trained = train_rlhf(job, prompts, reward, settings.baselines.rlhf)
-        lineage = {"reward_model": frozen.digest, "rlhf": settings.baselines.rlhf.model_dump()}
-        saved = save_trained(context, project, run, trained, RLHF_MODEL, baseline.digest, lineage)
-        rewards = [entry["reward"] for entry in trained.history if "reward" in entry]
-        share = max(1, round(len(rewards) * SHARE_OF_STEPS))
-        first, last = (sum(part) / share for part in (rewards[:share], rewards[-share:]))
-        facts = {
-            "steps": len(rewards),
-            "reward_first": first,
-            "reward_last": last,
-            "kl_last": trained.final("kl"),
-            "reply_tokens_last": trained.final("completions/mean_length"),
-            "cut_off_share_last": trained.final("completions/clipped_ratio"),
-            "seconds_per_step": trained.final("step_time"),
-        }
-        run.metrics({**facts, "seconds": watch.seconds})
+    trained = train_rlhf(job, prompts, reward, settings.baselines.rlhf)
+    lineage = {"reward_model": frozen.digest, "rlhf": settings.baselines.rlhf.model_dump()}
+    saved = save_trained(stage, trained, RLHF_MODEL, baseline.digest, lineage)
+    rewards = [entry["reward"] for entry in trained.history if "reward" in entry]
+    share = max(1, round(len(rewards) * SHARE_OF_STEPS))
+    first, last = (sum(part) / share for part in (rewards[:share], rewards[-share:]))
+    facts = {
+        "steps": len(rewards),
+        "reward_first": first,
+        "reward_last": last,
+        "kl_last": trained.final("kl"),
+        "reply_tokens_last": trained.final("completions/mean_length"),
+        "cut_off_share_last": trained.final("completions/clipped_ratio"),
+        "seconds_per_step": trained.final("step_time"),
+    }
+    stage.run.metrics(facts)
     checks = [
         check(
             "reward_rose",
@@ -135,7 +124,7 @@ def rlhf_model(
         )
     ]
     shown = {name: value for name, value in facts.items() if value is not None}
-    return model_result(saved, {**shown, **training_facts(trained, watch), **mlflow_link(run.url)}, checks)
+    return model_result(saved, {**shown, **training_facts(trained)}, checks)
 
 
 @srlm_asset(
@@ -146,27 +135,22 @@ def rlhf_model(
     deps=[sft_baseline],
     check_specs=[dg.AssetCheckSpec("margins_moved", asset="human_dpo_model")],
 )
-def human_dpo_model(
-    context: dg.AssetExecutionContext, project: ProjectResource, ranked_replies: pd.DataFrame
-) -> dg.MaterializeResult:
+def human_dpo_model(stage: Stage, ranked_replies: pd.DataFrame) -> dg.MaterializeResult:
     """DPO on human preferences: the SFT baseline trained on each prompt's best reply against its worst."""
     from srlm_pipeline.training.dpo import train_dpo
     from srlm_pipeline.training.human_pairs import best_worst_pairs
 
-    settings, store = project.settings, project.store
-    watch = Stopwatch()
-    baseline = store.checkpoint(SFT_BASELINE)
+    settings = stage.settings
+    baseline = stage.store.checkpoint(SFT_BASELINE)
     train = ranked_replies[ranked_replies["split"] == "train"]
-    with project.tracked(context) as run:
-        description = "training with DPO on human pairs"
-        job = training_job(context, project, HUMAN_DPO_MODEL, baseline, description, table_digest(train))
-        trained = train_dpo(job, best_worst_pairs(train), settings.dpo)
-        lineage = {"pairs": trained.n_examples, "dpo": settings.dpo.model_dump()}
-        saved = save_trained(context, project, run, trained, HUMAN_DPO_MODEL, baseline.digest, lineage)
-        margin = trained.final("rewards/margins")
-        run.metrics({"final_margin": margin, "seconds": watch.seconds})
-    checks = [margins_moved(margin)]
-    return model_result(saved, {**training_facts(trained, watch), **mlflow_link(run.url)}, checks)
+    description = "training with DPO on human pairs"
+    job = training_job(stage, HUMAN_DPO_MODEL, baseline, description, table_digest(train))
+    trained = train_dpo(job, best_worst_pairs(train), settings.dpo)
+    lineage = {"pairs": trained.n_examples, "dpo": settings.dpo.model_dump()}
+    saved = save_trained(stage, trained, HUMAN_DPO_MODEL, baseline.digest, lineage)
+    margin = trained.final("rewards/margins")
+    stage.run.metrics({"final_margin": margin})
+    return model_result(saved, training_facts(trained), [margins_moved(margin)])
 
 
 @srlm_asset(
@@ -176,17 +160,13 @@ def human_dpo_model(
     deps=[reward_model, rlhf_model, human_dpo_model, sft_baseline, seed_model, iteration_model],
 )
 def baseline_comparison(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    ranked_replies: pd.DataFrame,
-    evaluation_prompts: pd.DataFrame,
+    stage: Stage, ranked_replies: pd.DataFrame, evaluation_prompts: pd.DataFrame
 ) -> dg.MaterializeResult:
     """Baselines head to head with the SFT baseline, M1, the loop's newest model and each other; how well each judges.
 
     Whatever has been trained takes part.
     """
-    settings, store = project.settings, project.store
-    progress, watch = project.progress(context), Stopwatch()
+    settings, store, progress = stage.settings, stage.store, stage.progress
     baselines = [name for name in (HUMAN_DPO_MODEL, RLHF_MODEL) if is_checkpoint(store.model_folder(name))]
     if not baselines:
         raise EmptyDataError(
@@ -194,61 +174,45 @@ def baseline_comparison(
         )
     others = list(dict.fromkeys([SFT_BASELINE, M1, newest_model(store)]))
     held_out = ranked_replies[ranked_replies["split"] == "held_out"]
-    with project.tracked(context) as run:
-        judged = {
-            name: judge_ranked_replies(store.checkpoint(name), held_out, settings, store, project.engine, progress)
-            for name in (*others, *baselines)
+    judged: dict[str, pd.DataFrame] = {}
+    replies: dict[str, pd.DataFrame] = {}
+    for name in (*others, *baselines):
+        model, limit = store.checkpoint(name), settings.evaluation.max_new_tokens
+        judged[name] = judge_ranked_replies(model, held_out, settings, store, stage.engine, progress)
+        replies[name] = evaluation_replies(
+            model, evaluation_prompts, limit, settings, store, stage.engine, progress, "evaluation"
+        )
+    if is_checkpoint(store.model_folder(REWARD_MODEL)):
+        judged[REWARD_MODEL] = _reward_accuracy(stage, held_out)
+    arbiter = open_arbiter(settings, store, stage.engine)
+    matches = [
+        {
+            "model": name,
+            "opponent": opponent,
+            **match(replies[name], replies[opponent], opponent, arbiter, settings, progress)[1].metrics(),
+            "length_ratio": length_ratio(replies[name], replies[opponent]),
         }
-        if is_checkpoint(store.model_folder(REWARD_MODEL)):
-            judged[REWARD_MODEL] = _reward_accuracy(context, project, held_out)
-        replies = {
-            name: evaluation_replies(
-                store.checkpoint(name),
-                evaluation_prompts,
-                settings.evaluation.max_new_tokens,
-                settings,
-                store,
-                project.engine,
-                progress,
-                "evaluation",
-            )
-            for name in (*others, *baselines)
+        for place, name in enumerate(baselines)
+        for opponent in (*others, *baselines[:place])
+    ]
+    models = [
+        {
+            "model": name,
+            **{f"judge_{k}": v for k, v in _ranking_figures(table).items()},
+            **(_described(replies[name]) if name in replies else {}),
         }
-        arbiter = open_arbiter(settings, store, project.engine)
-        matches = [
-            {
-                "model": name,
-                "opponent": opponent,
-                **match(replies[name], replies[opponent], opponent, arbiter, settings, progress)[1].metrics(),
-                "length_ratio": length_ratio(replies[name], replies[opponent]),
-            }
-            for place, name in enumerate(baselines)
-            for opponent in (*others, *baselines[:place])
-        ]
-        models = [
-            {
-                "model": name,
-                **{f"judge_{k}": v for k, v in _ranking_figures(table).items()},
-                **(_described(replies[name]) if name in replies else {}),
-            }
-            for name, table in judged.items()
-        ]
-        for row in matches:
-            run.metrics(_named(row, f"{row['model']}/vs_{row['opponent']}_"))
-        for row in models:
-            run.metrics(_named(row, f"{row['model']}/"))
-        tables = {"matches": pd.DataFrame(matches), "models": pd.DataFrame(models)}
-        for name, table in tables.items():
-            run.text(table.to_csv(index=False), f"{name}.csv")
-        run.metrics({"seconds": watch.seconds})
+        for name, table in judged.items()
+    ]
+    for row in matches:
+        stage.run.metrics(_named(row, f"{row['model']}/vs_{row['opponent']}_"))
+    for row in models:
+        stage.run.metrics(_named(row, f"{row['model']}/"))
+    tables = {"matches": pd.DataFrame(matches), "models": pd.DataFrame(models)}
+    for name, table in tables.items():
+        stage.run.text(table.to_csv(index=False), f"{name}.csv")
     win_rates = {f"{row['model']}_win_rate_vs_{row['opponent']}": row["win_rate"] for row in matches}
     return dg.MaterializeResult(
-        metadata={
-            "seconds": round(watch.seconds, 2),
-            **{name: whole_table(table) for name, table in tables.items()},
-            **win_rates,
-            **mlflow_link(run.url),
-        },
+        metadata={**{name: whole_table(table) for name, table in tables.items()}, **win_rates},
         data_version=dg.DataVersion("-".join(table_digest(table) for table in tables.values())),
     )
 
@@ -283,15 +247,13 @@ def whole_table(table: pd.DataFrame) -> dg.TableMetadataValue:
     )
 
 
-def _reward_accuracy(context: dg.AssetExecutionContext, project: ProjectResource, ranked: pd.DataFrame) -> pd.DataFrame:
+def _reward_accuracy(stage: Stage, ranked: pd.DataFrame) -> pd.DataFrame:
     """Return the frozen reward model's opinion of human-ranked replies as table `JUDGE_ACCURACY`."""
     from srlm_pipeline.training.reward_model import open_reward_model, reward_scores
 
-    settings = project.settings
-    opened = open_reward_model(
-        project.store.checkpoint(REWARD_MODEL).path, settings.baselines.reward_model, settings.model
-    )
-    rewards = opened.rewards(ranked["prompt"].tolist(), ranked["text"].tolist(), project.progress(context))
+    settings, model = stage.settings, stage.store.checkpoint(REWARD_MODEL)
+    opened = open_reward_model(model.path, settings.baselines.reward_model, settings.model)
+    rewards = opened.rewards(ranked["prompt"].tolist(), ranked["text"].tolist(), stage.progress)
     table = ranked.assign(model=REWARD_MODEL, n_characters=ranked["text"].str.len(), score=reward_scores(rewards))
     return table[list(JUDGE_ACCURACY.columns)]
 

@@ -6,39 +6,40 @@ Events for the next partition say the same: `publish`.
 
 import dagster as dg
 
-from srlm_pipeline.assets.common import ATTEMPT_TAG, model_result, srlm_asset
+from srlm_pipeline.assets.results import model_result
 from srlm_pipeline.assets.seed import seed_model
+from srlm_pipeline.assets.stage import ATTEMPT_TAG, Stage, iterations, srlm_asset
 from srlm_pipeline.attempts import Attempt, write_attempt
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import MissingPredecessorError
 from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.reads import STAGES, Reads
-from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import ProjectStore, iteration_number, partition_key
+from srlm_pipeline.store import ProjectStore, partition_key
 
 DATA_VERSION_TAG = "dagster/data_version"
 # What makes an iteration's model what it is.
 MAKING = ("generated_prompts", "candidates", "judged_scores", "preference_pairs", "iteration_model")
 
 
-@srlm_asset(Reads(), group="iteration", kinds={"torch"}, compute=False, per_iteration=True, deps=[seed_model])
-def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+@srlm_asset(
+    Reads(), group="iteration", kinds={"torch"}, compute=False, tracked=False, per_iteration=True, deps=[seed_model]
+)
+def policy(stage: Stage) -> dg.MaterializeResult:
     """M_t, the model that enters iteration t: M1 first, then what the iteration before made.
 
     Nothing is ever computed on a wrong model: without its predecessor an iteration fails here, naming what to
     materialize first. A run with the tag of a further attempt begins that attempt, from the champion; once the
     champion or the settings are others, the iteration is no further attempt at anything any more.
     """
-    iteration = iteration_number(context.partition_key)
-    store = project.store
-    asked = int(context.run.tags.get(ATTEMPT_TAG, 0))
-    bound = making_version(project.settings)
+    iteration, store = stage.iteration, stage.store
+    asked = int(stage.context.run.tags.get(ATTEMPT_TAG, 0))
+    bound = making_version(stage.settings)
     if asked:
         leader = store.checkpoint(champion_before(store, iteration))
         write_attempt(Attempt(asked, leader.name, leader.digest, bound), store.attempt_path(iteration))
     elif not _holds(store, iteration, bound):
-        context.log.info("what the further attempt was made for is no longer so; the iteration is done as planned")
+        stage.log.info("what the further attempt was made for is no longer so; the iteration is done as planned")
         store.attempt_path(iteration).unlink(missing_ok=True)
     attempt = store.attempt(iteration)
     checkpoint = store.entering_model(iteration)
@@ -51,10 +52,12 @@ def policy(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.Ma
     return result._replace(data_version=dg.DataVersion(f"{checkpoint.digest}-attempt-{attempt.number}"))
 
 
-@srlm_asset(Reads(), group="iteration", kinds={"torch"}, compute=False, per_iteration=True, deps=[seed_model])
-def champion(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult:
+@srlm_asset(
+    Reads(), group="iteration", kinds={"torch"}, compute=False, tracked=False, per_iteration=True, deps=[seed_model]
+)
+def champion(stage: Stage) -> dg.MaterializeResult:
     """The model that M_{t+1} has to beat: the last one that was promoted before, M1 as long as there is none."""
-    iteration, store = iteration_number(context.partition_key), project.store
+    iteration, store = stage.iteration, stage.store
     leader = champion_before(store, iteration)
     if not is_checkpoint(store.model_folder(leader)):
         raise MissingPredecessorError(iteration, "seed_model")
@@ -66,24 +69,24 @@ def making_version(settings: Settings) -> str:
     return "-".join(STAGES[name].fingerprint(settings) for name in MAKING)
 
 
-def publish(context: dg.AssetExecutionContext, asset: str, digest: str) -> None:
+def publish(stage: Stage, asset: str, digest: str) -> None:
     """Record that an asset of the next iteration has this version now, so that staleness follows the loop.
 
     Args:
-        context: Of the iteration before.
+        stage: Of the iteration before.
         asset: `policy` or `champion`.
         digest: Of the model's weights.
     """
-    key = partition_key(iteration_number(context.partition_key) + 1)
-    if key not in context.assets_def.partitions_def.get_partition_keys():
+    key = partition_key(stage.iteration + 1)
+    if key not in iterations.get_partition_keys():
         return
-    context.log_event(
+    stage.context.log_event(
         dg.AssetMaterialization(
             asset_key=asset,
             partition=key,
-            description=f"published by {context.asset_key.to_user_string()}[{context.partition_key}]",
+            description=f"published by {stage.name}[{stage.partition}]",
             tags={DATA_VERSION_TAG: digest},
-            metadata={"digest": digest, "publishing_run": context.run_id},
+            metadata={"digest": digest, "publishing_run": stage.context.run_id},
         )
     )
 

@@ -8,10 +8,11 @@ import pandas as pd
 
 from srlm_pipeline.assets.assessment import assessment as model_assessment
 from srlm_pipeline.assets.assessment import assessments, seed_assessment
-from srlm_pipeline.assets.common import Stopwatch, check, iterations, mlflow_link, srlm_asset, table_result
 from srlm_pipeline.assets.entering import champion, policy
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.results import check, table_result
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
+from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
@@ -23,8 +24,7 @@ from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answ
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name
+from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
 
 OVERLAP_ROUGE_L = 0.7
 
@@ -40,43 +40,24 @@ OVERLAP_ROUGE_L = 0.7
     ],
 )
 def seed_evaluation(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    ift_dataset: pd.DataFrame,
-    ranked_replies: pd.DataFrame,
-    evaluation_prompts: pd.DataFrame,
+    stage: Stage, ift_dataset: pd.DataFrame, ranked_replies: pd.DataFrame, evaluation_prompts: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Where everything starts: how far the arbiters can be trusted, and M1 against base model and SFT baseline."""
-    from srlm_pipeline.tracking import Tracker
-
-    settings, store = project.settings, project.store
-    progress = project.progress(context)
-    watch = Stopwatch()
+    settings, store = stage.settings, stage.store
     held_out = ranked_replies[ranked_replies["split"] == "held_out"]
-    metadata: dict[str, Any] = {}
+    replies = {k: v.evaluation_replies() for k, v in assessments(stage, [BASE, SFT_BASELINE, M1]).items()}
+    arbiter = open_arbiter(settings, store, stage.engine)
+    agreement = arbiter_agreement(arbiter, held_out, stage.progress, settings.evaluation.tie_margin)
+    stage.run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
+    metadata: dict[str, Any] = {f"arbiter_{k}": v for k, v in agreement.items()}
     tables: list[pd.DataFrame] = []
-    with project.tracked(context) as run:
-        replies = {k: v.evaluation_replies() for k, v in assessments(project, [BASE, SFT_BASELINE, M1]).items()}
-        arbiter = open_arbiter(settings, store, project.engine)
-        agreement = arbiter_agreement(arbiter, held_out, progress, settings.evaluation.tie_margin)
-        run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
-        metadata |= {f"arbiter_{k}": v for k, v in agreement.items()}
-        met: dict[Role, str] = {"base": BASE, "baseline": SFT_BASELINE}
-        for role, opponent in met.items():
-            table, outcome = match(replies[M1], replies[opponent], opponent, arbiter, settings, progress)
-            tables.append(table)
-            run.curve(win_metrics(role, outcome.metrics()), 0)
-            metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
-        first = store.checkpoint(M1)
-        Tracker(settings).register(
-            settings.project,
-            store.keep(first),
-            run.run_id,
-            {"model": M1, "digest": first.digest, "iteration": "0", "verdict": "seed model"},
-            # Until an iteration's model is promoted.
-            champion=champion_before(store, len(iterations.get_partition_keys()) + 1) == M1,
-        )
-        run.metrics({"seconds": watch.seconds})
+    met: dict[Role, str] = {"base": BASE, "baseline": SFT_BASELINE}
+    for role, opponent in met.items():
+        table, outcome = match(replies[M1], replies[opponent], opponent, arbiter, settings, stage.progress)
+        tables.append(table)
+        stage.curve(win_metrics(role, outcome.metrics()))
+        metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
+    _register_seed_model(stage)
     trained_on = NoveltyIndex([*ift_dataset["prompt"], *ranked_replies["prompt"].unique()])
     overlapping = [p for p in evaluation_prompts["prompt"] if trained_on.nearest(p) >= OVERLAP_ROUGE_L]
     checks = [
@@ -93,8 +74,22 @@ def seed_evaluation(
             agreement=agreement["agreement"],
         ),
     ]
-    metadata |= {"seconds": round(watch.seconds, 2), **mlflow_link(run.url)}
     return table_result(pd.concat(tables, ignore_index=True), metadata, checks)
+
+
+def _register_seed_model(stage: Stage) -> None:
+    """Register M1 in MLflow, as the champion until an iteration's model is promoted."""
+    from srlm_pipeline.tracking import Tracker
+
+    settings, store = stage.settings, stage.store
+    first = store.checkpoint(M1)
+    Tracker(settings).register(
+        settings.project,
+        store.keep(first),
+        stage.run.run_id,
+        {"model": M1, "digest": first.digest, "iteration": "0", "verdict": "seed model"},
+        champion=champion_before(store, len(iterations.get_partition_keys()) + 1) == M1,
+    )
 
 
 @srlm_asset(
@@ -107,44 +102,36 @@ def seed_evaluation(
     per_iteration=True,
     deps=[model_assessment, policy, champion, seed_assessment, seed_model],
 )
-def win_rates(
-    context: dg.AssetExecutionContext, project: ProjectResource, evaluation_prompts: pd.DataFrame
-) -> dg.MaterializeResult[pd.DataFrame]:
+def win_rates(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
     """M_{t+1} head to head against base model, SFT baseline, M_t, the champion and other models' answers."""
-    settings, store = project.settings, project.store
-    iteration = iteration_number(context.partition_key)
-    name, opponents = model_name(iteration + 1), opponents_of(store, iteration)
-    watch = Stopwatch()
+    settings, store = stage.settings, stage.store
+    name, opponents = model_name(stage.iteration + 1), opponents_of(store, stage.iteration)
+    found = assessments(stage, [*(o.name for o in opponents), name])
+    replies = {model: assessed.evaluation_replies() for model, assessed in found.items()}
+    mine = replies[name]
+    arbiter = open_arbiter(settings, store, stage.engine)
     metadata: dict[str, Any] = {}
     tables: list[pd.DataFrame] = []
-    with project.tracked(context) as run:
-        found = assessments(project, [*(o.name for o in opponents), name])
-        replies = {model: assessed.evaluation_replies() for model, assessed in found.items()}
-        mine = replies[name]
-        arbiter = open_arbiter(settings, store, project.engine)
-        progress = project.progress(context)
-        position_bias: dict[str, float] = {}
-        for opponent in opponents:
-            table, outcome = match(mine, replies[opponent.name], opponent.name, arbiter, settings, progress)
-            tables.append(table)
-            position_bias[opponent.name] = outcome.position_bias
-            growth = length_ratio(mine, replies[opponent.name])
-            for role in opponent.roles:
-                run.curve(win_metrics(role, outcome.metrics()), iteration)
-                metadata |= {f"win_rate_vs_{role}": outcome.win_rate, f"length_vs_{role}": growth}
-                metadata |= {f"vs_{role}_{k}": v for k, v in outcome.metrics().items() if k != "win_rate"}
-        for other in _other_answers(project, evaluation_prompts):
-            table, outcome = match(other.met_by(mine), other.replies, other.model, arbiter, settings, progress)
-            tables.append(table)
-            position_bias[other.model] = outcome.position_bias
-            run.curve(win_metrics(other.model, outcome.metrics()), iteration)
-            metadata |= {f"vs_{other.model}_{k}": v for k, v in outcome.metrics().items()}
+    position_bias: dict[str, float] = {}
+    for opponent in opponents:
+        table, outcome = match(mine, replies[opponent.name], opponent.name, arbiter, settings, stage.progress)
+        tables.append(table)
+        position_bias[opponent.name] = outcome.position_bias
+        growth = length_ratio(mine, replies[opponent.name])
+        for role in opponent.roles:
+            stage.curve(win_metrics(role, outcome.metrics()))
+            metadata |= {f"win_rate_vs_{role}": outcome.win_rate, f"length_vs_{role}": growth}
+            metadata |= {f"vs_{role}_{k}": v for k, v in outcome.metrics().items() if k != "win_rate"}
+    for other in _other_answers(stage, evaluation_prompts):
+        table, outcome = match(other.met_by(mine), other.replies, other.model, arbiter, settings, stage.progress)
+        tables.append(table)
+        position_bias[other.model] = outcome.position_bias
+        stage.curve(win_metrics(other.model, outcome.metrics()))
+        metadata |= {f"vs_{other.model}_{k}": v for k, v in outcome.metrics().items()}
     metadata |= {
         "digest": found[name].digest,
         "opponents": {o.name: o.description for o in opponents},
         "position_bias": position_bias,
-        "seconds": round(watch.seconds, 2),
-        **mlflow_link(run.url),
     }
     return table_result(pd.concat(tables, ignore_index=True), metadata)
 
@@ -156,18 +143,18 @@ def win_metrics(label: str, figures: dict[str, float]) -> dict[str, float]:
 
 
 def all_met(
-    project: ProjectResource, iterations: list[int], prompts: pd.DataFrame
+    stage: Stage, iterations: list[int], prompts: pd.DataFrame
 ) -> tuple[dict[str, Assessment], dict[str, pd.DataFrame]]:
     """Return what was measured of the seed's models, the iterations' models and all that these met; others' answers.
 
     Raises:
         TableError: If one of them was not assessed, or they were not asked the same.
     """
-    answers = _other_answers(project, prompts)
-    return assessments(project, _taking_part(project, iterations)), {a.model: a.replies for a in answers}
+    answers = _other_answers(stage, prompts)
+    return assessments(stage, _taking_part(stage, iterations)), {a.model: a.replies for a in answers}
 
 
-def comparable_iterations(project: ProjectResource, iteration: int, others: list[int]) -> list[int]:
+def comparable_iterations(stage: Stage, iteration: int, others: list[int]) -> list[int]:
     """Return an iteration and those others whose models were asked the same, in order.
 
     After the prompts were changed, what was measured before says nothing beside what is measured now.
@@ -175,7 +162,7 @@ def comparable_iterations(project: ProjectResource, iteration: int, others: list
 
     def comparable(other: int) -> bool:
         try:
-            assessments(project, _taking_part(project, [other, iteration]))
+            assessments(stage, _taking_part(stage, [other, iteration]))
         except TableError:
             return False
         return True
@@ -183,14 +170,14 @@ def comparable_iterations(project: ProjectResource, iteration: int, others: list
     return [other for other in others if other == iteration or comparable(other)]
 
 
-def _taking_part(project: ProjectResource, iterations: list[int]) -> list[str]:
-    met = [o.name for iteration in iterations for o in opponents_of(project.store, iteration)]
+def _taking_part(stage: Stage, iterations: list[int]) -> list[str]:
+    met = [o.name for iteration in iterations for o in opponents_of(stage.store, iteration)]
     return [BASE, SFT_BASELINE, M1, *met, *(model_name(iteration + 1) for iteration in iterations)]
 
 
-def _other_answers(project: ProjectResource, prompts: pd.DataFrame) -> list[OtherAnswers]:
+def _other_answers(stage: Stage, prompts: pd.DataFrame) -> list[OtherAnswers]:
     """Read other models' answers from their files; lengths in tokens are counted as M1 does."""
-    settings, store = project.settings, project.store
+    settings, store = stage.settings, stage.store
     if not settings.evaluation.other_answers:
         return []
     from transformers import AutoTokenizer

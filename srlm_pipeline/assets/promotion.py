@@ -5,10 +5,10 @@ import pandas as pd
 
 from srlm_pipeline.assets.assessment import assessment, assessments, seed_assessment
 from srlm_pipeline.assets.automation import metadata_of
-from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
 from srlm_pipeline.assets.entering import champion as champion_asset
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.evaluation import seed_evaluation
+from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
@@ -21,8 +21,7 @@ from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promot
 from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import BASE, SFT_BASELINE, iteration_number, model_name, open_store
+from srlm_pipeline.store import BASE, SFT_BASELINE, model_name, open_store
 
 
 def _votes(settings: Settings) -> list[str]:
@@ -44,29 +43,23 @@ def _votes(settings: Settings) -> list[str]:
     per_iteration=True,
     deps=[assessment, policy, champion_asset, seed_assessment, seed_evaluation],
 )
-def promotion(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    win_rates: pd.DataFrame,
-    collapse_monitors: pd.DataFrame,
-) -> dg.MaterializeResult:
+def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataFrame) -> dg.MaterializeResult:
     """Registers M_{t+1} in MLflow, promoted or rejected, and moves the alias `champion` if every rule is met."""
     from srlm_pipeline.tracking import Tracker
 
-    settings, store = project.settings, project.store
-    iteration = iteration_number(context.partition_key)
+    settings, store, iteration = stage.settings, stage.store, stage.iteration
     checkpoint, champion = store.checkpoint(model_name(iteration + 1)), champion_before(store, iteration)
-    found = assessments(project, [BASE, SFT_BASELINE, champion, checkpoint.name])
+    found = assessments(stage, [BASE, SFT_BASELINE, champion, checkpoint.name])
     new, leader_before = found[checkpoint.name], found[champion]
     mine, theirs = new.evaluation_replies(), leader_before.evaluation_replies()
     played = win_rates[win_rates["opponent"] == champion]
     if played.empty:
         raise TableError(
             "win_rates",
-            [f"there is no match against {champion}, the champion; materialize win_rates[{context.partition_key}]"],
+            [f"there is no match against {champion}, the champion; materialize win_rates[{stage.partition}]"],
         )
     met = match_result(played, mine, theirs)
-    agrees = metadata_of(context.instance, "seed_evaluation", None).get("arbiter_agreement")
+    agrees = metadata_of(stage.context.instance, "seed_evaluation", None).get("arbiter_agreement")
     said = opinion((met.wins, met.ties, met.losses), settings.promotion, met.length_controlled, agrees)
     assert said is not None, "a match has prompts"
     read = tally(VoteBook(store.votes_path).all(), new, leader_before)
@@ -86,25 +79,24 @@ def promotion(
     )
     rules = decide_promotion(evidence, settings.promotion)
     decision = Decision(checkpoint.name, checkpoint.digest, champion, all(r.passed is not False for r in rules), rules)
-    with project.tracked(context) as run:
-        write_decision(decision, store.decision_path(iteration))
-        # A later iteration's model that was promoted stays champion when an earlier one is decided again.
-        leader = champion_before(store, len(iterations.get_partition_keys()) + 1)
-        version = Tracker(settings).register(
-            settings.project,
-            store.keep(checkpoint),
-            run.run_id,
-            {
-                "model": checkpoint.name,
-                "digest": checkpoint.digest,
-                "iteration": str(iteration),
-                "verdict": "promoted" if decision.promoted else "rejected",
-                "reason": "; ".join(f"{r.name}: {r.explanation}" for r in decision.failures) or "every rule is met",
-            },
-            champion=leader == checkpoint.name,
-        )
-        run.curve({"promotion/promoted": float(decision.promoted)}, iteration)
-    publish(context, "champion", store.checkpoint(champion_before(store, iteration + 1)).digest)
+    write_decision(decision, store.decision_path(iteration))
+    # A later iteration's model that was promoted stays champion when an earlier one is decided again.
+    leader = champion_before(store, len(iterations.get_partition_keys()) + 1)
+    version = Tracker(settings).register(
+        settings.project,
+        store.keep(checkpoint),
+        stage.run.run_id,
+        {
+            "model": checkpoint.name,
+            "digest": checkpoint.digest,
+            "iteration": str(iteration),
+            "verdict": "promoted" if decision.promoted else "rejected",
+            "reason": "; ".join(f"{r.name}: {r.explanation}" for r in decision.failures) or "every rule is met",
+        },
+        champion=leader == checkpoint.name,
+    )
+    stage.curve({"promotion/promoted": float(decision.promoted)})
+    publish(stage, "champion", store.checkpoint(champion_before(store, iteration + 1)).digest)
     words = {True: "passed", False: "FAILED", None: "not decided by"}
     lines = [f"- {words[r.passed]}: {r.name}: {r.explanation}" for r in rules]
     return dg.MaterializeResult(
@@ -114,7 +106,6 @@ def promotion(
             "attempt": store.attempt(iteration).number,
             "rules": dg.MetadataValue.md("\n".join(lines)),
             "registered_version": version,
-            **mlflow_link(run.url),
         },
         data_version=dg.DataVersion(f"{checkpoint.digest}-{decision.promoted}"),
     )

@@ -9,13 +9,13 @@ import pandas as pd
 
 from srlm_pipeline.assets.assessment import HARNESS, assessment, seed_assessment
 from srlm_pipeline.assets.automation import metadata_of
-from srlm_pipeline.assets.common import iterations, mlflow_link, srlm_asset
 from srlm_pipeline.assets.entering import policy
 from srlm_pipeline.assets.evaluation import all_met, comparable_iterations, seed_evaluation, win_rates
 from srlm_pipeline.assets.monitoring import collapse_monitors
 from srlm_pipeline.assets.promotion import promotion
 from srlm_pipeline.assets.seed import sft_baseline
 from srlm_pipeline.assets.self_instruction import preference_pairs
+from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
@@ -33,7 +33,6 @@ from srlm_pipeline.reporting.gather import (
 from srlm_pipeline.reporting.reading import reading_html
 from srlm_pipeline.reporting.render import iteration_html, iteration_verdict, overview_html, write_report
 from srlm_pipeline.reporting.summary import iteration_summary
-from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import iteration_number, model_name, partition_key
 
 SEED_STAGES = ("sft_baseline", "eft_dataset", "seed_model", "seed_assessment", "seed_evaluation")
@@ -69,49 +68,43 @@ REPORT, READING, ALL_ITERATIONS = "report.html", "replies.html", "all_iterations
         collapse_monitors,
     ],
 )
-def iteration_report(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    evaluation_prompts: pd.DataFrame,
-) -> dg.MaterializeResult:
+def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.MaterializeResult:
     """The page for the morning: the verdict and its reasons, win rates, judge accuracy, replies side by side, costs."""
-    settings, store = project.settings, project.store
-    iteration = iteration_number(context.partition_key)
+    settings, store, iteration = stage.settings, stage.store, stage.iteration
     decided = [
         number
         for number in range(1, len(iterations.get_partition_keys()) + 1)
         if standing_decision(store, number) is not None
     ]
-    shown = comparable_iterations(project, iteration, decided)
-    found, others = all_met(project, shown, evaluation_prompts)
+    shown = comparable_iterations(stage, iteration, decided)
+    found, others = all_met(stage, shown, evaluation_prompts)
     folder = store.root / "reports"
-    with project.tracked(context) as run:
-        around = _surroundings(context, project, run.url)
-        report = gather_iteration(settings, store, iteration, found, others, around)
-        roles = {opponent.name: opponent.roles for opponent in opponents_of(store, iteration)}
-        page = iteration_html(report)
-        seconds = {number: _seconds(context.instance, partition_key(number)) for number in shown}
-        overview = overview_html(gather_overview(settings, store, shown, found, others, around, seconds))
-        decision = standing_decision(store, iteration)
-        assert decision is not None, "the report needs a decision, and gather_iteration says so"
-        reading = reading_html(gather_reading(settings, store, iteration, found, decision, around))
-        for name, artifact, html in (
-            (report_name(iteration), REPORT, page),
-            (reading_name(iteration), READING, reading),
-            (OVERVIEW, ALL_ITERATIONS, overview),
-        ):
-            write_report(folder / name, html)
-            run.text(html, artifact)
-        summary = iteration_summary(report)
-        # What the terminal shows.
-        write_report((folder / report_name(iteration)).with_suffix(".md"), summary)
+    around = _surroundings(stage)
+    report = gather_iteration(settings, store, iteration, found, others, around)
+    roles = {opponent.name: opponent.roles for opponent in opponents_of(store, iteration)}
+    page = iteration_html(report)
+    seconds = {number: _seconds(stage.context.instance, partition_key(number)) for number in shown}
+    overview = overview_html(gather_overview(settings, store, shown, found, others, around, seconds))
+    decision = standing_decision(store, iteration)
+    assert decision is not None, "the report needs a decision, and gather_iteration says so"
+    reading = reading_html(gather_reading(settings, store, iteration, found, decision, around))
+    for name, artifact, html in (
+        (report_name(iteration), REPORT, page),
+        (reading_name(iteration), READING, reading),
+        (OVERVIEW, ALL_ITERATIONS, overview),
+    ):
+        write_report(folder / name, html)
+        stage.run.text(html, artifact)
+    summary = iteration_summary(report)
+    # What the terminal shows.
+    write_report((folder / report_name(iteration)).with_suffix(".md"), summary)
     return dg.MaterializeResult(
         metadata={
             "verdict": iteration_verdict(report),
             # A browser does not open a file from a page of a server, but MLflow shows the artefact.
-            "report": dg.MetadataValue.url(run.artifact_url(REPORT)),
-            "replies": dg.MetadataValue.url(run.artifact_url(READING)),
-            "all_iterations": dg.MetadataValue.url(run.artifact_url(ALL_ITERATIONS)),
+            "report": dg.MetadataValue.url(stage.run.artifact_url(REPORT)),
+            "replies": dg.MetadataValue.url(stage.run.artifact_url(READING)),
+            "all_iterations": dg.MetadataValue.url(stage.run.artifact_url(ALL_ITERATIONS)),
             "path": dg.MetadataValue.path(str(folder / report_name(iteration))),
             "summary": dg.MetadataValue.md(summary),
             # Under names that stay the same, so that Dagster draws them over the iterations.
@@ -120,14 +113,13 @@ def iteration_report(
                 for match in report.matches
                 for role in roles.get(match.opponent, ())
             },
-            **mlflow_link(run.url),
         }
     )
 
 
-def _surroundings(context: dg.AssetExecutionContext, project: ProjectResource, mlflow_run: str) -> Surroundings:
+def _surroundings(stage: Stage) -> Surroundings:
     """Gather what Dagster has recorded of the iteration's stages."""
-    instance, key = context.instance, context.partition_key
+    instance, key = stage.context.instance, stage.partition
     seed, wins = metadata_of(instance, "seed_evaluation", None), metadata_of(instance, "win_rates", key)
     agreement = {k.removeprefix("arbiter_"): v for k, v in seed.items() if k.startswith("arbiter_")}
     return Surroundings(
@@ -135,8 +127,8 @@ def _surroundings(context: dg.AssetExecutionContext, project: ProjectResource, m
         agreement=agreement,
         position_bias=wins.get("position_bias") or {},
         tasks=task_figures(metadata_of(instance, "assessment", key), model_name(iteration_number(key) + 1)),
-        costs=_costs(context, project),
-        links=(Link("MLflow run", mlflow_run),),
+        costs=_costs(stage),
+        links=(Link("MLflow run", stage.run.url),),
     )
 
 
@@ -152,21 +144,21 @@ def task_figures(recorded: Mapping[str, Any], model: str) -> tuple[TaskFigures, 
     return tuple(found)
 
 
-def _costs(context: dg.AssetExecutionContext, project: ProjectResource) -> tuple[StageCost, ...]:
+def _costs(stage: Stage) -> tuple[StageCost, ...]:
     """Put what was planned beside what was needed; the seed's stages in the first report only."""
-    plan = read_record(Plan, plan_path(project.store.root, project.settings))
+    plan = read_record(Plan, plan_path(stage.store.root, stage.settings))
     planned = {stage.stage: stage for stage in plan.stages} if plan else {}
-    key = context.partition_key
+    key = stage.partition
     stages: dict[str, str | None] = dict.fromkeys(SEED_STAGES) if iteration_number(key) == 1 else {}
     stages |= dict.fromkeys(ITERATION_STAGES, key)
     costs = []
-    for stage, partition in stages.items():
-        recorded = metadata_of(context.instance, stage, partition)
-        foreseen = planned.get(stage)
+    for name, partition in stages.items():
+        recorded = metadata_of(stage.context.instance, name, partition)
+        foreseen = planned.get(name)
         tokens = recorded.get("tokens")
         costs.append(
             StageCost(
-                stage,
+                name,
                 recorded.get("seconds"),
                 Estimate(foreseen.seconds.likely, foreseen.seconds.low, foreseen.seconds.high) if foreseen else None,
                 tokens,

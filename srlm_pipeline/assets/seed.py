@@ -6,20 +6,13 @@ from dataclasses import replace
 import dagster as dg
 import pandas as pd
 
-from srlm_pipeline.assets.common import (
-    Stopwatch,
-    histogram,
-    mlflow_link,
-    model_result,
-    srlm_asset,
-    table_digest,
-    table_result,
-)
+from srlm_pipeline.assets.results import histogram, model_result, table_digest, table_result
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.loaders import source_digest
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.resources.project import definition_settings
 from srlm_pipeline.store import SFT_BASELINE, STARTING_POINTS, model_contents, model_name
 from srlm_pipeline.tables import EFT
 
@@ -44,13 +37,17 @@ def base_contents(settings: Settings) -> list[str]:
 
 
 @srlm_asset(
-    Reads((*TRAINING_DATA, "data.ift_limit"), contents=_training_files), group="seed", kinds={"pandas"}, compute=False
+    Reads((*TRAINING_DATA, "data.ift_limit"), contents=_training_files),
+    group="seed",
+    kinds={"pandas"},
+    compute=False,
+    tracked=False,
 )
-def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
+def ift_dataset(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     """Instruction fine-tuning data: prompts with good responses."""
     from srlm_pipeline.data.loaders import load_instructions
 
-    loaded = load_instructions(project.settings.data)
+    loaded = load_instructions(stage.settings.data)
     words = loaded.table["response"].str.split().str.len()
     metadata = {
         "kinds": loaded.table["kind"].nunique(),
@@ -65,12 +62,13 @@ def ift_dataset(context: dg.AssetExecutionContext, project: ProjectResource) -> 
     group="seed",
     kinds={"pandas"},
     compute=False,
+    tracked=False,
 )
-def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) -> dg.MaterializeResult[pd.DataFrame]:
+def ranked_replies(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     """Prompts with human-ranked replies, split by prompt: one part teaches judging, the other measures it."""
     from srlm_pipeline.data.loaders import load_ranked_replies
 
-    loaded = load_ranked_replies(project.settings.data)
+    loaded = load_ranked_replies(stage.settings.data)
     groups = loaded.table.drop_duplicates("group_id")["split"].value_counts()
     metadata = {
         "train_prompts": int(groups["train"]),
@@ -88,14 +86,13 @@ def ranked_replies(context: dg.AssetExecutionContext, project: ProjectResource) 
     group="seed",
     kinds={"pandas"},
     compute=False,
+    tracked=False,
 )
-def evaluation_prompts(
-    context: dg.AssetExecutionContext, project: ProjectResource
-) -> dg.MaterializeResult[pd.DataFrame]:
+def evaluation_prompts(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     """Prompts for head-to-head comparison; never trained on, never used as examples."""
     from srlm_pipeline.data.loaders import load_evaluation_prompts
 
-    loaded = load_evaluation_prompts(project.settings.data)
+    loaded = load_evaluation_prompts(stage.settings.data)
     return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
 
 
@@ -105,23 +102,18 @@ def evaluation_prompts(
     kinds={"torch", "mlflow"},
     retries=True,
 )
-def sft_baseline(
-    context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame
-) -> dg.MaterializeResult:
+def sft_baseline(stage: Stage, ift_dataset: pd.DataFrame) -> dg.MaterializeResult:
     """The SFT baseline: the base model fine-tuned on instruction data alone."""
     from srlm_pipeline.training.sft import SftExample, train_sft
 
-    settings = project.settings
-    watch = Stopwatch()
-    base = project.store.base_checkpoint(settings)
+    settings = stage.settings
+    base = stage.store.base_checkpoint(settings)
     examples = [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()]
-    job = training_job(context, project, SFT_BASELINE, base, "training the SFT baseline", table_digest(ift_dataset))
-    with project.tracked(context) as run:
-        trained = train_sft(job, examples, settings.sft)
-        lineage = {"sft": settings.sft.model_dump()}
-        saved = save_trained(context, project, run, trained, SFT_BASELINE, base.digest, lineage)
-        run.metrics({"seconds": watch.seconds, "final_loss": trained.final("loss")})
-    return model_result(saved, {**training_facts(trained, watch), **mlflow_link(run.url)})
+    job = training_job(stage, SFT_BASELINE, base, "training the SFT baseline", table_digest(ift_dataset))
+    trained = train_sft(job, examples, settings.sft)
+    saved = save_trained(stage, trained, SFT_BASELINE, base.digest, {"sft": settings.sft.model_dump()})
+    stage.run.metrics({"final_loss": trained.final("loss")})
+    return model_result(saved, training_facts(trained))
 
 
 def _judging_data(settings: Settings) -> tuple[str, ...]:
@@ -135,13 +127,12 @@ def _judging_data(settings: Settings) -> tuple[str, ...]:
     Reads(_judging_data, verdicts=("eft.min_prompts",)),
     group="seed",
     kinds={"pandas"},
+    tracked=False,
     deps=[sft_baseline],
 )
-def eft_dataset(
-    context: dg.AssetExecutionContext, project: ProjectResource, ranked_replies: pd.DataFrame
-) -> dg.MaterializeResult[pd.DataFrame]:
+def eft_dataset(stage: Stage, ranked_replies: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
     """Evaluation fine-tuning data: judgements of the training replies whose order agrees with the human ranking."""
-    from srlm_pipeline.generation.journal import Journal, fingerprint
+    from srlm_pipeline.generation.journal import fingerprint
     from srlm_pipeline.judging.eft import (
         eft_from_dataset,
         eft_from_judgements,
@@ -152,8 +143,7 @@ def eft_dataset(
     from srlm_pipeline.judging.judges import JudgeItem, SampledJudge
     from srlm_pipeline.judging.negatives import with_negatives
 
-    settings, store = project.settings, project.store
-    watch = Stopwatch()
+    settings = stage.settings
     train = ranked_replies[ranked_replies["split"] == "train"]
     if not settings.eft.enabled:
         return table_result(pd.DataFrame(columns=list(EFT.columns)), {"note": "switched off by eft.enabled"})
@@ -162,13 +152,11 @@ def eft_dataset(
     elif settings.eft.targets == "ranks":
         built = eft_from_ranks(train)
     else:
-        baseline = store.checkpoint(SFT_BASELINE)
-        judge = SampledJudge(project.engine(baseline, settings.judge.batch_size), settings.judge, settings.seed, "eft")
+        baseline = stage.store.checkpoint(SFT_BASELINE)
+        judge = SampledJudge(stage.engine(baseline, settings.judge.batch_size), settings.judge, settings.seed, "eft")
         # Replies of equal rank are told apart by what they say.
         items = [JudgeItem(fingerprint(r.prompt, r.text), r.prompt, r.text) for r in train.itertuples()]
-        journal = Journal(store.journal_folder("eft"))
-        built = eft_from_judgements(train, judge.judge(items, project.progress(context), journal))
-        journal.prune()
+        built = eft_from_judgements(train, judge.judge(items, stage.progress, stage.journal("eft")))
         require_enough(built, settings.eft.min_prompts)
     if settings.eft.max_score_share is not None:
         built = thin(built, settings.eft.max_score_share, settings.seed)
@@ -181,7 +169,6 @@ def eft_dataset(
         "mismatched_negatives": built.n_mismatched,
         "corrupted_negatives": built.n_corrupted,
         "score_histogram": histogram(built.table["score"], "scores of judging data"),
-        "seconds": watch.seconds,
     }
     return table_result(built.table, metadata, preview=["group_id", "rank", "score", "judgement", "text"])
 
@@ -193,29 +180,25 @@ def eft_dataset(
     retries=True,
     deps=[sft_baseline, *([dg.AssetKey(START)] if START else [])],
 )
-def seed_model(
-    context: dg.AssetExecutionContext, project: ProjectResource, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFrame
-) -> dg.MaterializeResult:
+def seed_model(stage: Stage, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFrame) -> dg.MaterializeResult:
     """M1: the base model fine-tuned on instruction and judging data. It can answer, and it can judge."""
     from srlm_pipeline.training.seed import train_seed_model
 
-    settings, store = project.settings, project.store
-    watch = Stopwatch()
+    settings, store = stage.settings, stage.store
     start = store.starting_point(settings)
     base, baseline = start or store.base_checkpoint(settings), start or store.checkpoint(SFT_BASELINE)
     # A baseline to start from can answer already.
     ift = ift_dataset.iloc[:0] if start else ift_dataset
     inputs = (baseline.digest, table_digest(ift), table_digest(eft_dataset))
-    job = training_job(context, project, M1, base, f"training {M1}", *inputs)
-    with project.tracked(context) as run:
-        trained = train_seed_model(job, ift, eft_dataset, settings, sft_baseline=baseline.path)
-        parent = (base if trained.sft else baseline).digest
-        whole = replace(trained.final, history=trained.history)
-        saved = save_trained(context, project, run, whole, M1, parent, {"eft": settings.eft.model_dump()})
-        shutil.rmtree(job.work, ignore_errors=True)
-        run.metrics({"seconds": watch.seconds, "final_loss": trained.final.final("loss")})
+    job = training_job(stage, M1, base, f"training {M1}", *inputs)
+    trained = train_seed_model(job, ift, eft_dataset, settings, sft_baseline=baseline.path)
+    parent = (base if trained.sft else baseline).digest
+    whole = replace(trained.final, history=trained.history)
+    saved = save_trained(stage, whole, M1, parent, {"eft": settings.eft.model_dump()})
+    shutil.rmtree(job.work, ignore_errors=True)
+    stage.run.metrics({"final_loss": trained.final.final("loss")})
     if trained.sft and trained.sft.n_left_out:
-        context.log.warning(
+        stage.log.warning(
             f"{trained.sft.n_left_out} of {trained.sft.n_left_out + trained.sft.n_examples} examples were left out: "
             f"they do not fit into sft.max_length ({settings.sft.max_length} tokens)"
         )
@@ -223,6 +206,6 @@ def seed_model(
         "judging_examples": len(eft_dataset),
         "ranking_stage": "yes" if trained.ranking else "no",
         **({"judgements_too_long": trained.sft.n_left_out} if trained.sft and trained.sft.n_left_out else {}),
-        **training_facts(trained.final, watch),
+        **training_facts(trained.final),
     }
-    return model_result(saved, {**facts, **mlflow_link(run.url)})
+    return model_result(saved, facts)

@@ -5,33 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
-
-from srlm_pipeline.assets.common import Stopwatch
+from srlm_pipeline.assets.stage import Stage
 from srlm_pipeline.config import Settings
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.reads import STAGES
-from srlm_pipeline.resources.project import ProjectResource
 
 if TYPE_CHECKING:
-    from srlm_pipeline.tracking import TrackedRun
     from srlm_pipeline.training.common import TrainingJob, TrainingRun
 
 
 def training_job(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    name: str,
-    source: Checkpoint,
-    description: str,
-    *inputs: str,
-    settings: Settings | None = None,
+    stage: Stage, name: str, source: Checkpoint, description: str, *inputs: str, settings: Settings | None = None
 ) -> TrainingJob:
     """Return an asset's training, which goes on where one with the same settings and inputs was interrupted.
 
     Args:
-        context: Of the asset.
-        project: Settings, folders, progress.
+        stage: That trains.
         name: Of the model that it makes.
         source: Model to start from.
         description: Shown with the progress.
@@ -40,38 +29,26 @@ def training_job(
     """
     from srlm_pipeline.training.common import TrainingJob
 
-    settings = settings or project.settings
-    fingerprint = STAGES[context.asset_key.path[-1]].fingerprint(settings)
-    work = project.store.work_folder(name, fingerprint, source.digest, *inputs)
-    return TrainingJob(source.path, settings.model, settings.seed, work, description, project.progress(context))
+    settings = settings or stage.settings
+    work = stage.store.work_folder(name, STAGES[stage.name].fingerprint(settings), source.digest, *inputs)
+    return TrainingJob(source.path, settings.model, settings.seed, work, description, stage.progress)
 
 
 def save_trained(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    run: TrackedRun,
-    trained: TrainingRun,
-    name: str,
-    parent: str | None,
-    lineage: Mapping[str, Any],
+    stage: Stage, trained: TrainingRun, name: str, parent: str | None, lineage: Mapping[str, Any]
 ) -> Checkpoint:
     """Track how a training went, and save its model under a name."""
     from srlm_pipeline.models.checkpoint import save_checkpoint
 
-    run.history(list(trained.history))
-    return save_checkpoint(
-        trained.loaded,
-        project.store.model_folder(name),
-        name,
-        parent,
-        {"dagster_run": context.run_id, "mlflow_run": run.run_id, **lineage},
-        project.settings.model.save_dtype,
-    )
+    stage.run.history(list(trained.history))
+    runs = {"dagster_run": stage.context.run_id, "mlflow_run": stage.run.run_id}
+    folder, dtype = stage.store.model_folder(name), stage.settings.model.save_dtype
+    return save_checkpoint(trained.loaded, folder, name, parent, {**runs, **lineage}, dtype)
 
 
-def training_facts(trained: TrainingRun, watch: Stopwatch) -> dict[str, float | int]:
+def training_facts(trained: TrainingRun) -> dict[str, float | int]:
     """Return what a training run says of itself, for metadata."""
-    facts: dict[str, float | int] = {"examples": trained.n_examples, "seconds": round(watch.seconds, 2)}
+    facts: dict[str, float | int] = {"examples": trained.n_examples}
     if trained.n_left_out:
         facts["too_long"] = trained.n_left_out
     loss = trained.final("loss")

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pandas as pd
 
-from srlm_pipeline.assets.common import Stopwatch, check, mlflow_link, model_result, srlm_asset, table_digest
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.results import check, model_result, table_digest
 from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.resources.project import ProjectResource, definition_settings
-from srlm_pipeline.store import ProjectStore, iteration_number, model_name
+from srlm_pipeline.resources.project import definition_settings
+from srlm_pipeline.store import ProjectStore, model_name
 from srlm_pipeline.tables import (
     EFT,
     EVALUATION_PROMPTS,
@@ -68,37 +69,29 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     deps=[policy, *_inputs(definition_settings())],
     check_specs=[dg.AssetCheckSpec("margins_moved", asset="iteration_model")],
 )
-def iteration_model(
-    context: dg.AssetExecutionContext, project: ProjectResource, preference_pairs: pd.DataFrame
-) -> dg.MaterializeResult:
+def iteration_model(stage: Stage, preference_pairs: pd.DataFrame) -> dg.MaterializeResult:
     """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference."""
-    iteration = iteration_number(context.partition_key)
-    settings, store = project.iteration_settings(iteration), project.store
-    name = model_name(iteration + 1)
-    watch = Stopwatch()
-    entering = store.entering_model(iteration)
-    positive_only = settings.pairs.strategy == "positive_only"
-    if (preference_pairs["strategy"] != settings.pairs.strategy).any():
-        made_by, wanted = preference_pairs["strategy"].iloc[0], settings.pairs.strategy
+    wanted = stage.settings.pairs.strategy
+    positive_only = wanted == "positive_only"
+    if (preference_pairs["strategy"] != wanted).any():
+        made_by = preference_pairs["strategy"].iloc[0]
         raise TableError(
             "preference_pairs", [f"was made with pairs.strategy {made_by}, not {wanted}; materialize it again first"]
         )
-    with project.tracked(context) as run:
-        made = (_fine_tuned if positive_only else _preference_tuned)(context, project, preference_pairs, name, entering)
-        trained = made.run
-        lineage = {"iteration": iteration, "pairs": len(preference_pairs), **made.lineage}
-        saved = save_trained(context, project, run, trained, name, made.parent, lineage)
-        margin = trained.final("rewards/margins")
-        run.curve({f"{made.stage}/final_loss": trained.final("loss"), "dpo/final_margin": margin}, iteration)
-        run.metrics({"seconds": watch.seconds})
-    publish(context, "policy", saved.digest)
+    name, entering = model_name(stage.iteration + 1), stage.store.entering_model(stage.iteration)
+    made = (_fine_tuned if positive_only else _preference_tuned)(stage, preference_pairs, name, entering)
+    trained = made.run
+    lineage = {"iteration": stage.iteration, "pairs": len(preference_pairs), **made.lineage}
+    saved = save_trained(stage, trained, name, made.parent, lineage)
+    margin = trained.final("rewards/margins")
+    stage.curve({f"{made.objective}/final_loss": trained.final("loss"), "dpo/final_margin": margin})
+    publish(stage, "policy", saved.digest)
     checks = [
         check("margins_moved", True, "there are no margins: the model is trained on good replies alone", margin=0.0)
         if positive_only
         else margins_moved(margin)
     ]
-    facts = {"pairs": len(preference_pairs), **made.facts, **training_facts(trained, watch)}
-    return model_result(saved, {**facts, **mlflow_link(run.url)}, checks)
+    return model_result(saved, {"pairs": len(preference_pairs), **made.facts, **training_facts(trained)}, checks)
 
 
 def margins_moved(margin: float | None) -> dg.AssetCheckResult:
@@ -119,29 +112,22 @@ class _Made:
     """What a way of training gives: the run, whose digest the model descends from, and what is said of it."""
 
     run: "TrainingRun"
-    stage: str
+    objective: str
     parent: str | None
     lineage: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _preference_tuned(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    pairs: pd.DataFrame,
-    name: str,
-    entering: "Checkpoint",
-) -> _Made:
+def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
     """Train M_t on its pairs with DPO (paper section 2.4)."""
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
-    iteration = iteration_number(context.partition_key)
-    settings = project.iteration_settings(iteration)
-    stopping = _early_stopping(context, project, name, entering) if settings.dpo.early_stopping.every else None
+    settings = stage.own_settings
+    stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
     description = f"training {name} with DPO"
-    job = training_job(context, project, name, entering, description, table_digest(pairs), settings=settings)
+    job = training_job(stage, name, entering, description, table_digest(pairs), settings=settings)
     # No two iterations draw alike.
-    job = replace(job, seed=job.seed + iteration)
+    job = replace(job, seed=job.seed + stage.iteration)
     trained = train_dpo(job, preference_examples(pairs), settings.dpo, stopping)
     facts = {}
     if stopping is not None:
@@ -149,19 +135,12 @@ def _preference_tuned(
     return _Made(trained, "dpo", entering.digest, {"dpo": settings.dpo.model_dump()}, facts)
 
 
-def _fine_tuned(
-    context: dg.AssetExecutionContext,
-    project: ProjectResource,
-    positives: pd.DataFrame,
-    name: str,
-    entering: "Checkpoint",
-) -> _Made:
+def _fine_tuned(stage: Stage, positives: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
     """Train the base model again on the seed data and on all replies that M_1 to M_t gave top marks (A.4)."""
     from srlm_pipeline.training.seed import train_seed_model
 
-    iteration = iteration_number(context.partition_key)
-    settings, store = project.iteration_settings(iteration), project.store
-    earlier = [_positives(store, t, settings) for t in range(1, iteration)]
+    settings, store = stage.own_settings, stage.store
+    earlier = [_positives(store, t, settings) for t in range(1, stage.iteration)]
     added = pd.concat([*earlier, positives], ignore_index=True)
     seed_data, eft = (
         read_table(schema, store.table_path(asset))
@@ -183,7 +162,7 @@ def _fine_tuned(
     )
     base = store.base_checkpoint(settings)
     inputs = (table_digest(ift), table_digest(eft))
-    job = training_job(context, project, name, base, f"training {name}", *inputs, settings=settings)
+    job = training_job(stage, name, base, f"training {name}", *inputs, settings=settings)
     trained = train_seed_model(job, ift, eft, settings)
     shutil.rmtree(job.work, ignore_errors=True)
     lineage = {"sft": settings.sft.model_dump(), "positives": len(added), "judged_by": entering.digest}
@@ -198,15 +177,13 @@ def _positives(store: ProjectStore, iteration: int, settings: Settings) -> pd.Da
     return select(read_table(JUDGED_SCORES, store.table_path("judged_scores", iteration)), settings.pairs).pairs
 
 
-def _early_stopping(
-    context: dg.AssetExecutionContext, project: ProjectResource, name: str, entering: "Checkpoint"
-) -> "EarlyStopping":
+def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlyStopping":
     """Look at the replies to prompts that are neither trained on nor used in the evaluation."""
     from srlm_pipeline.evaluation.measuring import win_rate
     from srlm_pipeline.generation.opening import release_engines
     from srlm_pipeline.training.early_stopping import EarlyStopping
 
-    settings, store = project.settings, project.store
+    settings, store = stage.settings, stage.store
     chosen = settings.dpo.early_stopping
     ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
     held_out = ranked[ranked["split"] == "held_out"].drop_duplicates("group_id").head(chosen.prompts)
@@ -215,8 +192,8 @@ def _early_stopping(
 
     def compare(now: "Checkpoint", before: "Checkpoint") -> float:
         purpose = f"early_stopping/{name}"
-        result = win_rate(now, before, prompts, settings, store, project.engine, project.progress(context), purpose)
-        context.log.info("%s against %s: win rate %.1f %%", now.name, before.name, 100 * result)
+        result = win_rate(now, before, prompts, settings, store, stage.engine, stage.progress, purpose)
+        stage.log.info("%s against %s: win rate %.1f %%", now.name, before.name, 100 * result)
         # An engine that outlives its use would stand in the training's way.
         release_engines()
         return result

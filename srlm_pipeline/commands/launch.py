@@ -14,7 +14,7 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContext
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight, metadata_of
-from srlm_pipeline.assets.common import iterations
+from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.resources.project import PROJECT
 from srlm_pipeline.store import partition_key

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Column, Table
 
 from srlm_pipeline.assets.automation import metadata_of
-from srlm_pipeline.assets.common import iterations
+from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.independence import dependences

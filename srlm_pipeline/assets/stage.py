@@ -1,0 +1,220 @@
+"""The frame of an asset: what all of them work with, how they are declared, how a user's mistake is reported.
+
+An asset is a function of its `Stage` and of its inputs. The frame opens its MLflow run, times it, prunes its journals
+when it is done, and records what it was made with.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from srlm_pipeline.config import Settings
+from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.reads import STAGES, Reads
+from srlm_pipeline.resources.project import ProjectResource, definition_settings
+from srlm_pipeline.resources.table_io import SCHEMAS, column_schema
+from srlm_pipeline.store import ProjectStore, iteration_number, partition_key
+
+if TYPE_CHECKING:
+    from srlm_pipeline.generation.opening import OpenEngine
+    from srlm_pipeline.tracking import TrackedRun
+
+ACCELERATOR_POOL = "accelerator"
+# On a run that does an iteration again after its model was refused: the number of the attempt.
+ATTEMPT_TAG = "srlm/attempt"
+CODE_VERSION_TAG = "dagster/code_version"
+
+iterations = dg.StaticPartitionsDefinition(
+    [partition_key(t) for t in range(1, definition_settings().schedule.planned_iterations + 1)]
+)
+retry_training = dg.RetryPolicy(max_retries=1, delay=10)
+
+
+class Stage:
+    """An asset while it is materialized.
+
+    Args:
+        context: Dagster's.
+        project: The project as a resource.
+        run: The MLflow run of this materialization; None for an asset that is not tracked.
+
+    Attributes:
+        iteration: From 1; 0 for what belongs to no iteration.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, project: ProjectResource, run: TrackedRun | None) -> None:
+        self.context, self.project, self._run = context, project, run
+        self.iteration = iteration_number(context.partition_key) if context.has_partition_key else 0
+        self._started = time.monotonic()
+        self._journals: list[Journal] = []
+
+    @property
+    def name(self) -> str:
+        """Of the asset."""
+        return self.context.asset_key.to_user_string()
+
+    @property
+    def partition(self) -> str:
+        """Key of the iteration."""
+        return self.context.partition_key
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Of this run."""
+        return self.project.settings
+
+    @property
+    def own_settings(self) -> Settings:
+        """The same for what an iteration draws: a repeated attempt has a seed of its own."""
+        return self.project.iteration_settings(self.iteration)
+
+    @cached_property
+    def store(self) -> ProjectStore:
+        """The project's folders."""
+        return self.project.store
+
+    @cached_property
+    def progress(self) -> ProgressReporter:
+        """Where progress is shown."""
+        return self.project.progress(self.context)
+
+    @property
+    def engine(self) -> OpenEngine:
+        """Loads a checkpoint for inference."""
+        return self.project.engine
+
+    @property
+    def log(self) -> Any:
+        """Dagster's log of the run."""
+        return self.context.log
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed so far."""
+        return time.monotonic() - self._started
+
+    @property
+    def run(self) -> TrackedRun:
+        """The MLflow run of this materialization."""
+        assert self._run is not None, "an asset that is not tracked has no run"
+        return self._run
+
+    def journal(self, name: str) -> Journal:
+        """Open a journal, which is pruned when the stage is done: what nobody asked for any more goes."""
+        journal = Journal(self.store.journal_folder(name))
+        self._journals.append(journal)
+        return journal
+
+    def curve(self, values: Mapping[str, float | None]) -> None:
+        """Log figures with the iteration as step; those that are None are left out."""
+        self.run.curve(values, self.iteration)
+
+    def speed(self, n_done: int) -> float | None:
+        """Return how much was done per second; None if everything was finished before."""
+        return round(n_done / max(self.seconds, 1e-9), 2) if n_done else None
+
+    def end(self) -> None:
+        """Leave nothing behind that is not needed any more."""
+        for journal in self._journals:
+            journal.prune()
+        if self._run is not None:
+            self._run.metrics({"seconds": self.seconds})
+
+
+def srlm_asset(
+    reads: Reads,
+    *,
+    group: str,
+    kinds: set[str],
+    compute: bool = True,
+    tracked: bool = True,
+    retries: bool = False,
+    per_iteration: bool = False,
+    **more: Any,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """`dg.asset` with the conventions of this project, for a function of a `Stage` and of inputs.
+
+    Args:
+        reads: What the asset reads beside its inputs; its code version changes with it, so that a changed judge marks
+            scores and all below as stale, and nothing above.
+        group: ``seed`` or ``iteration``.
+        kinds: Shown as icons.
+        compute: Whether it occupies the accelerator.
+        tracked: Whether it has an MLflow run.
+        retries: Whether a crash is worth a second try from the last checkpoint.
+        per_iteration: Whether it is partitioned by iteration.
+        more: Passed on to `dg.asset`.
+    """
+    settings = definition_settings()
+
+    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        name = function.__name__
+        STAGES[name] = reads
+
+        @functools.wraps(function)
+        def framed(context: dg.AssetExecutionContext, project: ProjectResource, **inputs: Any) -> Any:
+            warn_of_edits(context, project)
+            # Of this run's settings, which may be others than those of the code location; and of the files as they are
+            # now: one that changes meanwhile leaves the result stale.
+            version = reads.version(project.settings)
+            with user_errors(), project.tracked(context) if tracked else nullcontext() as run:
+                stage = Stage(context, project, run)
+                result = function(stage, **inputs)
+                stage.end()
+            known: dict[str, Any] = {"seconds": round(stage.seconds, 2)}
+            if run is not None:
+                known["mlflow_run"] = dg.MetadataValue.url(run.url)
+            return result._replace(metadata={**result.metadata, **known}, tags={CODE_VERSION_TAG: version})
+
+        _, *inputs = inspect.signature(function).parameters.values()
+        given = {"context": dg.AssetExecutionContext, "project": ProjectResource}
+        either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter(n, either, annotation=a) for n, a in given.items()]
+        # Without what it returns: Dagster takes an annotated result with check specs for one without a value.
+        framed.__signature__ = inspect.Signature([*parameters, *inputs])  # type: ignore[attr-defined]
+        framed.__annotations__ = given | {i.name: i.annotation for i in inputs}
+        schema = SCHEMAS.get(name)
+        return dg.asset(
+            group_name=group,
+            kinds=kinds,
+            owners=list(settings.owners),
+            code_version=reads.version(settings),
+            pool=ACCELERATOR_POOL if compute else None,
+            retry_policy=retry_training if retries else None,
+            partitions_def=iterations if per_iteration else None,
+            metadata={
+                "settings": ", ".join(reads.all_keys(settings)) or "none",
+                **({"dagster/column_schema": column_schema(schema)} if schema is not None else {}),
+            },
+            **more,
+        )(framed)
+
+    return decorate
+
+
+def warn_of_edits(context: dg.AssetExecutionContext, project: ProjectResource) -> None:
+    """Say which settings were edited since the run began: it goes on with those that it began with."""
+    edited = project.edited()
+    if edited:
+        context.log.warning(
+            f"edited since this run began, and not used by it: {', '.join(edited)}; materialize again when it is done"
+        )
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Report what a user can mend as a failure in plain words, which a retry would not help."""
+    try:
+        yield
+    except SrlmError as error:
+        raise dg.Failure(description=str(error), allow_retries=False) from error

@@ -17,24 +17,16 @@ from srlm_pipeline.assets.promotion import promotion
 from srlm_pipeline.assets.seed import sft_baseline
 from srlm_pipeline.assets.self_instruction import preference_pairs
 from srlm_pipeline.evaluation.champion import standing_decision
-from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.reporting.facts import Estimate, Link, StageCost, TaskFigures
-from srlm_pipeline.reporting.gather import (
-    OVERVIEW,
-    Surroundings,
-    gather_iteration,
-    gather_overview,
-    gather_reading,
-    reading_name,
-    report_name,
-)
-from srlm_pipeline.reporting.reading import reading_html
-from srlm_pipeline.reporting.render import iteration_html, iteration_verdict, overview_html, write_report
-from srlm_pipeline.reporting.summary import iteration_summary
+from srlm_pipeline.reporting.iteration import Iteration, StageCost, Surroundings
+from srlm_pipeline.reporting.overview import overview_html
+from srlm_pipeline.reporting.pages import OVERVIEW, reading_name, report_name, write_report
+from srlm_pipeline.reporting.reading import read_iteration, reading_html
+from srlm_pipeline.reporting.report import iteration_pages, verdict
+from srlm_pipeline.reporting.words import Estimate
 from srlm_pipeline.resources.project import ProjectResource
-from srlm_pipeline.store import iteration_number, model_name, partition_key
+from srlm_pipeline.store import iteration_number, partition_key
 
 SEED_STAGES = ("sft_baseline", "eft_dataset", "seed_model", "seed_assessment", "seed_evaluation")
 ITERATION_STAGES = (
@@ -87,27 +79,25 @@ def iteration_report(
     folder = store.root / "reports"
     with project.tracked(context) as run:
         around = _surroundings(context, project, run.url)
-        report = gather_iteration(settings, store, iteration, found, others, around)
-        roles = {opponent.name: opponent.roles for opponent in opponents_of(store, iteration)}
-        page = iteration_html(report)
+        made = {number: Iteration(settings, store, number, found, others, around) for number in shown}
+        it = made[iteration]
+        reading = read_iteration(it)
+        page, summary = iteration_pages(it, reading)
+        title = f"Iteration {iteration}: {it.model}"
+        replies = reading_html(reading, settings.project, title, around.made_at, report_name(iteration))
         seconds = {number: _seconds(context.instance, partition_key(number)) for number in shown}
-        overview = overview_html(gather_overview(settings, store, shown, found, others, around, seconds))
-        decision = standing_decision(store, iteration)
-        assert decision is not None, "the report needs a decision, and gather_iteration says so"
-        reading = reading_html(gather_reading(settings, store, iteration, found, decision, around))
         for name, artifact, html in (
             (report_name(iteration), REPORT, page),
-            (reading_name(iteration), READING, reading),
-            (OVERVIEW, ALL_ITERATIONS, overview),
+            (reading_name(iteration), READING, replies),
+            (OVERVIEW, ALL_ITERATIONS, overview_html(list(made.values()), seconds)),
         ):
             write_report(folder / name, html)
             run.text(html, artifact)
-        summary = iteration_summary(report)
         # What the terminal shows.
         write_report((folder / report_name(iteration)).with_suffix(".md"), summary)
     return dg.MaterializeResult(
         metadata={
-            "verdict": iteration_verdict(report),
+            "verdict": verdict(it.decision),
             # A browser does not open a file from a page of a server, but MLflow shows the artefact.
             "report": dg.MetadataValue.url(run.artifact_url(REPORT)),
             "replies": dg.MetadataValue.url(run.artifact_url(READING)),
@@ -116,9 +106,10 @@ def iteration_report(
             "summary": dg.MetadataValue.md(summary),
             # Under names that stay the same, so that Dagster draws them over the iterations.
             **{
-                f"win_rate_vs_{role}": match.win_rate.value
-                for match in report.matches
-                for role in roles.get(match.opponent, ())
+                f"win_rate_vs_{role}": it.matches[name].win_rate
+                for name, opponent in it.opponents.items()
+                for role in opponent.roles
+                if name in it.matches
             },
             **mlflow_link(run.url),
         }
@@ -134,48 +125,33 @@ def _surroundings(context: dg.AssetExecutionContext, project: ProjectResource, m
         made_at=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         agreement=agreement,
         position_bias=wins.get("position_bias") or {},
-        tasks=task_figures(metadata_of(instance, "assessment", key), model_name(iteration_number(key) + 1)),
+        tasks=task_scores(metadata_of(instance, "assessment", key)),
         costs=_costs(context, project),
-        links=(Link("MLflow run", mlflow_run),),
+        links={"MLflow run": mlflow_run},
     )
 
 
-def task_figures(recorded: Mapping[str, Any], model: str) -> tuple[TaskFigures, ...]:
-    """Return the scores that lm-evaluation-harness gave, each with 95 % of a normal distribution around it."""
-    found = []
+def task_scores(recorded: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
+    """Return by task and metric what lm-evaluation-harness gave, with 95 % of a normal distribution around it."""
+    found = {}
     for key, score in recorded.items():
         if not key.startswith(HARNESS) or "_stderr" in key:
             continue
         task, metric, *way = key.removeprefix(HARNESS).split("/")
         reach = 1.96 * float(recorded.get(HARNESS + "/".join([task, f"{metric}_stderr", *way]), "nan"))
-        found.append(TaskFigures(task, "/".join([metric, *way]), model, Estimate(score, score - reach, score + reach)))
-    return tuple(found)
+        found[task, "/".join([metric, *way])] = (score, score - reach, score + reach)
+    return found
 
 
-def _costs(context: dg.AssetExecutionContext, project: ProjectResource) -> tuple[StageCost, ...]:
+def _costs(context: dg.AssetExecutionContext, project: ProjectResource) -> list[StageCost]:
     """Put what was planned beside what was needed; the seed's stages in the first report only."""
     plan = read_record(Plan, plan_path(project.store.root, project.settings))
     planned = {stage.stage: stage for stage in plan.stages} if plan else {}
     key = context.partition_key
     stages: dict[str, str | None] = dict.fromkeys(SEED_STAGES) if iteration_number(key) == 1 else {}
     stages |= dict.fromkeys(ITERATION_STAGES, key)
-    costs = []
-    for stage, partition in stages.items():
-        recorded = metadata_of(context.instance, stage, partition)
-        foreseen = planned.get(stage)
-        tokens = recorded.get("tokens")
-        costs.append(
-            StageCost(
-                stage,
-                recorded.get("seconds"),
-                Estimate(foreseen.seconds.likely, foreseen.seconds.low, foreseen.seconds.high) if foreseen else None,
-                tokens,
-                foreseen.tokens_written if foreseen else None,
-                None,
-                foreseen.tokens_read if foreseen else None,
-            )
-        )
-    return tuple(costs)
+    recorded = {stage: metadata_of(context.instance, stage, partition) for stage, partition in stages.items()}
+    return [StageCost(s, told.get("seconds"), told.get("tokens"), planned.get(s)) for s, told in recorded.items()]
 
 
 def _seconds(instance: dg.DagsterInstance, partition: str) -> float:

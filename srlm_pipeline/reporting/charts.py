@@ -56,6 +56,7 @@ _STYLE = {
 _MOST_BINS = 24
 _STEPS = [1, 2, 2.5, 5, 10]
 _TIP = "tip: "
+_LONGEST_LABEL = 50
 
 
 def dot_chart(
@@ -68,8 +69,8 @@ def dot_chart(
         rows: Label of the row to name of the figure to figure.
         references: Values to compare with, by name.
     """
-    shown = {name: {kind: e for kind, e in figures.items() if is_known(e)} for name, figures in rows.items()}
-    shown = {name: figures for name, figures in shown.items() if figures}
+    known = {name: {kind: e for kind, e in figures.items() if is_known(e)} for name, figures in rows.items()}
+    shown = {name.translate(UNPRINTABLE): figures for name, figures in known.items() if figures}
     if not shown:
         return None
     kinds = list(dict.fromkeys(kind for figures in shown.values() for kind in figures))
@@ -79,7 +80,9 @@ def dot_chart(
         (ax,) = axes
         lane = 0.0
         for name, figures in shown.items():
-            ax.text(0.0, lane, name, va="center", clip_on=False)
+            label = " ".join(name.split())
+            label = label if len(label) <= _LONGEST_LABEL else label[:_LONGEST_LABEL] + "\u2026"
+            ax.text(0.0, lane, label, va="center", in_layout=False)
             for kind, e in figures.items():
                 lane += 1
                 _point(ax, kinds.index(kind), e, f"{kind}: {in_line(written(e))}", y=lane)
@@ -110,7 +113,7 @@ def histograms(
     """
     from matplotlib.ticker import MaxNLocator
 
-    shown = {name: array for name, array in values.items() if len(array)}
+    shown = {name.translate(UNPRINTABLE): array for name, array in values.items() if len(array)}
     if not shown:
         return None
     everything = np.concatenate(list(shown.values()))
@@ -209,7 +212,6 @@ def _svg(told: str, height: float, draw: Callable[[Sequence[Axes]], None], n: in
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    told = told.translate(UNPRINTABLE)
     buffer = io.StringIO()
     with mpl.rc_context(_STYLE | {"svg.hashsalt": told}), warnings.catch_warnings():
         # Whatever script a name is in: the browser has the letters.

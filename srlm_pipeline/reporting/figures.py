@@ -191,29 +191,32 @@ def length_figures(it: Iteration) -> tuple[Markup | None, Table]:
 
 def cost_table(costs: Sequence[StageCost]) -> Table:
     """Return what the stages took beside what was planned; columns of which nothing is known are left out."""
-    actual = [cost.seconds for cost in costs]
-    planned = [cost.plan.seconds if cost.plan else None for cost in costs]
-    likely = [range_.likely if range_ else None for range_ in planned]
-    both = [(a, p) for a, p in zip(actual, likely, strict=True) if a is not None and p]
-    total = _sum([a for a, _ in both]), _sum([p for _, p in both])
-    columns: list[tuple[str, Sequence[Cell], Cell]] = [
-        ("time", [words.seconds(value) for value in actual], words.seconds(_sum(actual)))
-    ]
-    if any(planned):
-        ranges = [(r.likely, r.low, r.high) if r else (None, None, None) for r in planned]
-        columns += [
-            ("planned", [words.in_line(written(r, words.seconds)) for r in ranges], words.seconds(_sum(likely))),
-            ("actual / planned", [_ratio(*pair) for pair in zip(actual, likely, strict=True)], _ratio(*total)),
-        ]
-    for head, values in (
-        ("tokens written", [cost.tokens for cost in costs]),
-        ("planned", [cost.plan.tokens_written if cost.plan else None for cost in costs]),
-        ("tokens read, planned", [cost.plan.tokens_read if cost.plan else None for cost in costs]),
-    ):
-        if any(value is not None for value in values):
-            columns.append((head, [words.count(value) for value in values], words.count(_sum(values))))
-    rows = [(cost.stage, *(cells[n] for _, cells, _ in columns)) for n, cost in enumerate(costs)]
-    return Table(("stage", *(head for head, _, _ in columns)), rows, total=("all", *(last for _, _, last in columns)))
+    heads = ("stage", "time", "planned", "actual / planned", "tokens written", "planned", "tokens read, planned")
+    rows = [_cost_row(cost.stage, [cost]) for cost in costs]
+    rows = [(*row[:2], _planned(cost), *row[3:]) for row, cost in zip(rows, costs, strict=True)]
+    known = [n for n in range(len(heads)) if n < 2 or any(row[n] != NOT_MEASURED for row in rows)]
+    chosen = [[row[n] for n in known] for row in (heads, *rows, _cost_row("all", costs))]
+    return Table(chosen[0], chosen[1:-1], total=chosen[-1])
+
+
+def _cost_row(name: str, costs: Sequence[StageCost]) -> tuple[str, ...]:
+    plans = [cost.plan for cost in costs if cost.plan]
+    both = [(cost.seconds, cost.plan.seconds.likely) for cost in costs if cost.plan and cost.seconds is not None]
+    actual, likely = (sum(part) for part in zip(*both, strict=True)) if both else (0.0, 0.0)
+    return (
+        name,
+        words.seconds(_sum([cost.seconds for cost in costs])),
+        words.seconds(_sum([plan.seconds.likely for plan in plans])),
+        words.number(actual / likely if likely else None),
+        words.count(_sum([cost.tokens for cost in costs])),
+        words.count(_sum([plan.tokens_written for plan in plans])),
+        words.count(_sum([plan.tokens_read for plan in plans])),
+    )
+
+
+def _planned(cost: StageCost) -> str:
+    range_ = cost.plan.seconds if cost.plan else None
+    return words.in_line(written((range_.likely, range_.low, range_.high), words.seconds)) if range_ else NOT_MEASURED
 
 
 def _distributed(
@@ -253,10 +256,6 @@ def _role(it: Iteration, name: str) -> str:
 
 def _named(name: str, role: str) -> Cell:
     return name if role == name else (name, role)
-
-
-def _ratio(actual: float | None, planned: float | None) -> str:
-    return words.number(actual / planned if actual is not None and planned else None)
 
 
 def _sum(values: Sequence[float | None]) -> float | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from markupsafe import Markup
-
-from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.evidence import failed_monitors
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
@@ -22,6 +19,8 @@ from srlm_pipeline.reporting.words import NOT_MEASURED, Estimate, written
 from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
 from srlm_pipeline.tables import MONITORS, PREFERENCE_PAIRS
 
+_AGAINST = {role: f"win rate against the {name}" for role, name in ROLE_NAMES.items()}
+_MEASURES = ("closed_tasks", "loops")
 # Title of the curve, by head of the column.
 _CURVES = {
     "judge accuracy": "Judge: pairwise accuracy",
@@ -52,28 +51,42 @@ def overview_html(iterations: Sequence[Iteration], seconds: Mapping[int, float])
     """
     last = iterations[-1]
     champion = champion_before(last.store, last.number + 1)
-    # By model and by head of the column.
-    told = {name: _figures(last, last.found[name]) for name in (BASE, SFT_BASELINE, model_name(1))}
-    told |= {it.model: _win_rates(it) | _figures(it, it.found[it.model]) | _work(it, seconds) for it in iterations}
+    told = {name: _figures(last, name) for name in (BASE, SFT_BASELINE, model_name(1))}
+    told |= {it.model: _figures(it, it.model) | _work(it, seconds.get(it.number)) for it in iterations}
     made = {model_name(1): 0} | {it.model: it.number for it in iterations}
-    known = {head for row in told.values() for head in row}
-    roles = [role for role in map(_against, ROLE_NAMES.values()) if role in known]
+    against = [head for head in _AGAINST.values() if any(head in row for row in told.values())]
+    heads = (*against, *_CURVES, "time")
+    rows = {name: {head: row.get(head, _UNKNOWN) for head in heads} for name, row in told.items()}
+
+    def curve(head: str) -> dict[int, Estimate]:
+        return {made[name]: row[head] for name, row in rows.items() if name in made}
+
+    charts = {"Win rate": curves("Win rate", {h.removeprefix("win rate "): curve(h) for h in against}, reference=0.5)}
+    for head, title in _CURVES.items():
+        reference = 0.5 if head == "judge accuracy" else None
+        charts[title] = curves(title, {title: curve(head)}, _WRITERS.get(head, words.share), reference)
+    cells = {
+        name: [written(estimate, _WRITERS.get(head, words.share)) for head, estimate in row.items()]
+        for name, row in rows.items()
+    }
+    verdicts = [
+        (it.model, words.verdict(it.decision.promoted, "promoted", "not promoted"), _reasons(it)) for it in iterations
+    ]
     return render(
         "overview.html",
         it=last,
         champion=champion,
         verdict=overview_verdict(iterations, champion),
         reports={it.model: report_name(it.number) for it in iterations},
-        verdicts=findings(
-            "model",
-            "main reason",
+        verdicts=findings("model", "main reason", verdicts),
+        charts=charts,
+        figures=Table(
+            ("model", "iteration", *heads),
             [
-                (it.model, words.verdict(it.decision.promoted, "promoted", "not promoted"), _reasons(it))
-                for it in iterations
+                ((name, "champion") if name == champion else name, str(made.get(name, NOT_MEASURED)), *row)
+                for name, row in cells.items()
             ],
         ),
-        charts=_charts({made[name]: row for name, row in told.items() if name in made}, roles),
-        figures=_table(told, made, (*roles, *_CURVES, "time"), champion),
         jury=jury_table(last),
     )
 
@@ -90,73 +103,30 @@ def overview_verdict(iterations: Sequence[Iteration], champion: str) -> str:
     )
 
 
-def _figures(it: Iteration, assessment: Assessment) -> dict[str, Estimate]:
-    judge = measure_judge(assessment.judgements)
-    found = {
+def _figures(it: Iteration, name: str) -> dict[str, Estimate]:
+    """Return a model's figures by head of the column."""
+    model = it.found[name]
+    judge, closed, loops = measure_judge(model.judgements), *(figure(model, measure_named(m)) for m in _MEASURES)
+    found: dict[str, Estimate] = {
         "judge accuracy": (judge.pairwise_accuracy, judge.pairwise_low, judge.pairwise_high),
-        "closed tasks": _measured(assessment, "closed_tasks"),
-        "go in circles": _measured(assessment, "loops"),
+        "closed tasks": (closed.value, closed.low, closed.high),
+        "go in circles": (loops.value, loops.low, loops.high),
         "readable": (judge.parse_rate, None, None),
-        "mean length": (float(it.replies[assessment.model]["reply"].str.len().mean()), None, None),
+        "mean length": (float(it.replies[name]["reply"].str.len().mean()), None, None),
     }
-    if len(assessment.checkable):
-        v = measure_verifiable(assessment.checkable, it.settings.evaluation.bootstrap_samples)
-        followed = (v.instruction_strict, v.instruction_strict_low, v.instruction_strict_high)
-        found["checkable instructions"] = followed
+    if len(model.checkable):
+        v = measure_verifiable(model.checkable, it.settings.evaluation.bootstrap_samples)
+        found["checkable instructions"] = (v.instruction_strict, v.instruction_strict_low, v.instruction_strict_high)
     return found
 
 
-def _measured(assessment: Assessment, name: str) -> Estimate:
-    found = figure(assessment, measure_named(name))
-    return found.value, found.low, found.high
-
-
-def _win_rates(it: Iteration) -> dict[str, Estimate]:
-    return {
-        _against(ROLE_NAMES[role]): (match.win_rate, match.low, match.high)
-        for name, opponent in it.opponents.items()
-        for role in opponent.roles
-        # Where an earlier iteration was done again since, another champion may stand before this one now.
-        if (match := it.matches.get(name))
-    }
-
-
-def _work(it: Iteration, seconds: Mapping[int, float]) -> dict[str, Estimate]:
-    pairs = float(len(it.table(PREFERENCE_PAIRS, "preference_pairs")))
-    return {"pairs": (pairs, None, None), "time": (seconds.get(it.number), None, None)}
-
-
-def _against(role: str) -> str:
-    return f"win rate against the {role}"
-
-
-def _table(
-    told: Mapping[str, Mapping[str, Estimate]], made: Mapping[str, int], heads: Sequence[str], champion: str
-) -> Table:
-    rows = [
-        (
-            (name, "champion") if name == champion else name,
-            str(made.get(name, NOT_MEASURED)),
-            *(written(row.get(head, _UNKNOWN), _WRITERS.get(head, words.share)) for head in heads),
-        )
-        for name, row in told.items()
-    ]
-    return Table(("model", "iteration", *heads), rows)
-
-
-def _charts(told: Mapping[int, Mapping[str, Estimate]], roles: Sequence[str]) -> Iterator[tuple[str, Markup | None]]:
-    """Draw what changes over iterations; models that no iteration made are left out."""
-    yield (
-        "Win rate",
-        curves("Win rate", {role.removeprefix("win rate "): _curve(told, role) for role in roles}, reference=0.5),
-    )
-    for head, title in _CURVES.items():
-        reference = 0.5 if head == "judge accuracy" else None
-        yield title, curves(title, {title: _curve(told, head)}, _WRITERS.get(head, words.share), reference)
-
-
-def _curve(told: Mapping[int, Mapping[str, Estimate]], head: str) -> dict[int, Estimate]:
-    return {t: row.get(head, _UNKNOWN) for t, row in told.items()}
+def _work(it: Iteration, seconds: float | None) -> dict[str, Estimate]:
+    """Return what only a model that an iteration made has."""
+    pairs = len(it.table(PREFERENCE_PAIRS, "preference_pairs"))
+    # Where an earlier iteration was done again since, another champion may stand before this one now.
+    met = [(role, it.matches[name]) for name, o in it.opponents.items() for role in o.roles if name in it.matches]
+    rates: dict[str, Estimate] = {_AGAINST[role]: (match.win_rate, match.low, match.high) for role, match in met}
+    return rates | {"pairs": (float(pairs), None, None), "time": (seconds, None, None)}
 
 
 def _reasons(it: Iteration) -> str:

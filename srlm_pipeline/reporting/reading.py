@@ -216,8 +216,7 @@ def read_iteration(it: Iteration) -> Reading:
 
 def reading_html(reading: Reading, project: str, title: str, made_at: str, back: str) -> str:
     """Return the page as HTML; `back` is the relative address of the report, blank for none."""
-    script = render("reading.js")
-    style = "\n".join(render(name) for name in ("report.css", "telling.css", "reading.css"))
+    script, style = render("reading.js"), render("report.css")
     return render(
         "reading.html",
         reading=reading,

@@ -486,19 +486,19 @@ def test_chosen_exchanges_are_the_extreme_ones_and_shown_once(figures: list[tupl
 @given(st.text(max_size=200) | st.text("ab \n", min_size=300, max_size=5000))
 @settings(max_examples=80)
 def test_folding_loses_nothing_but_what_it_counts(text: str) -> None:
-    part = fold(text)
-    visible = part.head + part.rest
-    assert "".join(visible.split()) == "".join(text.strip()[: len(text.strip()) - part.left_out].split())
-    assert len(part.head) <= 540
-    assert bool(part.rest) == (len(text.strip()) > 540 and bool(part.rest.strip()))
-    assert part.left_out == max(0, len(text.strip()) - 3000)
+    head, rest, left_out = fold(text)
+    visible = head + rest
+    assert "".join(visible.split()) == "".join(text.strip()[: len(text.strip()) - left_out].split())
+    assert len(head) <= 540
+    assert bool(rest) == (len(text.strip()) > 540 and bool(rest.strip()))
+    assert left_out == max(0, len(text.strip()) - 3000)
 
 
 def test_long_replies_are_folded_at_the_end_of_a_line_or_word(store: ProjectStore) -> None:
     long = " " + "word " * 55 + "\n" + "more " * 100
-    part = fold(long)
-    assert part.head.endswith("word")
-    assert part.rest.startswith("more")
+    head, rest, _ = fold(long)
+    assert head.endswith("word")
+    assert rest.startswith("more")
     folded = [e for e in page_of(second(store, text=long)).all("details") if e["attrs"].get("class") == "fold"]
     assert any(" ".join(e["text"].split()).startswith("499 more characters more more") for e in folded)
 

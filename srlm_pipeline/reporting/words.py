@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
 from urllib.parse import quote, urlsplit
@@ -47,8 +46,10 @@ def p_value(value: float) -> str:
 
 def seconds(value: float | None) -> str:
     """Write a time: ``8.4 s``, ``3 min 20 s``, ``1 h 05 min``."""
-    if value is None or not math.isfinite(value) or value < 59.95:
-        return _formatted(".1f", value) + (" s" if value is not None and math.isfinite(value) else "")
+    if value is None or not math.isfinite(value):
+        return NOT_MEASURED
+    if value < 59.95:
+        return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
@@ -81,25 +82,20 @@ def verdict(passed: bool | None, yes: str = "passed", no: str = "failed") -> str
     return f"{NOT_MEASURED} not judged" if passed is None else f"{GOOD} {yes}" if passed else f"{BAD} {no}"
 
 
-@dataclass(frozen=True)
-class Folded:
-    """A text in the part that is seen at once, the part that is folded away, and how much is left out."""
+def fold(text: str) -> tuple[str, str, int]:
+    """Cut a long text where a line or a word ends, and leave out what exceeds 3,000 characters.
 
-    head: str
-    rest: str
-    left_out: int
-
-
-def fold(text: str) -> Folded:
-    """Cut a long text where a line or a word ends, and leave out what exceeds 3,000 characters."""
+    Returns:
+        What is seen at once, what is folded away, and how many characters are left out.
+    """
     text = text.strip()
     kept = text[:_LONGEST]
     # A fold that hides a line or two would be in the way.
     if len(text) <= _SHOWN * 1.5:
-        return Folded(text, "", 0)
+        return text, "", 0
     places = [kept.rfind(mark, _SHOWN * 3 // 5, _SHOWN) for mark in ("\n", " ")]
     place = next((p for p in places if p > 0), _SHOWN)
-    return Folded(kept[:place].rstrip(), kept[place:].lstrip("\n "), len(text) - len(kept))
+    return kept[:place].rstrip(), kept[place:].lstrip("\n "), len(text) - len(kept)
 
 
 def safe_address(address: str) -> str | None:

@@ -33,8 +33,7 @@ _STYLE = {
     # A model's name is no formula.
     "text.parse_math": False,
     "font.size": 11,
-    "axes.titlesize": 11,
-    "legend.fontsize": 11,
+    "axes.titlesize": "medium",
     "text.color": _INK,
     "axes.edgecolor": _LINE,
     "grid.color": _LINE,
@@ -50,7 +49,6 @@ _STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 1.6,
     "legend.columnspacing": 1.2,
-    "lines.markersize": 6,
 }
 # So many bins, or a few less where the steps are to be round numbers.
 _MOST_BINS = 24

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.evidence import failed_monitors
-from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.measures import figure, measure_named
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES
 from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
@@ -20,7 +19,7 @@ from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
 from srlm_pipeline.tables import MONITORS, PREFERENCE_PAIRS
 
 _AGAINST = {role: f"win rate against the {name}" for role, name in ROLE_NAMES.items()}
-_MEASURES = ("closed_tasks", "loops")
+_MEASURES = {"judge accuracy": "judge", "closed tasks": "closed_tasks", "go in circles": "loops"}
 # Title of the curve, by head of the column.
 _CURVES = {
     "judge accuracy": "Judge: pairwise accuracy",
@@ -106,14 +105,10 @@ def overview_verdict(iterations: Sequence[Iteration], champion: str) -> str:
 def _figures(it: Iteration, name: str) -> dict[str, Estimate]:
     """Return a model's figures by head of the column."""
     model = it.found[name]
-    judge, closed, loops = measure_judge(model.judgements), *(figure(model, measure_named(m)) for m in _MEASURES)
-    found: dict[str, Estimate] = {
-        "judge accuracy": (judge.pairwise_accuracy, judge.pairwise_low, judge.pairwise_high),
-        "closed tasks": (closed.value, closed.low, closed.high),
-        "go in circles": (loops.value, loops.low, loops.high),
-        "readable": (judge.parse_rate, None, None),
-        "mean length": (float(it.replies[name]["reply"].str.len().mean()), None, None),
-    }
+    measured = {head: figure(model, measure_named(measure)) for head, measure in _MEASURES.items()}
+    found: dict[str, Estimate] = {head: (f.value, f.low, f.high) for head, f in measured.items()}
+    found["mean length"] = (float(it.replies[name]["reply"].str.len().mean()), None, None)
+    found["readable"] = (float(model.judgements["score"].notna().mean()), None, None)
     if len(model.checkable):
         v = measure_verifiable(model.checkable, it.settings.evaluation.bootstrap_samples)
         found["checkable instructions"] = (v.instruction_strict, v.instruction_strict_low, v.instruction_strict_high)

@@ -312,7 +312,8 @@ def test_every_decision_is_written_down_with_its_rules(finished: Home) -> None:
 
 def test_each_iteration_leaves_reports_for_browser_and_terminal(finished: Home) -> None:
     folder = finished.store.root / "reports"
-    for partition, previous, model in (("iter_001", "M1", "M2"), ("iter_002", "M2", "M3")):
+    for number, previous, model in ((1, "M1", "M2"), (2, "M2", "M3")):
+        partition = f"iter_{number:03d}"
         page = (folder / f"{partition}.html").read_text(encoding="utf-8")
         assert page.startswith("<!DOCTYPE html>")
         summary = (folder / f"{partition}.md").read_text(encoding="utf-8")
@@ -320,7 +321,8 @@ def test_each_iteration_leaves_reports_for_browser_and_terminal(finished: Home) 
         assert previous in summary
         assert f'href="{partition}_replies.html"' in page
         replies = (folder / f"{partition}_replies.html").read_text(encoding="utf-8")
-        assert all(name in replies for name in ("base", "sft_baseline", previous, model))
+        champion = champion_before(finished.store, number)
+        assert all(f'aria-label="{name}"' in replies for name in ("base", "sft_baseline", champion, model))
     overview = (folder / "index.html").read_text(encoding="utf-8")
     assert all(f'href="{partition}.html"' in overview for partition in ITERATIONS)
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.vital_signs import SIGNS, Mark
-from srlm_pipeline.reporting.facts import IterationReport
-from srlm_pipeline.reporting.read_facts import SIGN_WORDS, Piece, ReadingPage, ReadModel, ReadPrompt, ReadReply
-from srlm_pipeline.reporting.reading import reading_html, reading_page, telling
-from srlm_pipeline.reporting.render import environment, iteration_html
+from srlm_pipeline.reporting.pages import environment
+from srlm_pipeline.reporting.reading import SIGN_WORDS, Piece, Prompt, Reading, Reply, read_replies, telling
+from srlm_pipeline.reporting.reading import reading_html as html_of
 from srlm_pipeline.tables import ASSESSED_REPLIES
 
 TEMPLATES = Path(__file__).parent.parent / "srlm_pipeline" / "reporting" / "templates"
@@ -103,16 +102,20 @@ def assessed(model: str, replies: Sequence[str], signs: Sequence[str] = (), **co
     return Assessment(model, "digest", ASSESSED_REPLIES.validate(frame), empty, empty, empty)
 
 
-def page_of(*models: Assessment, references: dict[str, str] | None = None, **changes: Any) -> ReadingPage:
-    given = {"title": "Iteration 1", "back": "iter_001.html", "roles": ROLES} | changes
-    return reading_page(
-        "demo",
-        made_at="Made today.",
-        assessments={m.model: m for m in models},
-        references=references or {},
-        system_prompt=SYSTEM,
-        **given,
-    )
+def page_of(
+    *models: Assessment,
+    references: dict[str, str] | None = None,
+    roles: dict[str, str] | None = None,
+    champion: str | None = None,
+) -> Reading:
+    """The champion is the model before the last unless it is said."""
+    before = models[-2].model if len(models) > 1 else None
+    shown = {m.model: m for m in models}
+    return read_replies(shown, ROLES if roles is None else roles, champion or before, references or {}, SYSTEM)
+
+
+def reading_html(reading: Reading, title: str = "Iteration 1", back: str = "iter_001.html") -> str:
+    return html_of(reading, "demo", title, "Made today.", back)
 
 
 FOUR = (
@@ -129,13 +132,12 @@ def skeleton(html: str) -> list[tuple[str, list[str]]]:
 
 
 def exact(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    return [(piece.text, " ".join(piece.signs)) for piece in pieces]
+    return [(piece.text, " ".join(sign.name for sign in piece.signs)) for piece in pieces]
 
 
 def test_replies_stand_side_by_side_in_the_order_of_the_models() -> None:
-    assert [m.role for m in PAGE.models] == list(ROLES.values())
-    assert PAGE.champion == "M1"
-    assert [m.name for m in PAGE.compared] == ["M1", "M2"]
+    assert PAGE.roles == ROLES
+    assert list(PAGE.compared) == ["M1", "M2"]
     articles = Page(reading_html(PAGE)).all("article")
     assert [a.attrs["id"] for a in articles] == ["p1", "p2", "p3"]
     for article in articles:
@@ -178,7 +180,7 @@ def test_every_sign_is_a_badge_and_is_counted() -> None:
 
 def test_there_are_words_for_every_sign() -> None:
     assert {sign.name for sign in SIGN_WORDS} == {*SIGNS, "cut_off"}
-    css = (TEMPLATES / "telling.css").read_text(encoding="utf-8")
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     assert all(f".{sign.name} {{" in css for sign in SIGN_WORDS)
 
 
@@ -186,15 +188,15 @@ def test_only_places_of_signs_that_the_reply_is_flagged_with_are_marked() -> Non
     text = "Why do cats purr at night? " + LOOP
     looping = assessed("M2", [text, text], ["loops", ""])
     flagged, unflagged = page_of(looping).prompts
-    assert {mark.sign for mark in flagged.replies[0].marks} == {"loops"}
-    assert unflagged.replies[0].marks == ()
+    assert {mark.sign for mark in flagged.replies["M2"].marks} == {"loops"}
+    assert unflagged.replies["M2"].marks == ()
     (refusing,) = page_of(assessed("M2", ["I'm sorry, but no."])).prompts
-    assert [mark.sign for mark in refusing.replies[0].marks] == ["refuses"]
+    assert [mark.sign for mark in refusing.replies["M2"].marks] == ["refuses"]
 
 
 def test_what_concerns_the_whole_reply_is_shown_beside_it() -> None:
     (prompt,) = page_of(assessed("M2", ["Guten Tag."], ["recites other_language cut_off"])).prompts
-    assert [sign.name for sign in prompt.replies[0].elsewhere] == ["recites", "other_language"]
+    assert [sign.name for sign in prompt.replies["M2"].elsewhere] == ["recites", "other_language"]
     (article,) = Page(reading_html(page_of(assessed("M2", ["Guten Tag."], ["other_language"])))).all("article")
     assert article.all("div", class_="other_language")[0].text == "Guten Tag."
 
@@ -215,7 +217,7 @@ def test_what_concerns_the_whole_reply_is_shown_beside_it() -> None:
     ],
 )
 def test_a_text_is_cut_where_marks_begin_and_end(marks: Any, pieces: Any) -> None:
-    reply = ReadReply("M2", "abcdefgh", 1, ("loops",), tuple(Mark(*mark) for mark in marks))
+    reply = Reply("abcdefgh", 1, ("loops",), tuple(Mark(*mark) for mark in marks))
     assert exact(reply.pieces) == pieces
     shifted = replace(reply, text=" \n" + reply.text + "\n", marks=tuple(Mark(a + 2, b + 2, s) for a, b, s in marks))
     assert exact(shifted.pieces) == pieces
@@ -224,31 +226,35 @@ def test_a_text_is_cut_where_marks_begin_and_end(marks: Any, pieces: Any) -> Non
 @given(st.text(max_size=60), st.lists(st.tuples(st.integers(0, 60), st.integers(1, 60), st.sampled_from(SIGNS))))
 @settings(max_examples=60)
 def test_marks_neither_add_nor_lose_a_character(text: str, spans: list[tuple[int, int, Any]]) -> None:
-    reply = ReadReply("M2", text, 1, (), tuple(Mark(a, a + n, sign) for a, n, sign in spans))
+    reply = Reply(text, 1, (), tuple(Mark(a, a + n, sign) for a, n, sign in spans))
     assert "".join(piece.text for piece in reply.pieces) == text.strip()
     assert all(piece.text for piece in reply.pieces)
     assert "".join(piece.text for piece in reply.excerpt) == text.strip()
 
 
+def test_a_long_blank_in_a_reply_can_be_cut() -> None:
+    assert Reply("begins" + "\n" * 2000 + "ends").excerpt[0].text.startswith("begins\n")
+
+
 def test_an_excerpt_is_short_and_shows_the_first_mark() -> None:
-    def shown(reply: ReadReply) -> str:
+    def shown(reply: Reply) -> str:
         return "".join(piece.text for piece in reply.excerpt)
 
     words = " ".join(f"word{i}" for i in range(300))
-    begins = shown(ReadReply("M2", words, 1))
+    begins = shown(Reply(words, 1))
     assert begins.startswith("word0 ")
     assert begins.endswith(" \u2026")
     assert 300 < len(begins) <= 402
     middle = words.index("word150")
-    later = ReadReply("M2", words, 1, ("loops",), (Mark(middle, middle + 7, "loops"),))
+    later = Reply(words, 1, ("loops",), (Mark(middle, middle + 7, "loops"),))
     assert [p.text for p in later.excerpt if p.signs] == ["word150"]
     assert shown(later).startswith("\u2026 word")
     assert shown(later).endswith(" \u2026")
     end = len(words)
-    last = ReadReply("M2", words, 1, ("loops",), (Mark(end - 7, end, "loops"),))
+    last = Reply(words, 1, ("loops",), (Mark(end - 7, end, "loops"),))
     assert shown(last).endswith("word299")
-    assert len(shown(ReadReply("M2", "x" * 5000, 1))) == 402
-    assert shown(ReadReply("M2", "x" * 430, 1)) == "x" * 430
+    assert len(shown(Reply("x" * 5000, 1))) == 402
+    assert shown(Reply("x" * 430, 1)) == "x" * 430
 
 
 def test_change_is_measured_in_words_against_the_champion() -> None:
@@ -256,18 +262,6 @@ def test_change_is_measured_in_words_against_the_champion() -> None:
     articles = Page(reading_html(PAGE)).all("article")
     assert "same words as M1" in articles[0].text
     assert "33% changed from M1" in articles[2].text
-
-
-@pytest.mark.parametrize(
-    ("roles", "champion"),
-    [
-        ({}, "M1"),
-        ({"base": "base model", "SFT baseline": "SFT baseline, champion"}, "SFT baseline"),
-        ({"base": "champion once", "M2": "champion"}, "M1"),
-    ],
-)
-def test_the_champion_is_found_by_its_role_and_is_never_the_new_model(roles: dict[str, str], champion: str) -> None:
-    assert page_of(*FOUR, roles=roles).champion == champion
 
 
 def test_a_reference_is_folded_and_left_out_where_there_is_none() -> None:
@@ -281,8 +275,7 @@ def test_a_reference_is_folded_and_left_out_where_there_is_none() -> None:
 
 def test_one_model_alone_is_compared_with_nothing() -> None:
     page = page_of(FOUR[3])
-    assert page.champion is None
-    assert page.compared == (ReadModel("M2", "new"),)
+    assert page.compared == {"M2": "new"}
     html = Page(reading_html(page))
     assert [len(a.all("section")) for a in html.all("article")] == [1, 1, 1]
     assert "changed" not in html.all("main")[0].text
@@ -293,10 +286,9 @@ def test_one_model_alone_is_compared_with_nothing() -> None:
 def test_a_model_that_was_not_asked_leaves_a_gap() -> None:
     asked_less = assessed("M1", ["They like it."])
     page = page_of(asked_less, FOUR[3])
-    assert page.prompts[1].reply_of("M1") is None
     assert page.prompts[1].change == 0
     assert "(not asked)" in Page(reading_html(page)).all("article")[1].all("section")[0].text
-    assert page.n_replies("M1") == 1
+    assert dict(page.counts["M1"])["replies"] == 1
     assert telling(page)[0].number == 2
 
 
@@ -304,9 +296,9 @@ def test_pages_without_flags_and_without_prompts() -> None:
     html = Page(reading_html(page_of(FOUR[1])))
     assert not html.all("mark")
     assert not html.all("li", class_="badge")
-    nothing = reading_html(ReadingPage("demo", "Iteration 1", "Made today.", (ReadModel("M2"),), None, ()))
-    assert Page(nothing).all("article") == []
-    assert telling(ReadingPage("demo", "Iteration 1", "Made today.", (ReadModel("M2"),), None, ())) == ()
+    nothing = Reading({"M2": ""}, None, ())
+    assert Page(reading_html(nothing)).all("article") == []
+    assert telling(nothing) == ()
 
 
 def test_replies_to_other_sets_of_prompts_are_not_shown() -> None:
@@ -314,9 +306,9 @@ def test_replies_to_other_sets_of_prompts_are_not_shown() -> None:
     assert [(p.number, p.id) for p in page_of(mixed).prompts] == [(1, "e2")]
 
 
-def prompt_with(number: int, change: float, before: str = "", after: str = "") -> ReadPrompt:
-    replies = (ReadReply("M1", "x", 1, tuple(before.split())), ReadReply("M2", "y", 1, tuple(after.split())))
-    return ReadPrompt(number, f"e{number}", "writing", "Why?", None, replies, change)
+def prompt_with(number: int, change: float, before: str = "", after: str = "") -> Prompt:
+    replies = {"M1": Reply("x", 1, tuple(before.split())), "M2": Reply("y", 1, tuple(after.split()))}
+    return Prompt(number, f"e{number}", "writing", "Why?", None, replies, change)
 
 
 def test_telling_shows_newly_flagged_replies_of_different_signs_first() -> None:
@@ -329,7 +321,7 @@ def test_telling_shows_newly_flagged_replies_of_different_signs_first() -> None:
         prompt_with(6, 0.5, after="cut_off"),
         prompt_with(7, 1.0),
     )
-    page = ReadingPage("demo", "", "", (ReadModel("M1", "champion"), ReadModel("M2", "new")), "M1", prompts)
+    page = Reading({"M1": "champion", "M2": "new"}, "M1", prompts)
     assert [p.number for p in telling(page)] == [3, 5, 2]
     assert [p.number for p in telling(page, 5)] == [3, 5, 2, 6, 1]
     assert [p.number for p in telling(page, 99)] == [3, 5, 2, 6, 1, 7, 4]
@@ -340,7 +332,7 @@ def test_telling_shows_newly_flagged_replies_of_different_signs_first() -> None:
 
 def test_telling_can_be_shown_in_a_report() -> None:
     template = environment().from_string(
-        '{% from "telling.html" import telling %}{{ telling(prompts, models, address) }}'
+        '{% from "telling.html" import telling_prompts %}{{ telling_prompts(prompts, models, address) }}'
     )
     shown = Page(template.render(prompts=telling(PAGE), models=PAGE.compared, address="iter_001_reading.html"))
     first, *_ = shown.all("article")
@@ -350,8 +342,6 @@ def test_telling_can_be_shown_in_a_report() -> None:
     assert [a.attrs["href"] for a in shown.all("a")] == [f"iter_001_reading.html#p{n}" for n in (2, 3, 1)]
     ids = {a.attrs["id"] for a in Page(reading_html(PAGE)).all("article")}
     assert {str(a.attrs["href"]).split("#")[1] for a in shown.all("a")} <= ids
-    unlinked = Page(template.render(prompts=telling(PAGE), models=PAGE.compared, address="javascript:alert(1)"))
-    assert not unlinked.all("a")
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
@@ -361,7 +351,7 @@ def test_what_anyone_wrote_stays_text(hostile: str) -> None:
         columns = {"kind": ["k" + addition] * 3, "prompt": ["Why? " + addition] * 3}
         models = [assessed(name + addition, replies, ["loops"] * 2, **columns) for name in ("M1", "M2")]
         roles = {model.model: "role" + addition for model in models}
-        return reading_html(page_of(*models, roles=roles, title=addition, references={"e1": addition}))
+        return reading_html(page_of(*models, roles=roles, references={"e1": addition}), title=addition)
 
     shown = html(hostile)
     assert skeleton(shown) == skeleton(html("harmless"))
@@ -376,8 +366,7 @@ def test_what_anyone_wrote_stays_text(hostile: str) -> None:
 @pytest.mark.parametrize("odd", ["null \x00", "bell \x07", "half \ud83d", "escape \x1b[31m", "c1 \x9b"])
 def test_characters_that_html_forbids_are_replaced(odd: str) -> None:
     # As the tables cannot hold them all, they are put where a reply would be.
-    replies = (ReadReply("M2", odd, 1),)
-    html = reading_html(replace(PAGE, prompts=(ReadPrompt(1, "e1", odd, odd, odd, replies),)))
+    html = reading_html(replace(PAGE, prompts=(Prompt(1, "e1", odd, odd, odd, {"M2": Reply(odd)}),)))
     assert odd not in html
     assert odd.split()[0] + " \ufffd" in html
     html.encode()
@@ -427,7 +416,7 @@ def test_nothing_is_loaded_from_anywhere() -> None:
 
 @pytest.mark.parametrize("back", ["javascript:alert(1)", "//example.org/x", ""])
 def test_the_way_back_is_a_harmless_address_or_none(back: str) -> None:
-    links = [a.attrs["href"] for a in Page(reading_html(page_of(*FOUR, back=back))).all("a")]
+    links = [a.attrs["href"] for a in Page(reading_html(PAGE, back=back)).all("a")]
     assert links == ["#prompts"]
     assert "iter_001.html" in [a.attrs["href"] for a in Page(reading_html(PAGE)).all("a")]
 
@@ -463,22 +452,17 @@ def test_the_same_facts_make_the_same_page() -> None:
     assert telling(again) == telling(PAGE)
 
 
-def test_colours_are_the_same_names_in_light_and_dark_and_are_told_from_the_text() -> None:
-    sheets = {name: (TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "telling.css")}
-
-    def colours(name: str) -> list[dict[str, str]]:
-        blocks = re.findall(r":root \{(.*?)\}", sheets[name], re.S)[:2]
-        return [dict(re.findall(r"(--[a-z0-9-]+): (#[0-9a-f]{6})", block)) for block in blocks]
-
-    for general, own in zip(colours("report.css"), colours("telling.css"), strict=True):
-        assert set(own) == {f"--{s.name.replace('_', '-')}{end}" for s in SIGN_WORDS for end in ("", "-tint")}
-        for name, colour in own.items():
-            if name.endswith("-tint"):
-                assert contrast(general["--ink"], colour) >= 4.5, name
-            else:
-                assert contrast(general["--paper"], colour) >= 4.5, name
-    own_sheet = (TEMPLATES / "reading.css").read_text(encoding="utf-8") + sheets["telling.css"]
-    assert not re.findall(r"#[0-9a-f]{6}", re.sub(r":root \{.*?\}", "", own_sheet, flags=re.S))
+def test_signs_and_text_can_be_read_in_light_and_dark() -> None:
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    pairs = re.findall(r"(--[a-z0-9-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)
+    general = {name: colours for name, *colours in pairs}
+    for scheme in (0, 1):
+        for name, *colours in pairs:
+            if name == "--tint-of":
+                assert contrast(general["--ink"][scheme], colours[scheme]) >= 4.5
+            elif name in ("--line-of", "--ink", "--soft", "--link", "--good", "--bad"):
+                assert contrast(general["--paper"][scheme], colours[scheme]) >= 4.5, name
+    assert sum(name == "--line-of" for name, *_ in pairs) == len(SIGN_WORDS)
 
 
 def contrast(first: str, second: str) -> float:
@@ -489,8 +473,3 @@ def contrast(first: str, second: str) -> float:
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
-
-
-def test_reports_remain_without_script() -> None:
-    html = iteration_html(IterationReport("demo", 1, "M2", "M1", None, True, (), "Made today."))
-    assert "<script" not in html

@@ -17,23 +17,15 @@ from srlm_pipeline.assets.seed import sft_baseline
 from srlm_pipeline.assets.self_instruction import preference_pairs
 from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
 from srlm_pipeline.evaluation.champion import standing_decision
-from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.reporting.facts import Estimate, Link, StageCost, TaskFigures
-from srlm_pipeline.reporting.gather import (
-    OVERVIEW,
-    Surroundings,
-    gather_iteration,
-    gather_overview,
-    gather_reading,
-    reading_name,
-    report_name,
-)
-from srlm_pipeline.reporting.reading import reading_html
-from srlm_pipeline.reporting.render import iteration_html, iteration_verdict, overview_html, write_report
-from srlm_pipeline.reporting.summary import iteration_summary
-from srlm_pipeline.store import iteration_number, model_name, partition_key
+from srlm_pipeline.reporting.iteration import Iteration, StageCost, Surroundings
+from srlm_pipeline.reporting.overview import overview_html
+from srlm_pipeline.reporting.pages import OVERVIEW, reading_name, report_name, write_report
+from srlm_pipeline.reporting.reading import read_iteration, reading_html
+from srlm_pipeline.reporting.report import iteration_pages, verdict
+from srlm_pipeline.reporting.words import Estimate
+from srlm_pipeline.store import partition_key
 
 SEED_STAGES = ("sft_baseline", "eft_dataset", "seed_model", "seed_assessment", "seed_evaluation")
 ITERATION_STAGES = (
@@ -80,27 +72,25 @@ def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.Mater
     found, others = all_met(stage, shown, evaluation_prompts)
     folder = store.root / "reports"
     around = _surroundings(stage)
-    report = gather_iteration(settings, store, iteration, found, others, around)
-    roles = {opponent.name: opponent.roles for opponent in opponents_of(store, iteration)}
-    page = iteration_html(report)
+    made = {number: Iteration(settings, store, number, found, others, around) for number in shown}
+    it = made[iteration]
+    reading = read_iteration(it)
+    page, summary = iteration_pages(it, reading)
+    title = f"Iteration {iteration}: {it.model}"
+    replies = reading_html(reading, settings.project, title, around.made_at, report_name(iteration))
     seconds = {number: _seconds(stage.context.instance, partition_key(number)) for number in shown}
-    overview = overview_html(gather_overview(settings, store, shown, found, others, around, seconds))
-    decision = standing_decision(store, iteration)
-    assert decision is not None, "the report needs a decision, and gather_iteration says so"
-    reading = reading_html(gather_reading(settings, store, iteration, found, decision, around))
     for name, artifact, html in (
         (report_name(iteration), REPORT, page),
-        (reading_name(iteration), READING, reading),
-        (OVERVIEW, ALL_ITERATIONS, overview),
+        (reading_name(iteration), READING, replies),
+        (OVERVIEW, ALL_ITERATIONS, overview_html(list(made.values()), seconds)),
     ):
         write_report(folder / name, html)
         stage.run.text(html, artifact)
-    summary = iteration_summary(report)
     # What the terminal shows.
     write_report((folder / report_name(iteration)).with_suffix(".md"), summary)
     return dg.MaterializeResult(
         metadata={
-            "verdict": iteration_verdict(report),
+            "verdict": verdict(it.decision),
             # A browser does not open a file from a page of a server, but MLflow shows the artefact.
             "report": dg.MetadataValue.url(stage.run.artifact_url(REPORT)),
             "replies": dg.MetadataValue.url(stage.run.artifact_url(READING)),
@@ -109,9 +99,10 @@ def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.Mater
             "summary": dg.MetadataValue.md(summary),
             # Under names that stay the same, so that Dagster draws them over the iterations.
             **{
-                f"win_rate_vs_{role}": match.win_rate.value
-                for match in report.matches
-                for role in roles.get(match.opponent, ())
+                f"win_rate_vs_{role}": it.matches[name].win_rate
+                for name, opponent in it.opponents.items()
+                for role in opponent.roles
+                if name in it.matches
             },
         }
     )
@@ -126,48 +117,32 @@ def _surroundings(stage: Stage) -> Surroundings:
         made_at=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         agreement=agreement,
         position_bias=wins.get("position_bias") or {},
-        tasks=task_figures(metadata_of(instance, "assessment", key), model_name(iteration_number(key) + 1)),
+        tasks=task_scores(metadata_of(instance, "assessment", key)),
         costs=_costs(stage),
-        links=(Link("MLflow run", stage.run.url),),
+        links={"MLflow run": stage.run.url},
     )
 
 
-def task_figures(recorded: Mapping[str, Any], model: str) -> tuple[TaskFigures, ...]:
-    """Return the scores that lm-evaluation-harness gave, each with 95 % of a normal distribution around it."""
-    found = []
+def task_scores(recorded: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
+    """Return by task and metric what lm-evaluation-harness gave, with 95 % of a normal distribution around it."""
+    found = {}
     for key, score in recorded.items():
         if not key.startswith(HARNESS) or "_stderr" in key:
             continue
         task, metric, *way = key.removeprefix(HARNESS).split("/")
         reach = 1.96 * float(recorded.get(HARNESS + "/".join([task, f"{metric}_stderr", *way]), "nan"))
-        found.append(TaskFigures(task, "/".join([metric, *way]), model, Estimate(score, score - reach, score + reach)))
-    return tuple(found)
+        found[task, "/".join([metric, *way])] = (score, score - reach, score + reach)
+    return found
 
 
-def _costs(stage: Stage) -> tuple[StageCost, ...]:
+def _costs(stage: Stage) -> list[StageCost]:
     """Put what was planned beside what was needed; the seed's stages in the first report only."""
     plan = read_record(Plan, plan_path(stage.store.root, stage.settings))
-    planned = {stage.stage: stage for stage in plan.stages} if plan else {}
-    key = stage.partition
-    stages: dict[str, str | None] = dict.fromkeys(SEED_STAGES) if iteration_number(key) == 1 else {}
-    stages |= dict.fromkeys(ITERATION_STAGES, key)
-    costs = []
-    for name, partition in stages.items():
-        recorded = metadata_of(stage.context.instance, name, partition)
-        foreseen = planned.get(name)
-        tokens = recorded.get("tokens")
-        costs.append(
-            StageCost(
-                name,
-                recorded.get("seconds"),
-                Estimate(foreseen.seconds.likely, foreseen.seconds.low, foreseen.seconds.high) if foreseen else None,
-                tokens,
-                foreseen.tokens_written if foreseen else None,
-                None,
-                foreseen.tokens_read if foreseen else None,
-            )
-        )
-    return tuple(costs)
+    planned = {planned.stage: planned for planned in plan.stages} if plan else {}
+    stages: dict[str, str | None] = dict.fromkeys(SEED_STAGES) if stage.iteration == 1 else {}
+    stages |= dict.fromkeys(ITERATION_STAGES, stage.partition)
+    recorded = {name: metadata_of(stage.context.instance, name, key) for name, key in stages.items()}
+    return [StageCost(s, told.get("seconds"), told.get("tokens"), planned.get(s)) for s, told in recorded.items()]
 
 
 def _seconds(instance: dg.DagsterInstance, partition: str) -> float:

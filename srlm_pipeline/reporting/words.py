@@ -3,73 +3,50 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import PurePath
 from urllib.parse import quote, urlsplit
 
-from srlm_pipeline.reporting.facts import Estimate
-
+# A figure with the ends of its 95 % interval; None where there is none.
+Estimate = tuple[float | None, float | None, float | None]
+# What stands in a table: a text, or several, one below the other.
+Cell = str | tuple[str, ...]
 NOT_MEASURED = "\u2013"
+GOOD, BAD = "\u2713", "\u2717"
+# Control characters and halves of surrogate pairs, which HTML and UTF-8 do not allow.
+UNPRINTABLE = dict.fromkeys(
+    [*(c for c in range(0x20) if chr(c) not in "\t\n\r"), *range(0x7F, 0xA0), *range(0xD800, 0xE000)], "\ufffd"
+)
 _SHOWN, _LONGEST = 360, 3000
 
 
-def share(value: float | None) -> str:
-    """Write a share: ``57.3%``."""
-    return NOT_MEASURED if _missing(value) else f"{value:.1%}"
+def _formatted(form: str, value: float | None) -> str:
+    return NOT_MEASURED if value is None or not math.isfinite(value) else format(value, form)
+
+
+# ``57.3%``, ``12,345``, ``+0.42``, ``+4.8%``; a dash for what was not measured.
+share, count, signed, change = (partial(_formatted, form) for form in (".1%", ",.0f", "+.2f", "+.1%"))
 
 
 def number(value: float | None) -> str:
     """Write a number with two decimals; large ones without."""
-    if value is None or _missing(value):
-        return NOT_MEASURED
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
+    return _formatted(",.0f" if value is not None and abs(value) >= 1000 else ".2f", value)
 
 
-def count(value: float | None) -> str:
-    """Write a number of things: ``12,345``."""
-    return NOT_MEASURED if _missing(value) else f"{value:,.0f}"
+def plain_number(value: float) -> str:
+    """Write a number of any size, without needless decimals."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def signed(value: float | None) -> str:
-    """Write a number whose sign matters: ``+0.42``."""
-    return NOT_MEASURED if _missing(value) else f"{value:+.2f}"
-
-
-def change_with_interval(estimate: Estimate | None) -> str:
-    """Write a difference of two shares with its interval: ``+4.8% (-1.8% to +11.9%)``; nothing if there is none."""
-    if estimate is None or _missing(estimate.value) or _missing(estimate.low) or _missing(estimate.high):
-        return ""
-    return f"{estimate.value:+.1%} ({estimate.low:+.1%} to {estimate.high:+.1%})"
-
-
-def main_share(estimate: Estimate | None) -> str:
-    """Write an estimated share without its interval."""
-    return share(estimate.value if estimate else None)
-
-
-def interval(estimate: Estimate | None) -> str:
-    """Write the interval of a share, ``51.0% to 63.1%``; nothing if there is none."""
-    if estimate is None or _missing(estimate.value) or _missing(estimate.low) or _missing(estimate.high):
-        return ""
-    return f"{share(estimate.low)} to {share(estimate.high)}"
-
-
-def share_with_interval(estimate: Estimate | None) -> str:
-    """Write a share with its interval: ``57.3% (51.0% to 63.1%)``."""
-    around = interval(estimate)
-    return f"{main_share(estimate)} ({around})" if around else main_share(estimate)
-
-
-def p_value(value: float | None) -> str:
+def p_value(value: float) -> str:
     """Write a p-value; tiny ones as an upper bound."""
-    if value is None or _missing(value):
-        return NOT_MEASURED
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if value < 0.001 else _formatted(".3f", value)
 
 
 def seconds(value: float | None) -> str:
     """Write a time: ``8.4 s``, ``3 min 20 s``, ``1 h 05 min``."""
-    if value is None or _missing(value):
+    if value is None or not math.isfinite(value):
         return NOT_MEASURED
     if value < 59.95:
         return f"{value:.1f} s"
@@ -80,26 +57,45 @@ def seconds(value: float | None) -> str:
     return f"{hours:,} h {minutes:02d} min"
 
 
-@dataclass(frozen=True)
-class Folded:
-    """A text in the part that is seen at once, the part that is folded away, and how much is left out."""
-
-    head: str
-    rest: str
-    left_out: int
+def is_known(estimate: Estimate) -> bool:
+    """Return whether there is a figure that can be shown."""
+    return estimate[0] is not None and math.isfinite(estimate[0])
 
 
-def fold(text: str) -> Folded:
-    """Cut a long text where a line or a word ends, and leave out what exceeds 3,000 characters."""
+def written(estimate: Estimate, write: Callable[[float | None], str] = share) -> Cell:
+    """Write a figure, and below it its interval: ``57.3%``, ``51.0% to 63.1%``."""
+    value, *ends = (write(part) for part in estimate)
+    return value if NOT_MEASURED in (value, *ends) else (value, " to ".join(ends))
+
+
+def in_line(cell: Cell, brief: bool = False) -> str:
+    """Write a cell in one line: ``57.3% (51.0% to 63.1%)``, or in brief what stands first; verdicts are all kept."""
+    if isinstance(cell, str):
+        return cell
+    if cell[0][:1] in (GOOD, BAD):
+        return "; ".join(cell)
+    return cell[0] if brief else " ".join([cell[0], *(f"({line})" for line in cell[1:])])
+
+
+def verdict(passed: bool | None, yes: str = "passed", no: str = "failed") -> str:
+    """Write what was decided."""
+    return f"{NOT_MEASURED} not judged" if passed is None else f"{GOOD} {yes}" if passed else f"{BAD} {no}"
+
+
+def fold(text: str) -> tuple[str, str, int]:
+    """Cut a long text where a line or a word ends, and leave out what exceeds 3,000 characters.
+
+    Returns:
+        What is seen at once, what is folded away, and how many characters are left out.
+    """
     text = text.strip()
     kept = text[:_LONGEST]
     # A fold that hides a line or two would be in the way.
     if len(text) <= _SHOWN * 1.5:
-        return Folded(text, "", 0)
-    middle = _SHOWN * 3 // 5
-    places = [kept.rfind(mark, middle, _SHOWN) for mark in ("\n", " ")]
+        return text, "", 0
+    places = [kept.rfind(mark, _SHOWN * 3 // 5, _SHOWN) for mark in ("\n", " ")]
     place = next((p for p in places if p > 0), _SHOWN)
-    return Folded(kept[:place].rstrip(), kept[place:].lstrip("\n "), len(text) - len(kept))
+    return kept[:place].rstrip(), kept[place:].lstrip("\n "), len(text) - len(kept)
 
 
 def safe_address(address: str) -> str | None:
@@ -123,7 +119,3 @@ def file_address(path: str) -> str | None:
     """Return the address of a file on this machine; None for a relative path."""
     pure = PurePath(path)
     return "file://" + quote(pure.as_posix(), errors="replace") if pure.is_absolute() else None
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)

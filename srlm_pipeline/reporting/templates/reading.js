@@ -2,95 +2,80 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const bar = $("bar"), list = $("prompts"), nothing = $("nothing"), help = $("help"), filters = $("filters");
-  const search = $("search"), sign = $("sign"), model = $("model"), kind = $("kind"), flagged = $("flagged");
-  const changed = $("changed");
+  const search = $("search"), sign = $("sign"), model = $("model"), kind = $("kind"), changed = $("changed");
   const columns = [...document.querySelectorAll("[data-column]")];
   const counts = [];
   const prompts = [...list.querySelectorAll("article")].map((element, place) => ({
-    element, place, kind: element.dataset.kind, change: Number(element.dataset.change), words: null,
+    element, place, kind: element.dataset.kind, change: Number(element.dataset.change),
+    // Only what was written, not what the page says about it.
+    texts: [...element.querySelectorAll(".text")],
     sides: [...element.querySelectorAll("[data-signs]")].map((side) => ({
       element: side, model: side.dataset.model, signs: side.dataset.signs.split(" ").filter(Boolean),
     })),
   }));
-  let shown = prompts, reordered = false, current = null, jumpedTo = null, hashTimer = 0, searchTimer = 0;
+  let shown = prompts, current = null, jumpedTo = null, hashTimer = 0, searchTimer = 0, waiting = false;
 
   const wanted = () => search.value.toLowerCase().split(/\s+/).filter(Boolean);
   const contains = (prompt, needles) => {
-    // Only what was written, not what the page says about it.
-    prompt.words ??= [...prompt.element.querySelectorAll(".text")].map((e) => e.textContent).join("\n").toLowerCase();
+    if (needles.length) prompt.words ??= prompt.texts.map((text) => text.textContent).join("\n").toLowerCase();
     return needles.every((needle) => prompt.words.includes(needle));
   };
-  const shows = (side) => (model.value === "" || side.model === model.value)
-    && (sign.value ? side.signs.includes(sign.value) : side.signs.length > 0);
+  const shows = (side) => (!model.value || side.model === model.value)
+    && (sign.value === "*" ? side.signs.length > 0 : side.signs.includes(sign.value));
 
   function apply(target) {
-    const needles = wanted(), bySign = flagged.checked || sign.value !== "";
-    shown = prompts.filter((p) => (!kind.value || p.kind === kind.value) && (!bySign || p.sides.some(shows))
+    const needles = wanted();
+    shown = prompts.filter((p) => (!kind.value || p.kind === kind.value) && (!sign.value || p.sides.some(shows))
       && contains(p, needles));
-    if (changed?.checked) shown.sort((a, b) => b.change - a.change || a.place - b.place);
-    const kept = new Set(shown);
-    for (const p of prompts) p.element.hidden = !kept.has(p);
-    const inside = list.contains(document.activeElement);
-    const order = [...shown, ...prompts.filter((p) => !kept.has(p))];
-    // Only where the order changes: what is moved loses the focus.
-    if (changed?.checked || reordered) list.append(...(changed?.checked ? order : prompts).map((p) => p.element));
-    reordered = Boolean(changed?.checked);
+    for (const p of prompts) p.element.hidden = !shown.includes(p);
     nothing.hidden = shown.length > 0;
-    for (const [button, ofModel, ofSign] of counts) {
-      button.setAttribute("aria-pressed", String(bySign && model.value === ofModel && sign.value === ofSign));
+    for (const button of counts) {
+      const { model: ofModel, sign: ofSign } = button.parentElement.dataset;
+      button.setAttribute("aria-pressed", String(model.value === ofModel && sign.value === ofSign));
     }
     const active = [
-      sign.value && sign.selectedOptions[0].text, bySign && !sign.value && "flagged",
-      bySign && model.value && "of " + model.selectedOptions[0].text, kind.value && kind.selectedOptions[0].text,
-      needles.length && "“" + search.value.trim() + "”",
+      sign.value && sign.selectedOptions[0].text, model.value && "of " + model.selectedOptions[0].text,
+      kind.value && kind.selectedOptions[0].text, needles.length && "“" + search.value.trim() + "”",
     ].filter(Boolean).join(", ");
-    $("active").textContent = active ? "(" + active + ")" : "";
+    $("active").textContent = active && "(" + active + ")";
     $("shown").textContent = shown.length + " of " + prompts.length + " prompts shown";
     highlight(needles);
-    if (target === "stay") follow();
-    else go(kept.has(current) && target !== "first" ? current : (shown.find((p) => current && target !== "first"
-      && p.place > current.place) ?? shown[0]), !inside);
+    if (target === "stay") return follow();
+    const kept = target !== "first" && current && prompts.slice(prompts.indexOf(current)).find((p) => shown.includes(p));
+    go(kept || shown[0], !list.contains(document.activeElement));
   }
 
   function highlight(needles) {
     if (!window.CSS?.highlights) return;
     CSS.highlights.delete("found");
     if (!needles.length) return;
+    const pattern = new RegExp(needles.map((needle) => needle.replace(/[^\p{L}\p{N}\s]/gu, "\\$&")).join("|"), "gi");
     const ranges = [];
-    for (const p of shown) for (const text of p.element.querySelectorAll(".text")) {
+    for (const text of shown.flatMap((p) => p.texts)) {
       const walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
-      while (walker.nextNode() && ranges.length < 5000) {
-        const node = walker.currentNode, content = node.data.toLowerCase();
-        // A few letters change their length in lower case; places would then be wrong.
-        if (content.length !== node.data.length) continue;
-        for (const needle of needles) for (let at = content.indexOf(needle); at >= 0; at = content.indexOf(needle, at + needle.length)) {
-          const range = new Range();
-          range.setStart(node, at);
-          range.setEnd(node, at + needle.length);
-          ranges.push(range);
-        }
+      while (walker.nextNode() && ranges.length < 5000) for (const found of walker.currentNode.data.matchAll(pattern)) {
+        const range = new Range();
+        range.setStart(walker.currentNode, found.index);
+        range.setEnd(walker.currentNode, found.index + found[0].length);
+        ranges.push(range);
       }
     }
-    if (ranges.length) CSS.highlights.set("found", new Highlight(...ranges));
+    CSS.highlights.set("found", new Highlight(...ranges));
   }
 
   function mark(prompt) {
-    if (current !== prompt) {
-      current?.element.removeAttribute("aria-current");
-      prompt?.element.setAttribute("aria-current", "true");
-      current = prompt;
-    }
-    const at = shown.indexOf(prompt);
-    const few = shown.length < prompts.length;
+    current?.element.removeAttribute("aria-current");
+    prompt?.element.setAttribute("aria-current", "true");
+    current = prompt;
+    const at = shown.indexOf(prompt), few = shown.length < prompts.length;
     $("position").textContent = (at >= 0 ? at + 1 + " of " : "") + shown.length + (at < 0 ? " prompts" : few ? " shown" : "");
     $("previous").disabled = at <= 0;
     $("next").disabled = at >= shown.length - 1;
     clearTimeout(hashTimer);
     hashTimer = setTimeout(() => {
       const hash = current ? "#" + current.element.id : "";
-      if (location.hash === hash) return;
       try {
-        history.replaceState(null, "", hash || location.pathname + location.search);
+        if (location.hash !== hash) history.replaceState(null, "", hash || location.pathname + location.search);
       } catch {
         // A page inside another may not change its address.
       }
@@ -98,25 +83,20 @@
   }
 
   function go(prompt, quietly) {
-    if (!prompt) {
-      mark(null);
-      nothing.scrollIntoView({ block: "center" });
-      return;
-    }
+    mark(prompt ?? null);
+    if (!prompt) return nothing.scrollIntoView({ block: "center" });
     prompt.element.scrollIntoView({ block: "start" });
     jumpedTo = Math.round(scrollY);
     if (!quietly) prompt.element.querySelector("h2").focus({ preventScroll: true });
-    mark(prompt);
   }
 
   const step = (by) => {
-    const at = shown.indexOf(current) + by;
-    if (at >= 0 && at < shown.length) go(shown[at]);
+    const next = shown[shown.indexOf(current) + by];
+    if (next) go(next);
   };
 
   // The current prompt is the last one that has reached the bar.
   function follow() {
-    // Where the bar ends once it sticks: before, none has been begun.
     const line = bar.offsetHeight + 24;
     const end = scrollY > 0 && Math.ceil(scrollY + innerHeight) >= document.documentElement.scrollHeight;
     mark(end ? shown.at(-1) ?? null : shown.findLast((p) => p.element.getBoundingClientRect().top <= line) ?? null);
@@ -124,16 +104,23 @@
 
   function clear() {
     search.value = sign.value = model.value = kind.value = "";
-    flagged.checked = false;
-    if (changed) changed.checked = false;
     for (const box of columns) box.checked = true;
     showColumns();
+    if (changed?.checked) {
+      changed.checked = false;
+      arrange();
+    }
     apply(current ? "" : "stay");
   }
 
+  function arrange() {
+    prompts.sort((a, b) => (changed.checked && b.change - a.change) || a.place - b.place);
+    list.append(...prompts.map((p) => p.element));
+  }
+
   function showColumns() {
-    const off = new Set(columns.filter((box) => !box.checked).map((box) => box.dataset.column));
-    for (const p of prompts) for (const side of p.sides) side.element.hidden = off.has(side.model);
+    const off = columns.filter((box) => !box.checked).map((box) => box.dataset.column);
+    for (const p of prompts) for (const side of p.sides) side.element.hidden = off.includes(side.model);
   }
 
   function fromHash() {
@@ -145,9 +132,9 @@
     return true;
   }
 
-  function toggleFlagged() {
-    flagged.checked = !flagged.checked;
-    flagged.dispatchEvent(new Event("change"));
+  function filterBy(ofSign, ofModel, target) {
+    [sign.value, model.value] = [ofSign, ofModel];
+    apply(target);
   }
 
   for (const cell of document.querySelectorAll("[data-count]")) {
@@ -159,31 +146,27 @@
     button.textContent = cell.textContent;
     button.setAttribute("aria-label", cell.textContent + ", show " + row + ": " + column);
     button.addEventListener("click", () => {
-      const pressed = button.getAttribute("aria-pressed") === "true";
-      sign.value = pressed ? "" : cell.dataset.sign;
-      model.value = pressed ? "" : cell.dataset.model;
-      flagged.checked = !pressed && cell.dataset.sign === "";
-      apply(pressed ? "stay" : "first");
+      if (button.getAttribute("aria-pressed") === "true") filterBy("", "", "stay");
+      else filterBy(cell.dataset.sign, cell.dataset.model, "first");
     });
     cell.replaceChildren(button);
-    counts.push([button, cell.dataset.model, cell.dataset.sign]);
+    counts.push(button);
   }
 
   sign.addEventListener("change", () => {
-    if (!sign.value && !flagged.checked) model.value = "";
-    apply();
-  });
-  flagged.addEventListener("change", () => {
-    if (!flagged.checked) sign.value = model.value = "";
+    if (!sign.value) model.value = "";
     apply();
   });
   model.addEventListener("change", () => {
     // A model alone means: what is flagged of it.
-    if (model.value && !sign.value) flagged.checked = true;
+    if (model.value) sign.value ||= "*";
     apply();
   });
   kind.addEventListener("change", () => apply());
-  changed?.addEventListener("change", () => apply("first"));
+  changed?.addEventListener("change", () => {
+    arrange();
+    apply("first");
+  });
   for (const box of columns) box.addEventListener("change", () => {
     // One column stays.
     if (!columns.some((other) => other.checked)) box.checked = true;
@@ -201,52 +184,45 @@
     apply("first");
     if (shown[0]) go(shown[0]);
   });
-  $("previous").addEventListener("click", () => step(-1));
-  $("next").addEventListener("click", () => step(1));
-  $("clear").addEventListener("click", clear);
-  $("all").addEventListener("click", clear);
-  $("ask").addEventListener("click", () => help.showModal());
-  $("close").addEventListener("click", () => help.close());
+  for (const [id, action] of Object.entries({
+    previous: () => step(-1), next: () => step(1), clear, all: clear, ask: () => help.showModal(), close: () => help.close(),
+  })) $(id).addEventListener("click", action);
 
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
-    if (event.key === "Escape") {
+    const escape = event.key === "Escape";
+    if (!escape && event.target.matches("select, input:not([type=checkbox])")) return;
+    // A table that is wider than the screen is moved with the arrows.
+    if (event.key.startsWith("Arrow") && event.target.closest(".scroll")) return;
+    const action = new Map([
+      ["j", () => step(1)], ["ArrowRight", () => step(1)], ["k", () => step(-1)], ["ArrowLeft", () => step(-1)],
+      ["/", () => search.select()], ["f", () => filterBy(sign.value ? "" : "*", "")], ["?", () => help.showModal()],
+      ["Escape", clear],
+    ]).get(event.key);
+    if (!action) return;
+    if (escape) {
       clearTimeout(searchTimer);
       search.blur();
-      clear();
-      event.preventDefault();
-      return;
     }
-    if (event.target.matches("select, input:not([type=checkbox])")) return;
-    // A table that is wider than the screen is moved with the arrows.
-    const arrows = !event.target.closest(".scroll");
-    const actions = {
-      j: () => step(1), k: () => step(-1), "/": () => search.select(), f: toggleFlagged, "?": () => help.showModal(),
-      ArrowRight: arrows && (() => step(1)), ArrowLeft: arrows && (() => step(-1)),
-    };
-    const action = Object.hasOwn(actions, event.key) && actions[event.key];
-    if (!action) return;
     event.preventDefault();
     action();
   });
-  let waiting = false;
   addEventListener("scroll", () => {
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => {
       waiting = false;
+      // Where the page jumped to a prompt, that one is current.
       if (jumpedTo !== null && Math.abs(scrollY - jumpedTo) < 2) return;
       jumpedTo = null;
       follow();
     });
   }, { passive: true });
   addEventListener("hashchange", fromHash);
-  new ResizeObserver(() => {
-    document.documentElement.style.setProperty("--bar", bar.getBoundingClientRect().height + "px");
-  }).observe(bar);
-
+  const measure = () => document.documentElement.style.setProperty("--bar", bar.getBoundingClientRect().height + "px");
+  new ResizeObserver(measure).observe(bar);
   bar.hidden = false;
   filters.open = matchMedia("(min-width: 56rem) and (min-height: 42rem)").matches;
-  document.documentElement.style.setProperty("--bar", bar.getBoundingClientRect().height + "px");
+  measure();
   if (!fromHash()) follow();
 })();

@@ -1,0 +1,183 @@
+"""The report on one iteration: a page, verdict first, and its head as Markdown for terminals and Dagster's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from srlm_pipeline.evaluation.independence import dependences
+from srlm_pipeline.evaluation.judge_accuracy import measure_judge
+from srlm_pipeline.evaluation.promotion import Decision
+from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+from srlm_pipeline.preference.pairs import select
+from srlm_pipeline.reporting import figures
+from srlm_pipeline.reporting.iteration import Iteration
+from srlm_pipeline.reporting.pages import OVERVIEW, Table, plain, reading_name, render, sentence
+from srlm_pipeline.reporting.reading import Reading, telling
+from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, PREFERENCE_PAIRS, REFUSED_PROMPTS
+
+_EXCHANGES_SHOWN, _PAIRS_SHOWN, _PROMPTS_SHOWN, _REFUSED_SHOWN = 5, 5, 8, 3
+
+
+def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
+    """Return the report as HTML, and its head as Markdown.
+
+    Args:
+        it: The iteration.
+        reading: All replies; those that tell most are shown.
+
+    Raises:
+        TableError: If a table or the decision is missing.
+    """
+    resamples = it.settings.evaluation.bootstrap_samples
+    judges = {assessment.model: measure_judge(assessment.judgements) for assessment in it.compared}
+    verifiable = {a.model: measure_verifiable(a.checkable, resamples) for a in it.compared if len(a.checkable)}
+    generated, refused = it.table(GENERATED_PROMPTS, "generated_prompts"), it.table(REFUSED_PROMPTS, "refused_prompts")
+    selection = select(it.table(JUDGED_SCORES, "judged_scores"), it.settings.pairs)
+    dropped = {
+        "ties": selection.n_ties,
+        "too few readable scores": selection.n_too_few_valid,
+        "scores too low": selection.n_too_low,
+    }
+    pairs = it.table(PREFERENCE_PAIRS, "preference_pairs")
+    told = exchanges(it)
+    groups = choose_exchanges(told)
+    tables = {
+        "rules": figures.rule_table(it.decision.rules),
+        "monitors": figures.monitor_table(it),
+        "vital": figures.vital_table(it),
+        "matches": figures.match_table(it),
+        "jury": figures.jury_table(it),
+        "judge": figures.judge_table(judges),
+        "verifiable": figures.verifiable_table(it, verifiable),
+        "kinds": figures.kind_table(verifiable),
+        "tasks": figures.task_table(it),
+        "costs": figures.cost_table(it.around.costs),
+    }
+    html = render(
+        "iteration.html",
+        it=it,
+        verdict=verdict(it.decision),
+        tables=tables,
+        compared=reading.compared,
+        telling=telling(reading),
+        dependences=dependences(it.settings),
+        match_chart=figures.match_chart(it),
+        judge_chart=figures.judge_chart(judges),
+        scores=figures.score_figures(it),
+        lengths=figures.length_figures(it),
+        groups=groups,
+        n_exchanges=len(told),
+        kept=generated["prompt"].head(_PROMPTS_SHOWN),
+        n_kept=len(generated),
+        n_attempts=len(generated) + len(refused),
+        refused=[
+            (reason, len(rows), rows["prompt"][rows["prompt"] != ""].head(_REFUSED_SHOWN))
+            for reason, rows in sorted(refused.groupby("reason", sort=False), key=lambda found: -len(found[1]))
+        ],
+        pairs=pairs.head(_PAIRS_SHOWN).astype(object).where(pairs.notna(), None).to_dict("records"),
+        n_pairs=len(pairs),
+        selection=selection,
+        dropped=[f"{n:,} {reason}" for reason, n in dropped.items() if n],
+        settings=yaml.safe_dump(it.settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        files={
+            it.model: it.store.model_folder(it.model),
+            "tables": it.store.tables,
+            "journals": it.store.root / "journals",
+        },
+        reading_address=reading_name(it.number),
+        overview_address=OVERVIEW,
+    )
+    return html, _summary(it, tables)
+
+
+def verdict(decision: Decision) -> str:
+    """Return what was decided and what was decisive, in one sentence."""
+    if decision.promoted:
+        place = f", in place of {decision.champion}" if decision.champion != decision.model else ""
+        met = next((rule for rule in decision.rules if rule.passed), None)
+        return (
+            f"{decision.model} is promoted to champion{place}: {sentence(met.explanation if met else 'no rule is set')}"
+        )
+    reason, others = ".", len(decision.failures) - 1
+    if decision.failures:
+        more = f" (and {others} more {'rule' if others == 1 else 'rules'} failed)" if others else ""
+        reason = f": {sentence(decision.failures[0].explanation, more)}"
+    return f"{decision.model} is not promoted, {decision.champion} remains champion{reason}"
+
+
+def exchanges(it: Iteration) -> pd.DataFrame:
+    """Return all prompts of the match against the champion with both replies.
+
+    Returns:
+        By prompt id: `verdict`; `preference` for the new model's reply over both orders, below 0 for the champion's;
+        `dispute`, how far the orders and the jurors are apart; `prompt`, `reply` and `finish_reason` of both sides.
+    """
+    if it.decision.champion not in it.win_rates:
+        return pd.DataFrame(columns=["preference", "dispute"])
+    rows = it.win_rates[it.decision.champion].groupby("prompt_id", sort=False)
+    told = {"verdict": rows["verdict"].agg(_verdict), "preference": rows["preference"].mean()}
+    frame = pd.DataFrame(told | {"dispute": rows["opinions"].agg(_dispute)})
+    for side, name in (("new", it.model), ("old", it.decision.champion)):
+        frame = frame.join(it.replies[name].set_index("prompt_id").add_prefix(f"{side}_"))
+    return frame
+
+
+def choose_exchanges(told: pd.DataFrame, each: int = _EXCHANGES_SHOWN) -> dict[tuple[str, str], list[Any]]:
+    """Choose the best, the worst and the most disputed prompts, at most so many each; none is chosen twice.
+
+    Args:
+        told: What `exchanges` returns.
+        each: How many.
+
+    Returns:
+        Rows by title and explanation; titles without any are left out.
+    """
+    chosen: dict[tuple[str, str], list[Any]] = {}
+    left = told
+    for title, explanation, column, sign in (
+        ("Best", "Where the arbiter prefers the model most.", "preference", 1),
+        ("Worst", "Where the arbiter prefers the opponent most.", "preference", -1),
+        ("Most disputed", "Where the two orders, or the jurors, are furthest apart.", "dispute", 1),
+    ):
+        best = left.assign(by=sign * left[column]).query("by > 0").sort_values("by", ascending=False, kind="stable")
+        if len(best):
+            chosen[title, explanation] = list(best.head(each).itertuples())
+            left = left.drop(best.head(each).index)
+    return chosen
+
+
+def _verdict(orders: pd.Series) -> str:
+    return {"win": "Won", "loss": "Lost"}.get(orders.iloc[0], "Tie") if orders.nunique() == 1 else "Tie"
+
+
+def _dispute(opinions: pd.Series) -> float:
+    """Return the spread of everything that was said of a prompt: in both orders, by every juror."""
+    said = [o["preference"] for text in opinions for o in json.loads(text) if o["preference"] is not None]
+    return float(np.std(said)) if said else 0.0
+
+
+def _summary(it: Iteration, tables: Mapping[str, Table]) -> str:
+    own = plain("; ".join(dependences(it.settings)))
+    parts = [
+        f"# {it.settings.project}, iteration {it.number}\n",
+        verdict(it.decision) + "\n",
+        tables["rules"].markdown() if tables["rules"].rows else "",
+        tables["monitors"].markdown(),
+        "## Vital signs, without any judge\n",
+        tables["vital"].markdown(brief=True),
+        "## Head to head\n",
+        f"The loop's own opinion: the arbiter is not independent ({own}).\n" if own else "",
+        tables["matches"].markdown(0, 1, 2, 3, 4, 5, 9),
+        f"Decided by {plain(', '.join(str(row[0]) for row in tables['jury'].rows))}.\n",
+        "## As a judge, on held-out human rankings\n",
+        tables["judge"].markdown(*range(9)),
+    ]
+    if tables["verifiable"].rows:
+        parts += ["## Checkable instructions\n", tables["verifiable"].markdown(0, 1, 2, 3, 4, 7)]
+    return "\n".join(part for part in parts if part)

@@ -64,12 +64,9 @@ def pairs(count: int) -> list[Comparison]:
     return [Comparison(str(n), f"mine {n}", f"theirs {n}") for n in range(count)]
 
 
-def jury(*arbiters: Any, weights: Sequence[float] = (), decision: str = "mean") -> Jury:
+def jury(*arbiters: Any, weights: Sequence[float] = ()) -> Jury:
     given = list(weights) or [1.0] * len(arbiters)
-    return Jury(
-        tuple(Juror(f"j{n}", a, w) for n, (a, w) in enumerate(zip(arbiters, given, strict=True))),
-        decision,  # type: ignore[arg-type]
-    )
+    return Jury(tuple(Juror(f"j{n}", a, w) for n, (a, w) in enumerate(zip(arbiters, given, strict=True))))
 
 
 def decided(arbiter: Any, count: int, tie_margin: float = 0.0) -> Decision:
@@ -109,58 +106,40 @@ def test_mean_of_a_jury_worked_by_hand() -> None:
     assert decided(jury(*told, weights=(1, 4)), 2, tie_margin=0.05).verdicts().tolist() == [1, 0]
 
 
-def test_majority_of_a_jury_counts_heads_and_weights() -> None:
-    told = Told([9.0, -1.0, 1.0]), Told([0.1, -1.0, -1.0]), Told([-50.0, -1.0, 0.0])
-    decision = decided(jury(*told, decision="majority"), 3)
-    assert decision.forward == pytest.approx([1 / 3, -1, 0])
-    assert decision.verdicts().tolist() == [1, -1, 0]
-    heavy = decided(jury(*told, decision="majority", weights=(1, 1, 3)), 3)
-    assert heavy.verdicts().tolist() == [-1, -1, 0]
-
-
 def test_weights_that_cancel_each_other_are_a_tie() -> None:
     told = Told([1.0]), Told([1.0]), Told([-1.0])
-    for decision in ("mean", "majority"):
-        assert decided(jury(*told, decision=decision, weights=(0.1, 0.2, 0.3)), 1).verdicts().tolist() == [0]
+    assert decided(jury(*told, weights=(0.1, 0.2, 0.3)), 1).verdicts().tolist() == [0]
 
 
-def test_vote_within_the_margin_is_none() -> None:
-    told = Told([1.0, 0.1]), Told([-1.0, -1.0]), Told([1.0, 0.1])
-    assert decided(jury(*told, decision="majority"), 2).verdicts().tolist() == [1, 1]
-    assert decided(jury(*told, decision="majority"), 2, tie_margin=0.5).verdicts().tolist() == [1, -1]
-
-
-@pytest.mark.parametrize("decision", ["mean", "majority"])
-def test_juror_without_an_opinion_is_left_out(decision: str) -> None:
+def test_juror_without_an_opinion_is_left_out() -> None:
     told = Told([1.0, NAN, NAN]), Told([-1.0, -1.0, NAN])
-    found = decided(jury(*told, decision=decision, weights=(3, 1)), 3)
+    found = decided(jury(*told, weights=(3, 1)), 3)
     assert found.forward == pytest.approx([0.5, -1.0, 0.0])
     assert found.verdicts().tolist() == [1, -1, 0]
 
 
-@pytest.mark.parametrize("decision", ["mean", "majority"])
-def test_juror_that_contradicts_itself_can_prevent_a_decision(decision: str) -> None:
+def test_juror_that_contradicts_itself_can_prevent_a_decision() -> None:
     fickle = Fickle((4.0, 4.0), (-4.0, -4.0))
     firm = Told([1.0, 1.0])
-    assert decided(jury(fickle, firm, decision=decision, weights=(3, 1)), 2).verdicts().tolist() == [0, 0]
-    assert decided(jury(fickle, firm, decision=decision, weights=(1, 3)), 2).verdicts().tolist() == [1, 1]
-    _, result = matched(jury(fickle, firm, decision=decision, weights=(3, 1)), 2)
+    assert decided(jury(fickle, firm, weights=(3, 1)), 2).verdicts().tolist() == [0, 0]
+    assert decided(jury(fickle, firm, weights=(1, 3)), 2).verdicts().tolist() == [1, 1]
+    _, result = matched(jury(fickle, firm, weights=(3, 1)), 2)
     assert (result.ties, result.disagreement) == (2, 1.0)
 
 
 SIZES = st.lists(st.integers(-8, 8).map(lambda n: n / 4), min_size=4, max_size=4)
 
 
-@given(SIZES, SIZES, st.integers(-100, 100), st.sampled_from([0.25, 1.0, 64.0]), st.sampled_from(["mean", "majority"]))
+@given(SIZES, SIZES, st.integers(-100, 100), st.sampled_from([0.25, 1.0, 64.0]))
 @settings(max_examples=40)
 def test_neither_a_juror_s_liking_for_a_place_nor_its_units_matter(
-    one: list[float], other: list[float], for_first: int, unit: float, decision: str
+    one: list[float], other: list[float], for_first: int, unit: float
 ) -> None:
     # A verdict of exactly 0 stays one, so a liking for a place must not turn anything into it.
     assume(all(one))
     shifted = for_first + 1 / 3
-    plain = decided(jury(Told(one), Told(other), decision=decision), 4)
-    biased = decided(jury(Told([unit * p for p in one], for_first=shifted), Told(other), decision=decision), 4)
+    plain = decided(jury(Told(one), Told(other)), 4)
+    biased = decided(jury(Told([unit * p for p in one], for_first=shifted), Told(other)), 4)
     assert biased.forward == pytest.approx(plain.forward, abs=1e-6)
     assert biased.backward == pytest.approx(plain.backward, abs=1e-6)
 
@@ -218,16 +197,7 @@ def test_copies_of_a_juror_are_one_vote_and_independent_ones_count() -> None:
     assert jury_report(copies).effective_votes == pytest.approx(1.0, abs=1e-6)
     different, _ = matched(jury(Told(one), Told(two), Told(three)), 400)
     assert jury_report(different).effective_votes == pytest.approx(3.0, abs=0.3)
-    assert jury_report(different, "majority").effective_votes == pytest.approx(3.0, abs=0.3)
     assert jury_report(different).mean_agreement == pytest.approx(0.5, abs=0.1)
-
-
-def test_jurors_who_always_vote_alike_are_one_vote_whatever_the_size_of_what_they_prefer() -> None:
-    random = np.random.default_rng(1)
-    sides = random.choice([-1.0, 1.0], size=200)
-    table, _ = matched(jury(*(Told((sides * random.uniform(0, 9, 200)).tolist()) for _ in range(2))), 200)
-    assert jury_report(table, "majority").effective_votes == pytest.approx(1.0)
-    assert jury_report(table, "mean").effective_votes > 1.05
 
 
 def test_report_of_one_arbiter_has_no_agreement() -> None:

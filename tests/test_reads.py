@@ -77,7 +77,6 @@ STALE: dict[str, set[str]] = {
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},
     "evaluation.arbiters": MATCHES | DECIDING,
-    "evaluation.decision": MATCHES,
     "evaluation.tie_margin": MATCHES,
     "evaluation.other_answers": {"win_rates"},
     "evaluation.verifiable": ASSESSED,

@@ -72,11 +72,6 @@ class EvaluationSettings(Section):
     arbiters: tuple[ArbiterSettings, ...] = Field(
         (ArbiterSettings(),), min_length=1, description="who decides; several are a jury"
     )
-    decision: Literal["mean", "majority"] = Field(
-        "mean",
-        description="of a jury: mean of the weighted preferences, each first divided by its juror's typical size; or "
-        "the weighted majority of votes",
-    )
     tie_margin: float = Field(0.0, ge=0, description="differences up to this are a tie")
     other_answers: tuple[str, ...] = path(
         (), description="files of other models' answers (`prompt` or `instruction`, `output`, `generator`) to meet"

@@ -12,7 +12,6 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from srlm_pipeline.evaluation.arbiters import Arbiter, Comparison
 from srlm_pipeline.evaluation.statistics import effective_votes, pairwise_agreement
 from srlm_pipeline.progress import ProgressReporter
 
-DecisionRule = Literal["mean", "majority"]
 # Sums of weights differ in the last bits; less than this is nothing.
 _NOTHING = 1e-9
 
@@ -46,16 +44,14 @@ class Juror:
 class Jury:
     """Arbiters who decide together; one alone decides as it is.
 
-    Jurors are asked one after another, each about everything.
+    Jurors are asked one after another, each about everything. The weighted mean of their preferences decides, each
+    divided by its juror's typical size (root mean square); who has no opinion is left out.
 
     Attributes:
         jurors: At least one.
-        decision: ``mean``: the weighted mean of the jurors' preferences, each divided by its juror's typical size
-            (root mean square); ``majority``: the weighted mean of their votes, 1 or -1. Who has no opinion is left out.
     """
 
     jurors: tuple[Juror, ...]
-    decision: DecisionRule = "mean"
 
 
 @dataclass(frozen=True)
@@ -132,8 +128,6 @@ def decide(
     if not alone:
         spoken = [values / _typical_size(values) for values in spoken]
     margin = tie_margin if alone else max(tie_margin, _NOTHING)
-    if jury.decision == "majority" and not alone:
-        spoken, margin = [signs(values, tie_margin) for values in spoken], _NOTHING
     forward, backward = np.split(_weighted_mean(np.array(spoken), weights), 2)
     bias = float(np.average([opinion.position_bias for opinion in opinions], weights=weights))
     return Decision(forward, backward, margin, bias, opinions)
@@ -209,12 +203,11 @@ def opinions_text(opinions: Sequence[Opinion], place: int, forward: bool) -> str
     )
 
 
-def jury_report(table: pd.DataFrame, decision: DecisionRule = "mean") -> JuryReport:
+def jury_report(table: pd.DataFrame) -> JuryReport:
     """Measure the jurors by what they said.
 
     Args:
         table: Table `WIN_RATES`, of one opponent or several.
-        decision: Of the jury; whether its effective votes are counted on preferences or on votes.
     """
     keys = table[["opponent", "prompt_id", "order"]].itertuples(index=False)
     said = [
@@ -243,7 +236,7 @@ def jury_report(table: pd.DataFrame, decision: DecisionRule = "mean") -> JuryRep
         opinions={name: float((~np.isnan(verdicts[:, place])).mean()) for name, place in places.items()},
         decided={name: float((~np.isnan(decided[:, place])).mean()) for name, place in places.items()},
         agreement={(a, b): share(a, b) for a, b in itertools.combinations(weights, 2)},
-        effective_votes=effective_votes((values if decision == "mean" else each).mean(axis=1), list(weights.values())),
+        effective_votes=effective_votes(values.mean(axis=1), list(weights.values())),
     )
 
 

@@ -56,8 +56,7 @@ def open_arbiter(settings: Settings, store: ProjectStore, open_engine: OpenEngin
         tuple(
             Juror(name, _open_juror(chosen, settings, store, slot), chosen.weight)
             for name, chosen in zip(juror_names(settings.evaluation), arbiters, strict=True)
-        ),
-        settings.evaluation.decision,
+        )
     )
 
 

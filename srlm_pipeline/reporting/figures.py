@@ -92,7 +92,7 @@ def match_table(it: Iteration) -> Table:
             words.signed(match.position_bias),
         ]  # fmt: skip
         if jurors > 1:
-            jury = jury_report(it.win_rates[name], it.settings.evaluation.decision)
+            jury = jury_report(it.win_rates[name])
             row += [words.share(jury.mean_agreement), f"{words.number(jury.effective_votes)} of {jurors}"]
         rows.append(row)
     return Table(heads, rows)

@@ -107,7 +107,8 @@ def verdict(decision: Decision) -> str:
     reason, others = ".", len(decision.failures) - 1
     if decision.failures:
         more = f" (and {others} more {'rule' if others == 1 else 'rules'} failed)" if others else ""
-        reason = f": {sentence(decision.failures[0].explanation, more)}"
+        rule = decision.failures[0]
+        reason = f": {sentence(f'{rule.name}: {rule.explanation}', more)}"
     return f"{decision.model} is not promoted, {decision.champion} remains champion{reason}"
 
 

@@ -400,16 +400,16 @@ def test_verdicts_are_said_in_words_the_broken_rules_first(pages: dict[str, str]
     assert "| \u2717 failed | win rate 53.1%" in pages["summary"]
 
 
-REFUSED = "M3 is not promoted, M2 remains champion: wins against the champion: win rate 53.1%"
+NOT_PROMOTED = "M3 is not promoted, M2 remains champion: wins against the champion: win rate 53.1%"
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({}, f"{REFUSED}; more than 55.0% needed."),
+        ({}, f"{NOT_PROMOTED}; more than 55.0% needed."),
         (
             {"rules": (*RULES, Rule("length", False, "1.4 times."))},
-            f"{REFUSED}; more than 55.0% needed (and 1 more rule failed).",
+            f"{NOT_PROMOTED}; more than 55.0% needed (and 1 more rule failed).",
         ),
         (
             {"promoted": True, "rules": (Rule("off", None, "off"), Rule("wins", True, "win rate 61.0%."))},

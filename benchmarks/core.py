@@ -42,6 +42,7 @@ def answer(engine: TextEngine, prompts: Sequence[tuple[str, str]], settings: Set
     """Return the table `CANDIDATES` of prompts, given as id and text."""
     import pandas as pd
 
+    from srlm_pipeline.checks.vital_signs import Exchange, name_signs
     from srlm_pipeline.generation.engine import Sampling, derive_seed
     from srlm_pipeline.generation.stage import Ask, generate_all
     from srlm_pipeline.progress import NullProgress
@@ -55,10 +56,13 @@ def answer(engine: TextEngine, prompts: Sequence[tuple[str, str]], settings: Set
     asks = [Ask(f"{r['prompt_id']}#{r['sample']}", r["prompt"], r["seed"]) for r in rows]
     sampling = Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens)
     completions = generate_all(engine, asks, sampling, stage, NullProgress())
+    cut_off = [c.finish_reason == "length" for c in completions]
+    exchanges = [Exchange(row["prompt"], c.text) for row, c in zip(rows, completions, strict=True)]
     return pd.DataFrame(rows).assign(
         completion=[c.text for c in completions],
         n_tokens=[c.n_tokens for c in completions],
         finish_reason=[c.finish_reason for c in completions],
+        signs=name_signs(exchanges, cut_off),
     )
 
 

@@ -141,8 +141,8 @@ def lengths(arms: Mapping[str, Any]) -> str:
             f"{model['length_mean'] / arm['models']['sft_baseline']['length_mean']:.2f}",
             f"{model['repeated_4grams']:.3f}",
             f"{model['cut_off_share']:.1%}",
-            _with_interval(model["checkable"], "instruction_strict"),
-            _change(model["checkable"]),
+            _with_interval(model["verifiable"], "instruction_strict"),
+            _change(model["verifiable"]),
         ]
         for arm in arms.values()
         for first, (name, model) in _firsts([(n, m) for n, m in arm["models"].items() if "length_mean" in m])
@@ -155,7 +155,7 @@ def lengths(arms: Mapping[str, Any]) -> str:
         "times the SFT baseline's",
         "repeated 4-grams",
         "cut off by the limit",
-        "checkable instructions followed (95 %)",
+        "verifiable instructions followed (95 %)",
         "against the SFT baseline, prompt by prompt",
     ]
     return markdown_table(columns, rows)

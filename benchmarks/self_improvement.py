@@ -267,7 +267,7 @@ def measure_arm(
     for name, table in replies.items():
         result["models"][name] |= measured.description(table)
         result["models"][name]["vital_signs"] = measured.vital_signs(assessed[name])
-        result["models"][name]["checkable"] = measured.checkable(assessed[name], assessed[names[0]])
+        result["models"][name]["verifiable"] = measured.verifiable(assessed[name], assessed[names[0]])
     for number in range(1, arm.iterations + 1):
         scored = read_table(JUDGED_SCORES, store.table_path("judged_scores", number))
         result["iterations"][str(number)] = measured.pairs(scored)
@@ -364,7 +364,7 @@ class Measuring:
 
     def description(self, replies: pd.DataFrame) -> dict[str, float]:
         """Return lengths and repetition of replies."""
-        from srlm_pipeline.evaluation.text_measures import describe_replies
+        from srlm_pipeline.checks.text_measures import describe_replies
 
         described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
         return {**described, "cut_off_share": float((replies["finish_reason"] == "length").mean())}
@@ -375,13 +375,13 @@ class Measuring:
 
         return {m.name: figure(assessed, m, self._settings.evaluation.bootstrap_samples).value for m in MEASURES}
 
-    def checkable(self, assessed: Assessment, baseline: Assessment) -> dict[str, float]:
+    def verifiable(self, assessed: Assessment, baseline: Assessment) -> dict[str, float]:
         """Return how many instructions a model follows that a program checks, and by how much more than a baseline."""
         from srlm_pipeline.evaluation.measures import change, measure_named
-        from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+        from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 
-        found = measure_verifiable(assessed.checkable).metrics()
-        ahead = change(assessed, baseline, measure_named("checkable"), confidence=0.975)
+        found = measure_verifiable(assessed.verifiable).metrics()
+        ahead = change(assessed, baseline, measure_named("verifiable"), confidence=0.975)
         if ahead is not None and assessed.model != baseline.model:
             found |= {"ahead": ahead.gain, "ahead_low": ahead.least, "ahead_high": ahead.most}
         return found

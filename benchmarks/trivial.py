@@ -1,4 +1,4 @@
-"""What replies that say nothing get for it: checkable instructions and closed tasks that they meet by accident."""
+"""What replies that say nothing get for it: verifiable instructions and closed tasks that they meet by accident."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Trivial:
     """What one trivial reply to everything gets, in 0..1.
 
     Attributes:
-        followed: Share of checkable instructions, as models are measured.
+        followed: Share of verifiable instructions, as models are measured.
         unguarded: The same if nothing were flagged.
         solved: Share of closed tasks, as models are measured.
     """
@@ -41,11 +41,11 @@ class Trivial:
 
 def measure(name: str) -> Trivial:
     """Return what a trivial reply gets in the sets of the package."""
+    from srlm_pipeline.checks.closed_tasks import is_right, load_closed_tasks
+    from srlm_pipeline.checks.verifiable import load_verifiable
+    from srlm_pipeline.checks.vital_signs import WRECKS, Exchange, read_signs
     from srlm_pipeline.config import VerifiableSettings
-    from srlm_pipeline.evaluation.closed_tasks import is_right, load_closed_tasks
-    from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
-    from srlm_pipeline.evaluation.verifiable.scoring import shares_followed, verifiable_table
-    from srlm_pipeline.evaluation.vital_signs import WRECKS, Exchange, read_signs
+    from srlm_pipeline.evaluation.verifiable_accuracy import shares_followed, verifiable_table
 
     prompts, tasks = load_verifiable(VerifiableSettings()), load_closed_tasks("embedded")
     reply = REPLIES[name]
@@ -93,9 +93,9 @@ def people(data: Path) -> str:
     Args:
         data: Folder with Open Assistant's ranked replies.
     """
+    from srlm_pipeline.checks.vital_signs import SIGNS, Exchange, read_signs
     from srlm_pipeline.config import DataSettings
     from srlm_pipeline.data.loaders import load_evaluation_prompts
-    from srlm_pipeline.evaluation.vital_signs import SIGNS, Exchange, read_signs
 
     lines = (data / GROUPS).read_text(encoding="utf-8").splitlines()
     groups = [json.loads(line) for line in lines if line.strip()]

@@ -190,7 +190,7 @@ class _Taught:
 
 def good_own_replies(making: Making, prompts: Sequence[str]) -> list[Exchange]:
     """Return a model's own replies that came to an end, do not repeat themselves, and are no copies of the prompt."""
-    from srlm_pipeline.evaluation.text_measures import repeated_ngrams
+    from srlm_pipeline.checks.text_measures import repeated_ngrams
     from srlm_pipeline.generation.engine import GenerationRequest, Sampling, derive_seed
     from srlm_pipeline.generation.opening import open_engine
 

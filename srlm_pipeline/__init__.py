@@ -2,6 +2,6 @@
 
 from srlm_pipeline.acceleration.allocation import ask_for_huge_pages
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 ask_for_huge_pages()

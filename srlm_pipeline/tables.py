@@ -21,8 +21,10 @@ def _text(nullable: bool = False, filled: bool = False) -> pa.Column:
     return pa.Column(str, _NOT_BLANK if filled else None, nullable=nullable)
 
 
-def _schema(name: str, columns: dict[str, pa.Column], unique: list[str]) -> pa.DataFrameSchema:
-    return pa.DataFrameSchema(columns, name=name, strict=True, coerce=True, unique=unique, ordered=True)
+def _schema(
+    name: str, columns: dict[str, pa.Column], unique: list[str], rows: pa.Check | None = None
+) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema(columns, rows, name=name, strict=True, coerce=True, unique=unique, ordered=True)
 
 
 INSTRUCTIONS = _schema(
@@ -93,6 +95,8 @@ CANDIDATES = _schema(
         "completion": _text(),
         "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
         "finish_reason": pa.Column(str, _FINISH_REASON),
+        # What is wrong with it at first sight, as `vital_signs.name_signs` writes it; blank if nothing.
+        "signs": _text(),
         "seed": pa.Column("int64", _NOT_NEGATIVE),
     },
     ["prompt_id", "sample"],
@@ -106,6 +110,7 @@ JUDGED_SCORES = _schema(
         "completion": _text(),
         "n_tokens": pa.Column("int64", _NOT_NEGATIVE),
         "finish_reason": pa.Column(str, _FINISH_REASON),
+        "signs": _text(),
         "judge": _text(filled=True),
         "score": pa.Column("float64", _SCORE_RANGE, nullable=True),
         "n_valid": pa.Column("int64", _NOT_NEGATIVE),
@@ -134,10 +139,14 @@ PREFERENCE_PAIRS = _schema(
         "rejected_finish_reason": pa.Column(str, _FINISH_REASON, nullable=True),
         "chosen_score": pa.Column("float64", _SCORE_RANGE),
         "rejected_score": pa.Column("float64", _SCORE_RANGE, nullable=True),
-        "margin": pa.Column("float64", pa.Check.gt(0), nullable=True),
+        "margin": pa.Column("float64", nullable=True),
+        # What was wrong with the rejected reply, where that is why it was rejected.
+        "rejected_for": _text(),
         "judge": _text(filled=True),
     },
     ["prompt_id", "chosen_sample"],
+    # An unfit reply may have had a better score.
+    pa.Check(lambda pairs: pairs["margin"].isna() | (pairs["margin"] > 0) | (pairs["rejected_for"] != "")),
 )
 REPLIES = _schema(
     "replies",
@@ -156,7 +165,7 @@ ASSESSED_REPLIES = _schema(
     "assessed_replies",
     {
         "model": _text(filled=True),
-        "part": pa.Column(str, pa.Check.isin(["evaluation", "checkable", "closed"])),
+        "part": pa.Column(str, pa.Check.isin(["evaluation", "verifiable", "closed"])),
         "prompt_id": _text(filled=True),
         "kind": _text(),
         "prompt": _text(filled=True),

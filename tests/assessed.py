@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.vital_signs import SIGNS
 from srlm_pipeline.tables import ASSESSED_REPLIES, JUDGE_ACCURACY, LIKELIHOOD, VERIFIABLE, check_table
 
 TOKENS = 10
@@ -29,7 +29,7 @@ def assessed(
         model: Its name.
         replies: To evaluation prompts.
         closed: Of each closed task whether it was solved.
-        followed: How many of a checkable prompt's two instructions; these replies have no sign.
+        followed: How many of a verifiable prompt's two instructions; these replies have no sign.
         scores: Of the better and the worse of each prompt's two human-ranked replies.
         nats: Per token of each best human reply.
         nearness: Of the first replies.
@@ -49,7 +49,7 @@ def assessed(
         }
         for n, text in enumerate(texts)
     ]
-    rows += [{"part": "checkable"} for _ in followed] + [{"part": "closed", "right": float(yes)} for yes in closed]
+    rows += [{"part": "verifiable"} for _ in followed] + [{"part": "closed", "right": float(yes)} for yes in closed]
     places: dict[str, int] = {}
     for row in rows:
         places[row["part"]] = n = places.get(row["part"], -1) + 1
@@ -58,7 +58,7 @@ def assessed(
     plain = {"kind": "", "reply": "a reply", "n_tokens": 2, "finish_reason": "stop", **dict.fromkeys(SIGNS, False)}
     for name, value in plain.items():
         told[name] = [value if pd.isna(given) else given for given in told[name]]
-    checkable = [(model, f"c{n}", "do", "done", "a,b", 2, yes, yes, "") for n, yes in enumerate(followed)]
+    verifiable = [(model, f"c{n}", "do", "done", "a,b", 2, yes, yes, "") for n, yes in enumerate(followed)]
     judged = [(model, f"g{n}", rank, 10, score) for n, pair in enumerate(scores) for rank, score in enumerate(pair)]
     likely = [(model, f"g{n}", TOKENS * value, TOKENS) for n, value in enumerate(nats)]
     return Assessment(
@@ -67,7 +67,7 @@ def assessed(
         check_table(told, ASSESSED_REPLIES),
         *(
             check_table(pd.DataFrame(content, columns=list(schema.columns)), schema)
-            for content, schema in ((checkable, VERIFIABLE), (judged, JUDGE_ACCURACY), (likely, LIKELIHOOD))
+            for content, schema in ((verifiable, VERIFIABLE), (judged, JUDGE_ACCURACY), (likely, LIKELIHOOD))
         ),
     )
 

@@ -116,7 +116,7 @@ def write_iteration(store: ProjectStore, number: int, text: str, other: str) -> 
     refused = [(0, "not_novel", "Write a poem." + text), (1, "too_long", ""), (2, "not_novel", "Write again." + text)]
     write(REFUSED_PROMPTS, "refused_prompts", refused)
     scored = [
-        (f"p{n // 2}", n % 2, "Sum?" + text, f"Sum {n}.", 1, "stop", "M1", score, 1, 0, None, None, "")
+        (f"p{n // 2}", n % 2, "Sum?" + text, f"Sum {n}.", 1, "stop", "", "M1", score, 1, 0, None, None, "")
         for n, score in enumerate((4.3, 1.9, 3.0, 3.0, None, 2.0))
     ]
     write(JUDGED_SCORES, "judged_scores", scored)
@@ -135,6 +135,7 @@ def write_iteration(store: ProjectStore, number: int, text: str, other: str) -> 
         4.3,
         1.9,
         2.4,
+        "",
         "M1",
     )
     write(PREFERENCE_PAIRS, "preference_pairs", [pair])

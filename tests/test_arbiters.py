@@ -354,8 +354,8 @@ def test_names_of_jurors_can_be_names_of_metrics() -> None:
 
 def test_verifiers_decide_without_a_model(store: ProjectStore, tmp_path: Path) -> None:
     row = {"key": 1, "prompt": "Say it.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
-    (tmp_path / "checkable.jsonl").write_text(json.dumps(row) + "\n")
-    source = {"source": str(tmp_path / "checkable.jsonl")}
+    (tmp_path / "verifiable.jsonl").write_text(json.dumps(row) + "\n")
+    source = {"source": str(tmp_path / "verifiable.jsonl")}
     found = open_arbiter(asking("verifiers", verifiable=source), store, Garage().open)
     known, unknown = Comparison("Say it.", "So be it", "Well, no"), Comparison("Other.", "So be it", "Well, no")
     ((first, swapped, other),) = ask(found, [known, known.swap(), unknown])

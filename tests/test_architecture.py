@@ -1,4 +1,4 @@
-"""The houses and their arrows: the core knows neither Dagster nor MLflow, and starting up stays cheap."""
+"""The packages and their arrows: the core knows neither Dagster nor MLflow, and starting up stays cheap."""
 
 import ast
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "srlm_pipeline"
 CORE = (
     "acceleration",
+    "checks",
     "data",
     "prompting",
     "generation",
@@ -32,6 +33,7 @@ ORDER = (
     "acceleration",
     "models",
     "data",
+    "checks",
     "generation",
     "prompting",
     "judging",
@@ -82,7 +84,7 @@ def test_only_the_tracking_module_imports_mlflow() -> None:
     assert importing == {"tracking.py"}
 
 
-def test_houses_import_only_from_those_before_them() -> None:
+def test_packages_import_only_from_those_before_them() -> None:
     places = {name: place for place, name in enumerate(ORDER)}
     wrong = []
     for path in PACKAGE.rglob("*.py"):

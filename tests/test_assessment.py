@@ -12,6 +12,9 @@ from assessed import assessed
 from fakes import FakeEngine
 from numpy.typing import NDArray
 
+from srlm_pipeline.checks.closed_tasks import load_closed_tasks
+from srlm_pipeline.checks.verifiable import load_verifiable
+from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.config import Settings, load_settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessing import assess, vital_signs
@@ -22,17 +25,14 @@ from srlm_pipeline.evaluation.assessment import (
     read_assessments,
     write_assessment,
 )
-from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.measures import MEASURES
-from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
-from srlm_pipeline.evaluation.vital_signs import SIGNS
 from srlm_pipeline.generation.engine import Completion, GenerationRequest
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.store import ProjectStore
 from srlm_pipeline.tables import REPLIES, VITAL_SIGNS, check_table
 
-TABLES = ("replies", "checkable", "judgements", "likelihood")
+TABLES = ("replies", "verifiable", "judgements", "likelihood")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_parts_are_told_apart_and_in_the_order_of_asking(store: ProjectStore) ->
     found = read_assessment(store, m2)
     assert found.part("evaluation")["reply"].tolist() == ["one reply", "another"]
     assert found.part("closed")["right"].tolist() == [1.0, 0.0, 1.0]
-    assert found.part("checkable")["prompt_id"].tolist() == ["c0", "c1"]
+    assert found.part("verifiable")["prompt_id"].tolist() == ["v0", "v1"]
     replies = check_table(found.evaluation_replies(), REPLIES)
     assert replies["prompt"].tolist() == ["evaluation prompt 0", "evaluation prompt 1"]
 
@@ -295,7 +295,7 @@ def test_a_model_is_asked_everything_and_every_reply_has_its_signs(tiny_model: P
     found, answering = measure(settings, tiny_model, store)
     write_assessment(found, store, Checkpoint(tiny_model, "M2", "weights", None))
     assert (found.model, found.digest) == ("M2", "weights")
-    assert found.replies["part"].value_counts().to_dict() == {"evaluation": 3, "checkable": 3, "closed": 4}
+    assert found.replies["part"].value_counts().to_dict() == {"evaluation": 3, "verifiable": 3, "closed": 4}
     own = found.part("evaluation").set_index("prompt_id")
     assert own["kind"].tolist() == PROMPTS["kind"].tolist()
     shown = {key: {sign for sign in SIGNS if row[sign]} for key, row in own.iterrows()}
@@ -304,7 +304,7 @@ def test_a_model_is_asked_everything_and_every_reply_has_its_signs(tiny_model: P
     assert found.part("closed")["right"].tolist() == [1.0, 1.0, 1.0, 0.0]
     assert found.replies["nearness"].isna().all()
     prompts = load_verifiable(settings.evaluation.verifiable)
-    assert found.checkable["key"].tolist() == [prompt.key for prompt in prompts]
+    assert found.verifiable["key"].tolist() == [prompt.key for prompt in prompts]
     assert found.judgements["score"].notna().all()
     assert found.likelihood["group_id"].tolist() == ["g", "h"]
     assert (found.likelihood["nats"] > 0).all()
@@ -332,7 +332,7 @@ def test_sets_that_are_switched_off_leave_nothing_behind(tiny_model: Path, store
     off = measured_with(verifiable={"source": "none"}, closed_tasks={"source": "none"})
     found, _ = measure(off, tiny_model, store)
     assert set(found.replies["part"]) == {"evaluation"}
-    assert len(found.checkable) == 0
+    assert len(found.verifiable) == 0
     write_assessment(found, store, Checkpoint(tiny_model, "M2", "weights", None))
 
 
@@ -341,8 +341,8 @@ def test_stock_replies_follow_nothing_and_short_answers_are_not_read_together_wi
     tiny_model: Path, store: ProjectStore
 ) -> None:
     found, _ = measure(measured_with(), tiny_model, store, otherwise="thank you for asking me about this")
-    assert found.part("checkable")["recites"].all()
-    assert found.checkable["n_strict"].tolist() == found.checkable["n_loose"].tolist() == [0, 0, 0]
+    assert found.part("verifiable")["recites"].all()
+    assert found.verifiable["n_strict"].tolist() == found.verifiable["n_loose"].tolist() == [0, 0, 0]
     assert not found.part("closed")["recites"].any()
 
 

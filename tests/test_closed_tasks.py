@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srlm_pipeline.checks.closed_tasks import ClosedTask, closed_tasks_digest, is_right, load_closed_tasks
 from srlm_pipeline.config import DataSettings
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.errors import DataError, EmptyDataError
-from srlm_pipeline.evaluation.closed_tasks import ClosedTask, closed_tasks_digest, is_right, load_closed_tasks
 from srlm_pipeline.prompting.filters import NoveltyIndex
 
 EMBEDDED = load_closed_tasks("embedded")

@@ -27,7 +27,7 @@ from srlm_pipeline.evaluation.promotion import Compared, Evidence, Opinion, deci
 from srlm_pipeline.tables import MONITORS, WIN_RATES, check_table
 
 EVALUATIONS, PROMPTS = 1000, 250
-MEASURED = ("loops", "closed_tasks", "checkable")
+MEASURED = ("loops", "closed_tasks", "verifiable")
 FEW = PromotionSettings(against=(), margins=MarginSettings(**dict.fromkeys({m.name for m in MEASURES} - set(MEASURED))))
 
 
@@ -59,11 +59,11 @@ TEMPLATE = assessed("a model", loops=[False] * 100, closed=[0.0] * 150, followed
 
 def drawn(rng: np.random.Generator, model: str, abler: float = 0.0) -> Assessment:
     """A model that solves half of all tasks, or more by `abler`, and loops in a tenth of its replies."""
-    told, checkable = TEMPLATE.replies.copy(), TEMPLATE.checkable.copy()
+    told, verifiable = TEMPLATE.replies.copy(), TEMPLATE.verifiable.copy()
     told.loc[told["part"] == "evaluation", "loops"] = rng.random(100) < 0.1
     told.loc[told["part"] == "closed", "right"] = (rng.random(150) < 0.5 + abler).astype(float)
-    checkable["n_strict"] = (rng.random((80, 2)) < 0.4).sum(axis=1)
-    return replace(TEMPLATE, model=model, replies=told, checkable=checkable)
+    verifiable["n_strict"] = (rng.random((80, 2)) < 0.4).sum(axis=1)
+    return replace(TEMPLATE, model=model, replies=told, verifiable=verifiable)
 
 
 def verdict(compared: Sequence[Compared], said: Opinion, dependences: Sequence[str] = ("M1",)) -> list[str]:
@@ -105,7 +105,7 @@ def test_a_model_is_compared_with_everybody_by_every_measure_that_has_a_margin()
     assert [(c.measure.name, c.opponent) for c in found] == [(n, o) for n in names for o in ("M2", "sft", "base")]
     assert {c.opponent: c.role for c in found} == {"M2": "champion", "sft": "SFT baseline", "base": "base model"}
     unmeasured = {c.measure.name for c in found if c.change is None}
-    assert unmeasured == {"closed_tasks", "checkable", "nearness", "human_likelihood"}
+    assert unmeasured == {"closed_tasks", "verifiable", "nearness", "human_likelihood"}
     assert all(c.sure_gain is None for c in found if c.change is None)
 
 
@@ -255,7 +255,7 @@ def test_whom_nobody_prefers_is_promoted_if_it_has_become_abler_and_lost_nothing
     disliked = Opinion(0.1, 0.05, 0.04, 0.1, 100)
     before = drawn(rng, "M1")
     closed = before.part("closed")["right"].tolist()
-    followed = before.checkable["n_strict"].tolist()
+    followed = before.verifiable["n_strict"].tolist()
     loops = before.part("evaluation")["loops"].tolist()
     abler = assessed("M2", closed=[1.0] * 60 + closed[60:], followed=followed, loops=loops)
     weaker = assessed("M2", closed=[0.0] * 60 + closed[60:], followed=followed, loops=loops)

@@ -6,15 +6,15 @@ import pytest
 
 from benchmarks import gate, trivial
 from benchmarks.zoo import ANIMALS
+from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.config import PromotionSettings
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.evidence import compare_all, opinion
 from srlm_pipeline.evaluation.promotion import Evidence, decide_promotion
-from srlm_pipeline.evaluation.vital_signs import SIGNS
 from srlm_pipeline.tables import ASSESSED_REPLIES, JUDGE_ACCURACY, LIKELIHOOD, VERIFIABLE, check_table
 
 SETTINGS = PromotionSettings()
-COUNTS = {"evaluation": 70, "checkable": 100, "closed": 392}
+COUNTS = {"evaluation": 70, "verifiable": 100, "closed": 392}
 # What a sound model of the quickstart's size is like: shares of replies, of tasks, of instructions; cosine; nats.
 SOUND = {
     **dict.fromkeys(SIGNS, 0.02),
@@ -71,8 +71,8 @@ def fake(name: str, seed: int = 0, **changes: float) -> Assessment:
             )
         )
     replies = pd.concat(tables, ignore_index=True)
-    asked = replies[replies["part"] == "checkable"]
-    followed = (luck["checkable"][:, -2] < shares["followed"]).astype(int)
+    asked = replies[replies["part"] == "verifiable"]
+    followed = (luck["verifiable"][:, -2] < shares["followed"]).astype(int)
     groups, ranks = np.repeat(np.arange(35), 4), np.tile(np.arange(4), 35)
     noise = np.random.default_rng(seed + 1).random(len(groups))
     return Assessment(

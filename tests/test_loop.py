@@ -18,6 +18,7 @@ from recorded import Recorder, is_resource
 from srlm_pipeline.assets.automation import iteration_assets
 from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
+from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
 from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, PairSettings, load_settings
@@ -26,7 +27,6 @@ from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.evaluation.assessment import read_assessment, read_assessments
 from srlm_pipeline.evaluation.champion import champion_before
-from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.measures import MEASURES, measure_named
 from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
@@ -389,14 +389,14 @@ def test_every_model_is_measured_once_and_all_by_the_same_questions(finished: Ho
     found = read_assessments(store, checkpoints)
     assert len(list((store.root / "assessments").iterdir())) == len(found) == 5
     for assessment in found.values():
-        assert assessment.replies["part"].value_counts().to_dict() == {"evaluation": 3, "checkable": 4, "closed": 3}
+        assert assessment.replies["part"].value_counts().to_dict() == {"evaluation": 3, "verifiable": 4, "closed": 3}
         assert len(assessment.likelihood) == assessment.judgements["group_id"].nunique() > 0
     (own,) = (table for name, table in finished.table("assessment", "iter_002").groupby("model") if name == "M3")
     values = own.set_index("measure")["value"]
-    followed = found["M3"].checkable
-    assert values["checkable"] == pytest.approx((followed["n_strict"] / followed["n_instructions"]).mean())
+    followed = found["M3"].verifiable
+    assert values["verifiable"] == pytest.approx((followed["n_strict"] / followed["n_instructions"]).mean())
     told = finished.materialization("assessment", "iter_002").metadata
-    assert told["checkable"].value == values["checkable"]
+    assert told["verifiable"].value == values["verifiable"]
     assert finished.table("seed_assessment")["model"].unique().tolist() == ["base", "sft_baseline", "M1"]
 
 

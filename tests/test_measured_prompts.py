@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srlm_pipeline.checks.closed_tasks import load_closed_tasks
+from srlm_pipeline.checks.samples import balanced_sample
+from srlm_pipeline.checks.verifiable import load_verifiable
 from srlm_pipeline.config import EvaluationSettings, VerifiableSettings
-from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.forbidden import forbidden_prompts
-from srlm_pipeline.evaluation.samples import balanced_sample
-from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 
 KINDS = st.lists(st.sampled_from("abcd"), max_size=40)
 
@@ -69,7 +69,7 @@ def test_own_files_are_forbidden_and_what_is_off_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [7, 20])
-def test_a_limit_on_checkable_prompts_takes_other_kinds_before_a_second_of_one(limit: int) -> None:
+def test_a_limit_on_verifiable_prompts_takes_other_kinds_before_a_second_of_one(limit: int) -> None:
     prompts = load_verifiable(VerifiableSettings(limit=limit))
     kinds = Counter(prompt.instructions[0].kind.name for prompt in prompts)
     assert len(prompts) == limit

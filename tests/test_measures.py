@@ -4,6 +4,7 @@ from assessed import assessed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.measures import (
     MEASURES,
@@ -16,7 +17,6 @@ from srlm_pipeline.evaluation.measures import (
     why_not_compared,
 )
 from srlm_pipeline.evaluation.statistics import exact_interval, paired_shares
-from srlm_pipeline.evaluation.vital_signs import SIGNS
 
 LESS_IS_BETTER = {*SIGNS, "unfit", "cut_off", "human_likelihood"}
 WHOLE = assessed(
@@ -44,7 +44,7 @@ def with_figures(measure: Measure, *values: float) -> Assessment:
         return assessed("m", loops=[False], scores=[(v, 1 - v) for v in values])
     if measure.name == "variety":
         return assessed("m", ["all of it different" if v else "a a a" for v in values])
-    given = {"closed_tasks": "closed", "checkable": "followed", "human_likelihood": "nats"}
+    given = {"closed_tasks": "closed", "verifiable": "followed", "human_likelihood": "nats"}
     name = given.get(measure.name, measure.name)
     return assessed("m", **{"loops": [False], name: [2 * int(v) if name == "followed" else v for v in values]})  # type: ignore[arg-type]
 
@@ -52,14 +52,14 @@ def with_figures(measure: Measure, *values: float) -> Assessment:
 @pytest.mark.parametrize(
     ("name", "value", "n"),
     [
-        # Of four replies to evaluation prompts and two to checkable ones.
+        # Of four replies to evaluation prompts and two to verifiable ones.
         ("unfit", 3 / 6, 6),
         ("loops", 2 / 6, 6),
         ("refuses", 1 / 6, 6),
         ("empty", 0.0, 6),
         ("cut_off", 1 / 4, 4),
         ("closed_tasks", 2 / 3, 3),
-        ("checkable", 3 / 4, 2),
+        ("verifiable", 3 / 4, 2),
         ("nearness", 0.5, 3),
         ("human_likelihood", 3.0, 3),
         ("judge", (1 + 0.5 + 0.5 + 0) / 4, 4),
@@ -96,7 +96,7 @@ def test_what_nobody_was_asked_for_has_no_figure_and_says_why(measure: Measure) 
         "m",
         "",
         nothing.replies if measure.name == "closed_tasks" else nothing.replies.iloc[:0],
-        nothing.checkable,
+        nothing.verifiable,
         nothing.judgements,
         nothing.likelihood,
     )
@@ -175,7 +175,7 @@ def test_shares_are_compared_as_pairs_of_the_same_items() -> None:
 @settings(max_examples=20)
 def test_more_confidence_says_less(one: float, other: float) -> None:
     less, more = sorted([one, other])
-    for name in ("closed_tasks", "checkable"):
+    for name in ("closed_tasks", "verifiable"):
         a, b = with_figures(measure_named(name), 1, 1, 1, 0, 1), with_figures(measure_named(name), 0, 1, 0, 0, 1)
         wide, narrow = (change(a, b, measure_named(name), c, 100) for c in (more, less))
         assert wide is not None

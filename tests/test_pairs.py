@@ -13,7 +13,8 @@ SCORES = st.none() | st.sampled_from([0.0, 1.0, 2.5, 3.0, 5.0]) | st.floats(0, 5
 COMPLETIONS = st.sampled_from(["", " ", "\n", "good", "bad", "long reply", "same", "same"]) | st.text(max_size=6)
 
 
-def scored(*rows: tuple[str, int, str, float | None]) -> pd.DataFrame:
+def scored(*rows: tuple[str, int, str, float | None], signs: dict[int, str] | None = None) -> pd.DataFrame:
+    """Candidates as prompt, sample, text and score; what is wrong with them by the number of the sample."""
     full: list[dict[str, Any]] = [
         {
             "prompt_id": prompt_id,
@@ -22,6 +23,7 @@ def scored(*rows: tuple[str, int, str, float | None]) -> pd.DataFrame:
             "completion": completion,
             "n_tokens": 3,
             "finish_reason": "length" if sample % 2 else "stop",
+            "signs": (signs or {}).get(sample, ""),
             "judge": "judge@abc",
             "score": score,
             "n_valid": int(score is not None),
@@ -38,10 +40,11 @@ def scored(*rows: tuple[str, int, str, float | None]) -> pd.DataFrame:
 @st.composite
 def judged_tables(draw: st.DrawFn) -> pd.DataFrame:
     rows = []
+    signs = draw(st.dictionaries(st.integers(0, 4), st.sampled_from(["loops", "cut_off,echoes"]), max_size=4))
     for prompt in range(draw(st.integers(0, 4))):
         candidates = draw(st.lists(st.tuples(COMPLETIONS, SCORES), min_size=1, max_size=5))
         rows += [(f"p{prompt}", sample, text, score) for sample, (text, score) in enumerate(candidates)]
-    return scored(*rows)
+    return scored(*rows, signs=signs)
 
 
 def usable_candidates(table: pd.DataFrame, prompt_id: str) -> dict[str, float]:
@@ -199,6 +202,46 @@ def test_length_control_never_lengthens_the_chosen_or_shortens_the_rejected(tabl
         if rho:
             assert len(pair["chosen"]) <= len(plain.loc[prompt_id, "chosen"])
             assert len(pair["rejected"]) >= len(plain.loc[prompt_id, "rejected"])
+
+
+def test_an_unfit_reply_is_scored_like_any_other_unless_it_is_to_be_rejected() -> None:
+    table = scored(("p", 0, "fit", 2.0), ("p", 1, "in circles", 5.0), ("p", 2, "bad", 1.0), signs={1: "loops"})
+    (plain,) = select(table, PairSettings()).pairs.to_dict("records")
+    assert (plain["chosen"], plain["rejected"], plain["rejected_for"]) == ("in circles", "bad", "")
+    (pair,) = select(table, PairSettings(unfit="rejected")).pairs.to_dict("records")
+    assert (pair["chosen"], pair["rejected"], pair["rejected_for"]) == ("fit", "in circles", "loops")
+    assert pair["margin"] == -3.0
+
+
+def test_where_every_reply_is_fit_scores_decide_and_where_none_is_there_is_no_pair() -> None:
+    fit = scored(("p", 0, "good", 4.0), ("p", 2, "bad", 1.0))
+    assert same(select_best_worst(fit, unfit="rejected"), select_best_worst(fit))
+    none = scored(("p", 0, "good", 4.0), ("p", 2, "bad", 1.0), signs={0: "loops", 2: "echoes"})
+    selection = select_best_worst(none, unfit="rejected")
+    assert selection.pairs.empty
+    assert (selection.n_unfit, selection.n_ties, selection.tie_rate) == (1, 0, 0.0)
+
+
+@given(judged_tables(), st.sampled_from([0.0, 0.5]), st.sampled_from([0.0, 0.3]))
+@settings(max_examples=60)
+def test_no_unfit_reply_is_chosen_and_some_unfit_one_is_rejected_where_there_is_one(
+    table: pd.DataFrame, margin: float, rho: float
+) -> None:
+    selection = select_best_worst(table, margin, rho, "rejected")
+    pairs = check_table(selection.pairs, PREFERENCE_PAIRS)
+    signs = {(r.prompt_id, r.sample): r.signs for r in table.itertuples()}
+    for pair in pairs.itertuples():
+        assert signs[pair.prompt_id, pair.chosen_sample] == ""
+        assert signs[pair.prompt_id, pair.rejected_sample] == pair.rejected_for
+        assert pair.rejected_for or pair.margin > margin
+    found = len(pairs) + selection.n_ties + selection.n_too_few_valid + selection.n_unfit
+    assert found == selection.n_prompts
+
+
+def test_no_positive_example_is_unfit_where_such_replies_are_rejected() -> None:
+    table = scored(("p", 0, "round and round", 5.0), ("p", 2, "straight", 5.0), signs={0: "loops"})
+    assert list(select_positives(table, 5.0).pairs["chosen"]) == ["round and round", "straight"]
+    assert list(select_positives(table, 5.0, "rejected").pairs["chosen"]) == ["straight"]
 
 
 def test_positive_examples_are_all_good_replies_that_came_to_their_end() -> None:

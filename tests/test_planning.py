@@ -20,6 +20,7 @@ from test_cli import srlm as srlm
 
 from srlm_pipeline.acceleration.switch import SWITCH
 from srlm_pipeline.assets.seed import ift_dataset
+from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.commands import planning as command
 from srlm_pipeline.config import (
     ArbiterSettings,
@@ -32,7 +33,6 @@ from srlm_pipeline.config import (
 )
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
 from srlm_pipeline.evaluation.measuring import judge_ranked_replies
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.planning.machines import (
@@ -81,7 +81,7 @@ FACTS = DataFacts(
     held_out_groups=3,
     held_out_pairs=18,
     evaluation=Lengths(7, (15,) * 7),
-    checkable=Lengths(6, (25,) * 6),
+    verifiable=Lengths(6, (25,) * 6),
     closed=Lengths(9, (5,) * 9),
     best_replies=Lengths(3, (45,) * 3),
     few_shot=Lengths(5, (150,) * 5),
@@ -261,7 +261,7 @@ def test_whatever_is_measured_is_asked_for_once_of_every_model() -> None:
 
 
 def test_sets_that_are_switched_off_are_not_asked_for() -> None:
-    off = work(facts=replace(FACTS, checkable=Lengths(0, ()), closed=Lengths(0, ())))["assessment"]
+    off = work(facts=replace(FACTS, verifiable=Lengths(0, ()), closed=Lengths(0, ())))["assessment"]
     assert [p.items for p in off.parts if p.kind == "writing"] == [7, 0, 0]
     assert off.items == 7 + 12
 

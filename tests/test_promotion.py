@@ -161,9 +161,9 @@ def test_what_could_not_be_compared_with_everybody_is_no_proof(lacking: tuple[st
 
 
 def test_a_wider_margin_allows_more() -> None:
-    evidence = replace(GOOD, compared=put(BETTER, beside(measure_named("checkable"), "base", -0.25)))
-    assert failed(evidence) == [NO_HARM["checkable"]]
-    assert failed(evidence, PromotionSettings(margins=MarginSettings(checkable=0.26))) == []
+    evidence = replace(GOOD, compared=put(BETTER, beside(measure_named("verifiable"), "base", -0.25)))
+    assert failed(evidence) == [NO_HARM["verifiable"]]
+    assert failed(evidence, PromotionSettings(margins=MarginSettings(verifiable=0.26))) == []
 
 
 def test_whom_a_comparison_tells_nothing_of_is_not_decided_by() -> None:
@@ -217,12 +217,12 @@ def test_any_measure_can_prove_the_gain(name: str) -> None:
 
 
 def test_without_a_gain_nothing_is_promoted_and_what_was_nearest_to_one_is_said() -> None:
-    compared = put(ALIKE, beside(measure_named("checkable"), "M1", 0.015))
+    compared = put(ALIKE, beside(measure_named("verifiable"), "M1", 0.015))
     found = rule(replace(GOOD, compared=compared), GAIN)
     assert (found.passed, found.threshold) == (False, 0.0)
     assert found.value == pytest.approx(-0.005)
     assert found.explanation == (
-        "nothing is proved to be better; nearest to it: checkable instructions followed, 51.5% after 50.0%"
+        "nothing is proved to be better; nearest to it: verifiable instructions followed, 51.5% after 50.0%"
     )
     assert failed(replace(GOOD, compared=compared)) == [GAIN]
     assert rule(replace(GOOD, compared=[]), GAIN).explanation == "nothing is proved to be better"

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srlm_pipeline.checks.vital_signs import SIGNS, Mark
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.vital_signs import SIGNS, Mark
 from srlm_pipeline.reporting.pages import environment
 from srlm_pipeline.reporting.reading import SIGN_WORDS, Piece, Prompt, Reading, Reply, read_replies, telling
 from srlm_pipeline.reporting.reading import reading_html as html_of
@@ -302,7 +302,7 @@ def test_pages_without_flags_and_without_prompts() -> None:
 
 
 def test_replies_to_other_sets_of_prompts_are_not_shown() -> None:
-    mixed = assessed("M2", ["a", "b", "c"], part=["closed", "evaluation", "checkable"])
+    mixed = assessed("M2", ["a", "b", "c"], part=["closed", "evaluation", "verifiable"])
     assert [(p.number, p.id) for p in page_of(mixed).prompts] == [(1, "e2")]
 
 

@@ -309,7 +309,7 @@ def test_figures_of_a_judge_are_shown(pages: dict[str, str]) -> None:
     }
 
 
-def test_checkable_instructions_are_shown_by_model_and_by_kind(pages: dict[str, str]) -> None:
+def test_verifiable_instructions_are_shown_by_model_and_by_kind(pages: dict[str, str]) -> None:
     rows = Page(pages["iteration"]).rows("verifiable")
     base, new = named(rows, "base"), named(rows[:6], "M3")
     assert (base["instructions, strict"][:5], new["instructions, strict"][:5]) == ("16.7%", "50.0%")
@@ -454,7 +454,7 @@ def test_overview_shows_every_figure_and_draws_what_iterations_made(pages: dict[
         "win rate against the previous model": "50.0% 17.8% to 82.2%",
         "win rate against the champion": "50.0% 17.8% to 82.2%",
         "judge accuracy": "83.3% 50.0% to 100.0%",
-        "checkable instructions": named(rows, "M2")["checkable instructions"],
+        "verifiable instructions": named(rows, "M2")["verifiable instructions"],
         "closed tasks": "66.7% 22.3% to 95.7%",
         "go in circles": named(rows, "M2")["go in circles"],
         "mean length": "6",

@@ -117,7 +117,7 @@ def arm(seed: int, *names: str) -> dict[str, Any]:
     outside = {"mismatches": {**judge, "n_groups": 90.0}}
     replies = {
         "length_mean": 500.0, "tokens_mean": 120.0, "repeated_4grams": 0.1, "cut_off_share": 0.2,
-        "checkable": {
+        "verifiable": {
             "instruction_strict": 0.4, "instruction_strict_low": 0.3, "instruction_strict_high": 0.5,
             "ahead": -0.125, "ahead_low": -0.25, "ahead_high": 0.0,
         },

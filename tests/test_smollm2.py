@@ -87,6 +87,7 @@ def test_once_through_generate_judge_pair_and_a_dpo_step(smollm2: Path, tmp_path
         completion=[c.text for c in completions],
         n_tokens=[c.n_tokens for c in completions],
         finish_reason=[c.finish_reason for c in completions],
+        signs="",
         judge=judge.name,
         score=[j.score for j in judged],
         n_valid=[j.n_valid for j in judged],

@@ -41,6 +41,7 @@ def pair(**changes: Any) -> dict[str, Any]:
         "rejected_finish_reason": "length",
         "rejected_score": 1.0,
         "margin": 3.0,
+        "rejected_for": "",
         "judge": "j",
     } | changes
 
@@ -141,6 +142,7 @@ def test_many_violations_are_told_in_a_few_sentences() -> None:
 def test_pair_without_a_margin_is_refused() -> None:
     check_table(pd.DataFrame([pair()]), PREFERENCE_PAIRS)
     assert problems_of(PREFERENCE_PAIRS, pair(margin=0.0))
+    check_table(pd.DataFrame([pair(margin=-1.0, rejected_for="loops")]), PREFERENCE_PAIRS)
     assert problems_of(PREFERENCE_PAIRS, pair(chosen_score=None))
     assert problems_of(PREFERENCE_PAIRS, pair(rejected="  "))
 

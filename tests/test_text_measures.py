@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlm_pipeline.evaluation.text_measures import describe_replies, distinct_ngrams, repeated_ngrams
+from srlm_pipeline.checks.text_measures import describe_replies, distinct_ngrams, repeated_ngrams
 
 WORDS = st.lists(st.sampled_from(["a", "B", "c", "dd"]), max_size=12)
 

@@ -1,4 +1,4 @@
-"""Checkable instructions: each kind on cases worked by hand, both data sets, the figures, and the arbiter."""
+"""Verifiable instructions: each kind on cases worked by hand, both data sets, the figures, and the arbiter."""
 
 import json
 import math
@@ -15,25 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from srlm_pipeline.config import DataSettings, VerifiableSettings, load_settings
-from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
-from srlm_pipeline.errors import DataError, EmptyDataError
-from srlm_pipeline.evaluation.head_to_head import Comparison, play_match
-from srlm_pipeline.evaluation.verifiable.arbiter import VerifierArbiter
-from srlm_pipeline.evaluation.verifiable.checks import KINDS
-from srlm_pipeline.evaluation.verifiable.prompts import (
+from srlm_pipeline.checks.instructions import KINDS
+from srlm_pipeline.checks.text import detect_language, likely_language
+from srlm_pipeline.checks.verifiable import (
     Instruction,
     VerifiablePrompt,
     load_verifiable,
     verifiable_digest,
 )
-from srlm_pipeline.evaluation.verifiable.scoring import (
+from srlm_pipeline.config import DataSettings, VerifiableSettings, load_settings
+from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
+from srlm_pipeline.errors import DataError, EmptyDataError
+from srlm_pipeline.evaluation.head_to_head import Comparison, play_match
+from srlm_pipeline.evaluation.verifiable_accuracy import (
     check_reply,
     measure_verifiable,
     shares_followed,
     verifiable_table,
 )
-from srlm_pipeline.evaluation.verifiable.text import detect_language, likely_language
+from srlm_pipeline.evaluation.verifier_arbiter import VerifierArbiter
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.tables import VERIFIABLE, read_table, write_table

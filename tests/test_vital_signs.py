@@ -4,9 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlm_pipeline.config import DataSettings
-from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
-from srlm_pipeline.evaluation.vital_signs import (
+from srlm_pipeline.checks.vital_signs import (
     SIGNS,
     WRECKS,
     Exchange,
@@ -16,6 +14,8 @@ from srlm_pipeline.evaluation.vital_signs import (
     looped_share,
     read_signs,
 )
+from srlm_pipeline.config import DataSettings
+from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 
 SYSTEM = "You are a helpful assistant named SmolLM, trained by Hugging Face"
 ADVICE = (

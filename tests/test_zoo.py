@@ -22,8 +22,8 @@ from benchmarks.zoo import (
     make_animal,
     reversed_pairs,
 )
+from srlm_pipeline.checks.text import likely_language
 from srlm_pipeline.config import load_settings
-from srlm_pipeline.evaluation.verifiable.text import likely_language
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.tables import INSTRUCTIONS, PREFERENCE_PAIRS, check_table
@@ -54,7 +54,8 @@ def some_pairs() -> pd.DataFrame:
     pair = {
         "prompt_id": "p", "prompt": "hello", "strategy": "best_worst", "length_control": 0.0, "min_margin": 0.1,
         "chosen_sample": 0, "rejected_sample": 1, "chosen": "good", "rejected": "bad", "chosen_finish_reason": "stop",
-        "rejected_finish_reason": "length", "chosen_score": 4.0, "rejected_score": 1.0, "margin": 3.0, "judge": "M1",
+        "rejected_finish_reason": "length", "chosen_score": 4.0, "rejected_score": 1.0, "margin": 3.0,
+        "rejected_for": "", "judge": "M1",
     }  # fmt: skip
     return check_table(pd.DataFrame([pair, {**pair, "prompt_id": "q"}]), PREFERENCE_PAIRS)
 

@@ -10,13 +10,13 @@ from srlm_pipeline.assets.results import check, table_digest, table_result
 from srlm_pipeline.assets.seed import M1, base_contents, seed_model, sft_baseline
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.training import iteration_model
+from srlm_pipeline.checks.text_measures import describe_replies
 from srlm_pipeline.evaluation.assessing import assess_and_keep, vital_signs
 from srlm_pipeline.evaluation.assessment import Assessment, read_assessments
 from srlm_pipeline.evaluation.harness import run_harness
 from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy, measure_judge
 from srlm_pipeline.evaluation.measures import MEASURES, figure
-from srlm_pipeline.evaluation.text_measures import describe_replies
-from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.loading import choose_device
 from srlm_pipeline.reads import Reads
@@ -63,7 +63,7 @@ def seed_assessment(
 def assessment(
     stage: Stage, ranked_replies: pd.DataFrame, evaluation_prompts: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """M_{t+1}, measured without any judge: vital signs, closed tasks, checkable instructions; and how it judges."""
+    """M_{t+1}, measured without any judge: vital signs, closed tasks, verifiable instructions; and how it judges."""
     settings = stage.settings
     found = _assess(stage, model_name(stage.iteration + 1), ranked_replies, evaluation_prompts)
     figures = assessment_metrics(found, settings.evaluation.bootstrap_samples)
@@ -91,7 +91,7 @@ def _assessed(
 ) -> dg.MaterializeResult[pd.DataFrame]:
     """Return the vital signs as the asset's value; its version is that of all that was measured, replies included."""
     result = table_result(vital_signs(found, stage.settings.evaluation.bootstrap_samples), metadata, checks)
-    tables = [table for a in found for table in (a.replies, a.checkable, a.judgements, a.likelihood)]
+    tables = [table for a in found for table in (a.replies, a.verifiable, a.judgements, a.likelihood)]
     return result._replace(data_version=dg.DataVersion(fingerprint(map(table_digest, tables))))
 
 
@@ -113,8 +113,8 @@ def assessment_metrics(assessment: Assessment, resamples: int) -> dict[str, floa
         ends = {"": found.value, "_low": found.low, "_high": found.high}
         figures |= {f"vital/{measure.name}{end}": value for end, value in ends.items() if value is not None}
     figures |= {f"judge/{k}": v for k, v in measure_judge(assessment.judgements).metrics().items()}
-    if len(assessment.checkable):
-        followed = measure_verifiable(assessment.checkable, resamples)
+    if len(assessment.verifiable):
+        followed = measure_verifiable(assessment.verifiable, resamples)
         figures |= {f"verifiable/{k}": v for k, v in followed.metrics().items()}
     replies = assessment.evaluation_replies()
     described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())

@@ -16,12 +16,12 @@ from srlm_pipeline.assets.seed import M1, MODEL, seed_model, sft_baseline
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.assets.training import iteration_model, margins_moved
+from srlm_pipeline.checks.text_measures import describe_replies
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies, match
 from srlm_pipeline.evaluation.opening import open_arbiter
-from srlm_pipeline.evaluation.text_measures import describe_replies
 from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.store import (

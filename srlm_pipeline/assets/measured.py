@@ -1,10 +1,10 @@
 """What measuring reads: the same settings and files wherever models are assessed, or replies are compared."""
 
+from srlm_pipeline.checks.verifiable import verifiable_digest
 from srlm_pipeline.config import PROGRAMS, Settings
 from srlm_pipeline.evaluation.forbidden import forbidden_digests
 from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.evaluation.opening import REFERENCE, VERIFIERS
-from srlm_pipeline.evaluation.verifiable.prompts import verifiable_digest
 from srlm_pipeline.store import model_contents
 
 # What a model is asked, and how it judges.
@@ -37,7 +37,7 @@ def arbiters_read(settings: Settings) -> tuple[str, ...]:
 
 
 def arbiter_contents(settings: Settings) -> list[str]:
-    """Return digests of what lies behind the arbiters: other models' weights, the checkable instructions."""
+    """Return digests of what lies behind the arbiters: other models' weights, the verifiable instructions."""
     arbiters = settings.evaluation.arbiters
     local = {a.model for a in arbiters if not a.server.base_url} - {SELF, *PROGRAMS}
     checked = any(arbiter.model == VERIFIERS for arbiter in arbiters)

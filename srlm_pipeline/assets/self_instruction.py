@@ -93,8 +93,11 @@ def generated_prompts(
 )
 def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
     """N replies of M_t to every prompt."""
+    from srlm_pipeline.checks.vital_signs import Exchange, name_signs
+    from srlm_pipeline.data.chat import template_system_prompt
     from srlm_pipeline.generation.engine import Sampling, derive_seed
     from srlm_pipeline.generation.stage import Ask, generate_all
+    from srlm_pipeline.models.loading import load_tokenizer
 
     settings, chosen = stage.own_settings, stage.own_settings.candidates
     draws = f"candidates/{stage.partition}"
@@ -122,15 +125,23 @@ def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeR
         completion=[c.text for c in completions],
         n_tokens=[c.n_tokens for c in completions],
         finish_reason=[c.finish_reason for c in completions],
-    )[list(CANDIDATES.columns)]
+    )
+    exchanges = [Exchange(r.prompt, r.completion) for r in table.itertuples()]
+    instructed = template_system_prompt(load_tokenizer(model.path, settings.model))
+    table["signs"] = name_signs(exchanges, (table["finish_reason"] == "length").tolist(), instructed)
+    table = table[list(CANDIDATES.columns)]
     # Of what was written now, not before an interruption.
     pace = stage.speed(sum(item["n_tokens"] for item in journal.added.values()))
     length = float(table["completion"].str.len().mean())
-    stage.curve({"candidates/length_mean": length, "candidates/tokens_per_second": pace})
+    unfit = float((table["signs"] != "").mean())
+    stage.curve(
+        {"candidates/length_mean": length, "candidates/unfit_share": unfit, "candidates/tokens_per_second": pace}
+    )
     empty = float((table["completion"].str.strip() == "").mean())
     metadata = {
         "model": model.name,
         "mean_tokens": float(table["n_tokens"].mean()),
+        "unfit_share": unfit,
         "cut_off_share": float((table["finish_reason"] == "length").mean()),
         "tokens": int(table["n_tokens"].sum()),
         "tokens_per_second": pace,
@@ -242,6 +253,7 @@ def preference_pairs(stage: Stage, judged_scores: pd.DataFrame) -> dg.Materializ
         "ties_dropped": selection.n_ties,
         "too_few_scores": selection.n_too_few_valid,
         "too_low_scores": selection.n_too_low,
+        "all_unfit": selection.n_unfit,
         "mean_margin": margin or 0.0,
         **{f"{side}_length_mean": length for side, length in lengths.items()},
     }

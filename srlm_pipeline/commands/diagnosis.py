@@ -125,10 +125,10 @@ def _base_model(settings: Settings) -> str:
 
 
 def _data(settings: Settings) -> str:
+    from srlm_pipeline.checks.closed_tasks import load_closed_tasks
+    from srlm_pipeline.checks.verifiable import load_verifiable
     from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
     from srlm_pipeline.data.rows import in_words
-    from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
-    from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 
     ift, ranked, evaluation = (
         load(settings.data) for load in (load_instructions, load_ranked_replies, load_evaluation_prompts)
@@ -142,11 +142,11 @@ def _data(settings: Settings) -> str:
         f"{count} {what}" + (f" (left out: {in_words(left_out)})" if left_out else "")
         for what, count, left_out in counted
     )
-    checkable = load_verifiable(settings.evaluation.verifiable)
+    verifiable = load_verifiable(settings.evaluation.verifiable)
     tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     with_reference = int(evaluation.table["reference"].notna().sum())
     return (
-        f"{found}, {with_reference} of them with a reference reply, {len(checkable)} checkable prompts, "
+        f"{found}, {with_reference} of them with a reference reply, {len(verifiable)} verifiable prompts, "
         f"{len(tasks)} closed tasks"
     )
 

@@ -22,7 +22,7 @@ class ArbiterSettings(Section):
         "self",
         "self",
         *PROGRAMS,
-        description="self: M1, the same ruler for all iterations; verifiers: the checkable instructions in the "
+        description="self: M1, the same ruler for all iterations; verifiers: the verifiable instructions in the "
         "prompts; reference: nearness to the prompts' reference replies; people: votes given with `srlm read`; else "
         "folder or hub name of another model, or with server.base_url the server's name for it",
     )
@@ -121,6 +121,8 @@ class MarginSettings(Section):
     Its proof has to be given: with 95 % confidence it is not worse by more than the margin.
     """
 
+    renamed = {"checkable": "verifiable"}  # noqa: RUF012
+
     unfit: float | None = Field(0.12, gt=0, le=1, description="share of replies that show any of the signs below")
     loops: float | None = Field(0.1, gt=0, le=1, description="share of replies that go in circles")
     echoes: float | None = Field(0.1, gt=0, le=1, description="share of replies that are the prompt copied")
@@ -130,7 +132,7 @@ class MarginSettings(Section):
     other_language: float | None = Field(0.1, gt=0, le=1, description="share of replies in another language than asked")
     cut_off: float | None = Field(0.2, gt=0, le=1, description="share of replies that the token limit ended")
     closed_tasks: float | None = Field(0.08, gt=0, le=1, description="share of closed tasks that are solved")
-    checkable: float | None = Field(0.12, gt=0, le=1, description="share of checkable instructions that are followed")
+    verifiable: float | None = Field(0.12, gt=0, le=1, description="share of verifiable instructions that are followed")
     nearness: float | None = Field(
         0.06, gt=0, le=2, description="mean cosine to the reference replies, where both models' replies are fit"
     )

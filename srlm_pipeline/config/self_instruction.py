@@ -113,6 +113,11 @@ class PairSettings(Section):
         description="chosen is the shortest reply within this share of the score range below the best, rejected the "
         "longest within it above the worst (rho of Meta-Rewarding); 0: best and worst themselves",
     )
+    unfit: Literal["scored", "rejected"] = Field(
+        "scored",
+        description="candidates that loop, copy the prompt, recite, refuse, are empty, in another language or cut off: "
+        "scored: like any other (the paper); rejected: never chosen, and rejected before any other (not in the paper)",
+    )
     min_score: float = Field(
         5.0, ge=0, le=5, description="for positive_only; the paper takes perfect fives, which small models seldom give"
     )

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from srlm_pipeline.checks.closed_tasks import ClosedTask, is_right, load_closed_tasks
+from srlm_pipeline.checks.verifiable import VerifiablePrompt, load_verifiable
+from srlm_pipeline.checks.vital_signs import SIGNS, WRECKS, Exchange, Sign, read_signs
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.chat import template_system_prompt
 from srlm_pipeline.evaluation.assessment import Assessment, Part, write_assessment
-from srlm_pipeline.evaluation.closed_tasks import ClosedTask, is_right, load_closed_tasks
 from srlm_pipeline.evaluation.divergence import reply_log_probabilities
 from srlm_pipeline.evaluation.measures import MEASURES, figure
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies
 from srlm_pipeline.evaluation.opening import open_encoder
 from srlm_pipeline.evaluation.references import Encoder
-from srlm_pipeline.evaluation.verifiable.prompts import VerifiablePrompt, load_verifiable
-from srlm_pipeline.evaluation.verifiable.scoring import verifiable_table
-from srlm_pipeline.evaluation.vital_signs import SIGNS, WRECKS, Exchange, Sign, read_signs
+from srlm_pipeline.evaluation.verifiable_accuracy import verifiable_table
 from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
 from srlm_pipeline.generation.opening import OpenEngine, release_engines
 from srlm_pipeline.models.checkpoint import Checkpoint
@@ -49,7 +49,7 @@ def assess_and_keep(
         progress: Where progress is shown.
 
     Raises:
-        DataError: If the checkable prompts or closed tasks cannot be read.
+        DataError: If the verifiable prompts or closed tasks cannot be read.
     """
     held_out = ranked[ranked["split"] == "held_out"]
     encoder = open_encoder(settings, store)
@@ -81,23 +81,23 @@ def assess(
         encoder: Says how near replies are to the prompts' references; None: that is not measured.
 
     Raises:
-        DataError: If the checkable prompts or closed tasks cannot be read.
+        DataError: If the verifiable prompts or closed tasks cannot be read.
     """
-    checkable = load_verifiable(settings.evaluation.verifiable)
+    verifiable = load_verifiable(settings.evaluation.verifiable)
     tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     chosen = settings.evaluation
     asked: dict[Part, tuple[pd.DataFrame, int]] = {
         "evaluation": (prompts, chosen.max_new_tokens),
-        "checkable": (_checkable_prompts(checkable), chosen.verifiable.max_new_tokens),
+        "verifiable": (_verifiable_prompts(verifiable), chosen.verifiable.max_new_tokens),
         "closed": (_closed_prompts(tasks), chosen.closed_tasks.max_new_tokens),
     }
     replies, judgements = _ask(checkpoint, asked, ranked, settings, store, open_engine, progress)
     release_engines()
-    table = _with_signs(checkpoint, replies, asked, checkable, settings)
+    table = _with_signs(checkpoint, replies, asked, verifiable, settings)
     _add_results(table, prompts, tasks, encoder)
-    own = table[table["part"] == "checkable"]
+    own = table[table["part"] == "verifiable"]
     followed = verifiable_table(
-        checkpoint.name, checkable, own["reply"].tolist(), own[list(WRECKS)].any(axis=1).tolist()
+        checkpoint.name, verifiable, own["reply"].tolist(), own[list(WRECKS)].any(axis=1).tolist()
     )
     likelihood = _likelihood(checkpoint, ranked, settings, progress)
     limits = {str(part): longest for part, (_, longest) in asked.items()}
@@ -138,7 +138,7 @@ def vital_signs(assessments: Sequence[Assessment], resamples: int) -> pd.DataFra
     return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float})
 
 
-def _checkable_prompts(prompts: Sequence[VerifiablePrompt]) -> pd.DataFrame:
+def _verifiable_prompts(prompts: Sequence[VerifiablePrompt]) -> pd.DataFrame:
     kinds = [prompt.instructions[0].kind.name for prompt in prompts]
     return pd.DataFrame({"id": [p.key for p in prompts], "kind": kinds, "prompt": [p.prompt for p in prompts]})
 
@@ -153,12 +153,12 @@ def _with_signs(
     checkpoint: Checkpoint,
     replies: dict[Part, pd.DataFrame],
     asked: dict[Part, tuple[pd.DataFrame, int]],
-    checkable: Sequence[VerifiablePrompt],
+    verifiable: Sequence[VerifiablePrompt],
     settings: Settings,
 ) -> pd.DataFrame:
     """Put all replies into one table, with what is wrong with each; a part's stock sentences are its own."""
     system_prompt = template_system_prompt(load_tokenizer(str(checkpoint.path), settings.model))
-    repeatable = {prompt.prompt: prompt.repeatable for prompt in checkable}
+    repeatable = {prompt.prompt: prompt.repeatable for prompt in verifiable}
     signs: dict[Part, list[frozenset[Sign]]] = {}
     longer: list[Part] = [part for part in replies if part != "closed"]
     # Long replies are read together: what is said to many prompts of any kind is a stock reply.

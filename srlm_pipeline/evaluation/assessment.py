@@ -28,11 +28,11 @@ from srlm_pipeline.tables import (
     write_table,
 )
 
-Part = Literal["evaluation", "checkable", "closed"]
+Part = Literal["evaluation", "verifiable", "closed"]
 _FACTS = "assessment.json"
 _TABLES: dict[str, pa.DataFrameSchema] = {
     "replies": ASSESSED_REPLIES,
-    "checkable": VERIFIABLE,
+    "verifiable": VERIFIABLE,
     "judgements": JUDGE_ACCURACY,
     "likelihood": LIKELIHOOD,
 }
@@ -45,8 +45,8 @@ class Assessment:
     Attributes:
         model: Its name.
         digest: Of its weights.
-        replies: Table `ASSESSED_REPLIES`: to evaluation prompts, checkable prompts and closed tasks.
-        checkable: Table `VERIFIABLE`: what the replies to checkable prompts follow.
+        replies: Table `ASSESSED_REPLIES`: to evaluation prompts, verifiable prompts and closed tasks.
+        verifiable: Table `VERIFIABLE`: what the replies to verifiable prompts follow.
         judgements: Table `JUDGE_ACCURACY`: its scores of the held-out human-ranked replies.
         likelihood: Table `LIKELIHOOD`: how probable it finds the best of them.
         limits: Tokens that a reply could have at most, by part.
@@ -55,7 +55,7 @@ class Assessment:
     model: str
     digest: str
     replies: pd.DataFrame
-    checkable: pd.DataFrame
+    verifiable: pd.DataFrame
     judgements: pd.DataFrame
     likelihood: pd.DataFrame
     limits: Mapping[str, int] = field(default_factory=dict)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from srlm_pipeline.checks.closed_tasks import closed_tasks_digest, load_closed_tasks
+from srlm_pipeline.checks.verifiable import load_verifiable, verifiable_digest
 from srlm_pipeline.config import EvaluationSettings
-from srlm_pipeline.evaluation.closed_tasks import closed_tasks_digest, load_closed_tasks
-from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable, verifiable_digest
 
 
 def forbidden_prompts(evaluation_prompts: Iterable[str], settings: EvaluationSettings) -> list[str]:
@@ -16,10 +16,10 @@ def forbidden_prompts(evaluation_prompts: Iterable[str], settings: EvaluationSet
         evaluation_prompts: Texts.
         settings: `verifiable` and `closed_tasks` are read.
     """
-    checkable = load_verifiable(settings.verifiable.model_copy(update={"limit": None}))
+    verifiable = load_verifiable(settings.verifiable.model_copy(update={"limit": None}))
     return [
         *evaluation_prompts,
-        *(prompt.prompt for prompt in checkable),
+        *(prompt.prompt for prompt in verifiable),
         *(task.prompt for task in load_closed_tasks(settings.closed_tasks.source)),
     ]
 

@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from srlm_pipeline.checks.text_measures import repeated_ngrams
+from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.evaluation.assessment import Assessment, Part
 from srlm_pipeline.evaluation.judge_accuracy import agreement_by_prompt
 from srlm_pipeline.evaluation.statistics import (
@@ -23,8 +25,6 @@ from srlm_pipeline.evaluation.statistics import (
     paired_difference,
     paired_shares,
 )
-from srlm_pipeline.evaluation.text_measures import repeated_ngrams
-from srlm_pipeline.evaluation.vital_signs import SIGNS
 
 Unit = Literal["share", "cosine", "nats"]
 Pairing = Literal["plain", "excused", "both_fit"]
@@ -107,13 +107,13 @@ class Change:
 def _sign(name: str) -> Callable[[Assessment], Values]:
     def values(assessment: Assessment) -> Values:
         # A closed task's few words are too few to tell.
-        return _by_item(assessment, ("evaluation", "checkable"), name)
+        return _by_item(assessment, ("evaluation", "verifiable"), name)
 
     return values
 
 
 def _unfit(assessment: Assessment) -> Values:
-    rows = assessment.replies[assessment.replies["part"].isin(("evaluation", "checkable"))]
+    rows = assessment.replies[assessment.replies["part"].isin(("evaluation", "verifiable"))]
     keys, unfit = rows["part"] + "/" + rows["prompt_id"], rows[list(SIGNS)].any(axis=1).astype(float)
     return {key: np.array([value]) for key, value in zip(keys, unfit, strict=True)}
 
@@ -131,7 +131,7 @@ def _cut_off(assessment: Assessment) -> Values:
 
 
 def _followed(assessment: Assessment) -> Values:
-    rows = assessment.checkable
+    rows = assessment.verifiable
     shares = rows["n_strict"] / rows["n_instructions"]
     return {key: np.array([share]) for key, share in zip(rows["key"], shares, strict=True)}
 
@@ -176,8 +176,8 @@ MEASURES: tuple[Measure, ...] = (
         "evaluation.closed_tasks.source is none",
     ),
     Measure(
-        "checkable",
-        "checkable instructions followed",
+        "verifiable",
+        "verifiable instructions followed",
         "share",
         True,
         _followed,

@@ -47,7 +47,7 @@ def open_arbiter(settings: Settings, store: ProjectStore, open_engine: OpenEngin
         open_engine: Loads a checkpoint with a batch size.
 
     Raises:
-        SettingsError: If verifiers shall decide and there are no checkable instructions.
+        SettingsError: If verifiers shall decide and there are no verifiable instructions.
         ModelError: If a model is not there.
     """
     slot = ModelSlot(open_engine)
@@ -128,13 +128,13 @@ def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore
 
 
 def _open_verifiers(settings: Settings) -> Arbiter:
-    from srlm_pipeline.evaluation.verifiable.arbiter import VerifierArbiter
-    from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
+    from srlm_pipeline.checks.verifiable import load_verifiable
+    from srlm_pipeline.evaluation.verifier_arbiter import VerifierArbiter
 
     prompts = load_verifiable(settings.evaluation.verifiable)
     if not prompts:
         raise SettingsError(
-            ["evaluation.arbiters: verifiers need checkable instructions, and evaluation.verifiable.source is none"]
+            ["evaluation.arbiters: verifiers need verifiable instructions, and evaluation.verifiable.source is none"]
         )
     return VerifierArbiter(prompts)
 

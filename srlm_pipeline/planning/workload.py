@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from srlm_pipeline.checks.closed_tasks import load_closed_tasks
+from srlm_pipeline.checks.verifiable import load_verifiable
 from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings, TrainingSettings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
-from srlm_pipeline.evaluation.closed_tasks import load_closed_tasks
-from srlm_pipeline.evaluation.verifiable.prompts import load_verifiable
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.negatives import with_negatives
 from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
@@ -114,7 +114,7 @@ class DataFacts:
         held_out_groups: Prompts that these belong to.
         held_out_pairs: Ordered pairs among them.
         evaluation: Evaluation prompts as a model is asked them.
-        checkable: The same of verifiable prompts.
+        verifiable: The same of verifiable prompts.
         closed: The same of closed tasks.
         best_replies: The best human replies to held-out prompts, with these.
         few_shot: Exchanges after which a model writes a new prompt, without their common beginning.
@@ -134,7 +134,7 @@ class DataFacts:
     held_out_groups: int
     held_out_pairs: int
     evaluation: Lengths
-    checkable: Lengths
+    verifiable: Lengths
     closed: Lengths
     best_replies: Lengths
     few_shot: Lengths
@@ -283,7 +283,7 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
         held_out_groups=len(best),
         held_out_pairs=_ordered_pairs(held_out),
         evaluation=asked(load_evaluation_prompts(settings.data).table["prompt"].tolist()),
-        checkable=asked([p.prompt for p in load_verifiable(settings.evaluation.verifiable)]),
+        verifiable=asked([p.prompt for p in load_verifiable(settings.evaluation.verifiable)]),
         closed=asked(
             [
                 task.prompt
@@ -466,12 +466,12 @@ class _Counter:
         best = facts.best_replies
         parts = (
             self._answers(facts.evaluation),
-            self._answers(facts.checkable, limit=chosen.verifiable.max_new_tokens),
+            self._answers(facts.verifiable, limit=chosen.verifiable.max_new_tokens),
             self._answers(facts.closed, limit=chosen.closed_tasks.max_new_tokens),
             *judging,
             self._reading(best.count, best.mean, self.settings.judge.batch_size, best.largest),
         )
-        n = facts.evaluation.count + facts.checkable.count + facts.closed.count + facts.held_out.count
+        n = facts.evaluation.count + facts.verifiable.count + facts.closed.count + facts.held_out.count
         return StageWork(stage, phase, models * n, "replies", parts * models, engines=2 * models)
 
     def _seed_evaluation(self) -> StageWork:

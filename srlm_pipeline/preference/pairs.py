@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pandas as pd
 
 from srlm_pipeline.config import PairSettings
 from srlm_pipeline.tables import PREFERENCE_PAIRS
+
+Unfit = Literal["scored", "rejected"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class PairSelection:
         n_too_few_valid: Prompts with fewer distinct candidates that have a score than are needed: two for a pair,
             one for a positive example.
         n_too_low: Prompts none of whose candidates was good enough for a positive example.
+        n_unfit: Prompts none of whose candidates may be chosen, something being wrong with each at first sight.
     """
 
     pairs: pd.DataFrame
@@ -33,11 +37,12 @@ class PairSelection:
     n_ties: int
     n_too_few_valid: int
     n_too_low: int = 0
+    n_unfit: int = 0
 
     @property
     def tie_rate(self) -> float:
         """Ties as a share of prompts with at least two scored candidates."""
-        comparable = self.n_prompts - self.n_too_few_valid
+        comparable = self.n_prompts - self.n_too_few_valid - self.n_unfit
         return self.n_ties / comparable if comparable else 0.0
 
 
@@ -46,39 +51,47 @@ def select(scored: pd.DataFrame, settings: PairSettings) -> PairSelection:
 
     Args:
         scored: Table `JUDGED_SCORES`.
-        settings: Strategy, margin, length control, least score.
+        settings: Strategy, margin, length control, what becomes of unfit replies, least score.
     """
     if settings.strategy == "positive_only":
-        return select_positives(scored, settings.min_score)
-    return select_best_worst(scored, settings.min_margin, settings.length_control)
+        return select_positives(scored, settings.min_score, settings.unfit)
+    return select_best_worst(scored, settings.min_margin, settings.length_control, settings.unfit)
 
 
-def select_best_worst(scored: pd.DataFrame, min_margin: float = 0.0, length_control: float = 0.0) -> PairSelection:
+def select_best_worst(
+    scored: pd.DataFrame, min_margin: float = 0.0, length_control: float = 0.0, unfit: Unfit = "scored"
+) -> PairSelection:
     """Pair each prompt's best candidate with its worst (paper section 2.3).
 
     With length control (Meta-Rewarding, Wu et al. 2024, section 2.2) candidates whose scores are close to the best
     count as best too, and the shortest of them is chosen; likewise the longest of those close to the worst is rejected.
+
+    A judge can come to like replies that go in circles. Where unfit replies are rejected, only a fit one is chosen, and
+    an unfit one is rejected wherever there is one, whatever the scores say.
 
     Args:
         scored: Table `JUDGED_SCORES`.
         min_margin: Differences between chosen and rejected up to this much are ties and dropped; 0 drops equal scores
             only.
         length_control: What is close, as a share of the distance between best and worst, in [0, 0.5).
+        unfit: Whether replies with signs are scored like any other, or rejected.
     """
     rows: list[dict[str, object]] = []
-    n_ties = n_too_few = 0
+    n_ties = n_too_few = n_unfit = 0
     for usable in _usable_by_prompt(scored):
         if len(usable) < 2:
             n_too_few += 1
             continue
-        best, worst = usable["score"].max(), usable["score"].min()
-        reach = length_control * (best - worst)
-        # Without control the lengths of equals do not matter: the first of them is taken.
-        lengths = usable["completion"].str.len() if length_control else usable["score"] * 0
-        chosen = usable.loc[lengths[usable["score"] >= best - reach].idxmin()]
-        rejected = usable.loc[lengths[usable["score"] <= worst + reach].idxmax()]
+        wrong = (usable["signs"] != "") & (unfit == "rejected")
+        fit, worse = usable[~wrong], usable[wrong] if wrong.any() else usable
+        if fit.empty:
+            n_unfit += 1
+            continue
+        reach = length_control * (usable["score"].max() - usable["score"].min())
+        chosen = _nearest(fit, fit["score"] >= fit["score"].max() - reach, length_control, shortest=True)
+        rejected = _nearest(worse, worse["score"] <= worse["score"].min() + reach, length_control, shortest=False)
         margin = float(chosen["score"] - rejected["score"])
-        if margin <= min_margin:
+        if margin <= min_margin and not wrong.any():
             n_ties += 1
             continue
         rows.append(
@@ -91,12 +104,13 @@ def select_best_worst(scored: pd.DataFrame, min_margin: float = 0.0, length_cont
                 "rejected_finish_reason": rejected["finish_reason"],
                 "rejected_score": rejected["score"],
                 "margin": margin,
+                "rejected_for": rejected["signs"] if wrong.any() else "",
             }
         )
-    return PairSelection(_table(rows), int(scored["prompt_id"].nunique()), n_ties, n_too_few)
+    return PairSelection(_table(rows), int(scored["prompt_id"].nunique()), n_ties, n_too_few, n_unfit=n_unfit)
 
 
-def select_positives(scored: pd.DataFrame, min_score: float) -> PairSelection:
+def select_positives(scored: pd.DataFrame, min_score: float, unfit: Unfit = "scored") -> PairSelection:
     """Take every reply that is good enough, and nothing to prefer it to (paper section 2.4, positive examples only).
 
     Replies that the token limit cut off are no examples of a perfect reply, whatever their score.
@@ -104,18 +118,27 @@ def select_positives(scored: pd.DataFrame, min_score: float) -> PairSelection:
     Args:
         scored: Table `JUDGED_SCORES`.
         min_score: The paper's is a perfect 5.
+        unfit: Whether replies with signs may be good enough.
     """
     rows: list[dict[str, object]] = []
     n_too_few = n_too_low = 0
     for usable in _usable_by_prompt(scored):
-        good = usable[(usable["score"] >= min_score) & (usable["finish_reason"] == "stop")]
+        allowed = (usable["signs"] == "") | (unfit == "scored")
+        good = usable[(usable["score"] >= min_score) & (usable["finish_reason"] == "stop") & allowed]
         n_too_few += usable.empty
         n_too_low += good.empty and not usable.empty
         rows += [
-            {**_chosen(reply, "positive_only"), "length_control": 0.0, "min_margin": 0.0}
+            {**_chosen(reply, "positive_only"), "length_control": 0.0, "min_margin": 0.0, "rejected_for": ""}
             for _, reply in good.iterrows()
         ]
     return PairSelection(_table(rows), int(scored["prompt_id"].nunique()), 0, n_too_few, n_too_low)
+
+
+def _nearest(replies: pd.DataFrame, near: pd.Series, length_control: float, shortest: bool) -> pd.Series:
+    """Return the first of the best, or of the worst; under length control the shortest, or the longest."""
+    # Without control the lengths of equals do not matter: the first of them is taken.
+    lengths = replies["completion"].str.len() if length_control else replies["score"] * 0
+    return replies.loc[lengths[near].idxmin() if shortest else lengths[near].idxmax()]
 
 
 def _usable_by_prompt(scored: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -17,7 +17,7 @@ from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measures import MEASURES, Measure, change, figure, measure_named
 from srlm_pipeline.evaluation.opening import juror_names
 from srlm_pipeline.evaluation.promotion import Rule
-from srlm_pipeline.evaluation.verifiable.scoring import VerifiableAccuracy
+from srlm_pipeline.evaluation.verifiable_accuracy import VerifiableAccuracy
 from srlm_pipeline.judging.rubric import MAX_SCORE
 from srlm_pipeline.reporting import words
 from srlm_pipeline.reporting.charts import dot_chart, histograms
@@ -154,7 +154,7 @@ def verifiable_table(it: Iteration, verifiable: Mapping[str, VerifiableAccuracy]
         m = accuracy.metrics()
         told: Cell = ""
         if model != it.model:
-            ahead = _change(it, it.found[model], measure_named("checkable"))
+            ahead = _change(it, it.found[model], measure_named("verifiable"))
             told = words.in_line(written(ahead, words.change)) if ahead[0] is not None else ""
         estimates = (written((m[name], m[f"{name}_low"], m[f"{name}_high"])) for name in shares)
         rows.append((model, *estimates, words.count(m["n_prompts"]), words.count(m["n_instructions"]), told))

@@ -8,7 +8,7 @@ from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.evidence import failed_monitors
 from srlm_pipeline.evaluation.measures import figure, measure_named
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES
-from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 from srlm_pipeline.reporting import words
 from srlm_pipeline.reporting.charts import curves
 from srlm_pipeline.reporting.figures import findings, jury_table
@@ -23,7 +23,7 @@ _MEASURES = {"judge accuracy": "judge", "closed tasks": "closed_tasks", "go in c
 # Title of the curve, by head of the column.
 _CURVES = {
     "judge accuracy": "Judge: pairwise accuracy",
-    "checkable instructions": "Checkable instructions followed",
+    "verifiable instructions": "Verifiable instructions followed",
     "closed tasks": "Closed tasks solved",
     "go in circles": "Replies that go in circles",
     "mean length": "Mean reply length, characters",
@@ -109,9 +109,9 @@ def _figures(it: Iteration, name: str) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {head: (f.value, f.low, f.high) for head, f in measured.items()}
     found["mean length"] = (float(it.replies[name]["reply"].str.len().mean()), None, None)
     found["readable"] = (float(model.judgements["score"].notna().mean()), None, None)
-    if len(model.checkable):
-        v = measure_verifiable(model.checkable, it.settings.evaluation.bootstrap_samples)
-        found["checkable instructions"] = (v.instruction_strict, v.instruction_strict_low, v.instruction_strict_high)
+    if len(model.verifiable):
+        v = measure_verifiable(model.verifiable, it.settings.evaluation.bootstrap_samples)
+        found["verifiable instructions"] = (v.instruction_strict, v.instruction_strict_low, v.instruction_strict_high)
     return found
 
 

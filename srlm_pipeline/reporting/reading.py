@@ -18,9 +18,9 @@ from typing import NamedTuple
 from markupsafe import Markup
 from rapidfuzz.distance import Indel
 
+from srlm_pipeline.checks.vital_signs import SIGNS, Exchange, Mark, find_marks
 from srlm_pipeline.data.chat import template_system_prompt
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.vital_signs import SIGNS, Exchange, Mark, find_marks
 from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.reporting.iteration import Iteration
 from srlm_pipeline.reporting.pages import render

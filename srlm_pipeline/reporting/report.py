@@ -13,7 +13,7 @@ import yaml
 from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.promotion import Decision
-from srlm_pipeline.evaluation.verifiable.scoring import measure_verifiable
+from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reporting import figures
 from srlm_pipeline.reporting.iteration import Iteration
@@ -36,13 +36,14 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
     """
     resamples = it.settings.evaluation.bootstrap_samples
     judges = {assessment.model: measure_judge(assessment.judgements) for assessment in it.compared}
-    verifiable = {a.model: measure_verifiable(a.checkable, resamples) for a in it.compared if len(a.checkable)}
+    verifiable = {a.model: measure_verifiable(a.verifiable, resamples) for a in it.compared if len(a.verifiable)}
     generated, refused = it.table(GENERATED_PROMPTS, "generated_prompts"), it.table(REFUSED_PROMPTS, "refused_prompts")
     selection = select(it.table(JUDGED_SCORES, "judged_scores"), it.settings.pairs)
     dropped = {
         "ties": selection.n_ties,
         "too few readable scores": selection.n_too_few_valid,
         "scores too low": selection.n_too_low,
+        "no candidate fit to be chosen": selection.n_unfit,
     }
     pairs = it.table(PREFERENCE_PAIRS, "preference_pairs")
     told = exchanges(it)
@@ -180,5 +181,5 @@ def _summary(it: Iteration, tables: Mapping[str, Table]) -> str:
         tables["judge"].markdown(*range(9)),
     ]
     if tables["verifiable"].rows:
-        parts += ["## Checkable instructions\n", tables["verifiable"].markdown(0, 1, 2, 3, 4, 7)]
+        parts += ["## Verifiable instructions\n", tables["verifiable"].markdown(0, 1, 2, 3, 4, 7)]
     return "\n".join(part for part in parts if part)

@@ -1,4 +1,4 @@
-"""Prompts with checkable instructions, read from JSONL in IFEval's own format or from the embedded set.
+"""Prompts with verifiable instructions, read from JSONL in IFEval's own format or from the embedded set.
 
 A row has ``key``, ``prompt``, ``instruction_id_list`` and ``kwargs`` (one object per instruction; nulls in it, as in
 the hub's copy of the set, mean nothing).
@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field
 
+from srlm_pipeline.checks.instructions import KINDS, Kind
+from srlm_pipeline.checks.samples import balanced_sample
 from srlm_pipeline.config import DataSettings, SourceSettings, VerifiableSettings
 from srlm_pipeline.data.rows import RowReport
 from srlm_pipeline.data.sources import digest_source, open_source
 from srlm_pipeline.errors import EmptyDataError
-from srlm_pipeline.evaluation.samples import balanced_sample
-from srlm_pipeline.evaluation.verifiable.checks import KINDS, Kind
 
 NO_PROMPTS = "none"
 # The argument of the one kind of instruction that asks for a part of the prompt.
@@ -30,7 +30,7 @@ Row = TypeVar("Row", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Instruction:
-    """One checkable instruction of a prompt.
+    """One verifiable instruction of a prompt.
 
     Attributes:
         kind: What is checked.
@@ -96,7 +96,7 @@ def load_verifiable(settings: VerifiableSettings) -> tuple[VerifiablePrompt, ...
                 raise report.error(number, f"{field}: the same as in {report.unit} {before}")
         prompts.append(VerifiablePrompt(str(row.key), row.prompt, _instructions(row, number, report)))
     if not prompts:
-        raise EmptyDataError(f"{report.name} has no prompts with checkable instructions")
+        raise EmptyDataError(f"{report.name} has no prompts with verifiable instructions")
     return balanced_sample(prompts, lambda prompt: prompt.instructions[0].kind.name, settings.limit)
 
 
@@ -142,3 +142,39 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _embedded() -> Path:
     return Path(str(resources.files("srlm_pipeline.data.seed").joinpath("verifiable.jsonl")))
+
+
+@dataclass(frozen=True)
+class ReplyCheck:
+    """What one reply follows, per instruction of its prompt.
+
+    Attributes:
+        strict: Of the reply as it is.
+        loose: Of any of its variants; true wherever `strict` is.
+    """
+
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+
+
+def check_reply(prompt: VerifiablePrompt, reply: str) -> ReplyCheck:
+    """Check every instruction of a prompt.
+
+    Args:
+        prompt: With its instructions.
+        reply: To that prompt.
+    """
+    strict = tuple(instruction.follows(reply) for instruction in prompt.instructions)
+    variants = _variants(reply)
+    loose = tuple(
+        as_it_is or any(instruction.follows(variant) for variant in variants)
+        for instruction, as_it_is in zip(prompt.instructions, strict, strict=True)
+    )
+    return ReplyCheck(strict, loose)
+
+
+def _variants(reply: str) -> list[str]:
+    """Return the other forms that count in the loose figures, each once."""
+    lines = reply.split("\n")
+    shorter = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    return list(dict.fromkeys(form.replace("*", "") for form in [reply, *shorter]) | dict.fromkeys(shorter))

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from srlm_pipeline.evaluation.verifiable.text import (
+from srlm_pipeline.checks.text import (
     capital_words,
     count_words,
     detect_language,

@@ -15,25 +15,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from srlm_pipeline.checks.verifiable import VerifiablePrompt, check_reply
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.evaluation.statistics import DEFAULT_RESAMPLES, bootstrap_interval
-from srlm_pipeline.evaluation.verifiable.prompts import VerifiablePrompt
 from srlm_pipeline.tables import VERIFIABLE
 
 _SEPARATOR = ","
-
-
-@dataclass(frozen=True)
-class ReplyCheck:
-    """What one reply follows, per instruction of its prompt.
-
-    Attributes:
-        strict: Of the reply as it is.
-        loose: Of any of its variants; true wherever `strict` is.
-    """
-
-    strict: tuple[bool, ...]
-    loose: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -97,22 +84,6 @@ class VerifiableAccuracy:
         return {name: float(value) for name, value in asdict(self).items() if name != "kinds"}
 
 
-def check_reply(prompt: VerifiablePrompt, reply: str) -> ReplyCheck:
-    """Check every instruction of a prompt.
-
-    Args:
-        prompt: With its instructions.
-        reply: To that prompt.
-    """
-    strict = tuple(instruction.follows(reply) for instruction in prompt.instructions)
-    variants = _variants(reply)
-    loose = tuple(
-        as_it_is or any(instruction.follows(variant) for variant in variants)
-        for instruction, as_it_is in zip(prompt.instructions, strict, strict=True)
-    )
-    return ReplyCheck(strict, loose)
-
-
 def verifiable_table(
     model: str, prompts: Sequence[VerifiablePrompt], replies: Sequence[str], wrecked: Sequence[bool]
 ) -> pd.DataFrame:
@@ -158,7 +129,7 @@ def measure_verifiable(table: pd.DataFrame, resamples: int = DEFAULT_RESAMPLES) 
         EmptyDataError: If the table has no rows.
     """
     if table.empty:
-        raise EmptyDataError("no replies to prompts with checkable instructions")
+        raise EmptyDataError("no replies to prompts with verifiable instructions")
     asked = table["n_instructions"].to_numpy()
     figures: dict[str, float] = {}
     for manner in ("strict", "loose"):
@@ -196,10 +167,3 @@ def _by_kind(table: pd.DataFrame) -> list[KindShare]:
         for column in ("instructions", "failed")
     )
     return [KindShare(name, n, (n - failed[name]) / n) for name, n in sorted(asked.items())]
-
-
-def _variants(reply: str) -> list[str]:
-    """Return the other forms that count in the loose figures, each once."""
-    lines = reply.split("\n")
-    shorter = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
-    return list(dict.fromkeys(form.replace("*", "") for form in [reply, *shorter]) | dict.fromkeys(shorter))

@@ -1,4 +1,4 @@
-"""An arbiter that is no model: the reply that follows more of the checkable instructions is better."""
+"""An arbiter that is no model: the reply that follows more of the verifiable instructions is better."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from srlm_pipeline.checks.verifiable import VerifiablePrompt, check_reply
 from srlm_pipeline.evaluation.arbiters import Comparison
-from srlm_pipeline.evaluation.verifiable.prompts import VerifiablePrompt
-from srlm_pipeline.evaluation.verifiable.scoring import check_reply
 from srlm_pipeline.progress import ProgressReporter
 
 
 class VerifierArbiter:
     """Compares the shares of a prompt's instructions that two replies follow, loosely.
 
-    It has an opinion on prompts with checkable instructions only; a jury leaves it out elsewhere.
+    It has an opinion on prompts with verifiable instructions only; a jury leaves it out elsewhere.
 
     Args:
         prompts: Whose instructions are known; found again by their text, without blanks around it.

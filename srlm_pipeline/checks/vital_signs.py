@@ -15,8 +15,8 @@ from typing import Literal, get_args
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
-from srlm_pipeline.evaluation.text_measures import repeated_ngrams
-from srlm_pipeline.evaluation.verifiable.text import likely_language
+from srlm_pipeline.checks.text import likely_language
+from srlm_pipeline.checks.text_measures import repeated_ngrams
 
 Sign = Literal["loops", "echoes", "recites", "empty", "refuses", "other_language"]
 SIGNS: tuple[Sign, ...] = get_args(Sign)
@@ -105,6 +105,18 @@ def read_signs(exchanges: Sequence[Exchange], system_prompt: str = "") -> list[f
     """
     stock = _stock_places(exchanges)
     return [_signs(exchange, system_prompt, place in stock) for place, exchange in enumerate(exchanges)]
+
+
+def name_signs(exchanges: Sequence[Exchange], cut_off: Sequence[bool], system_prompt: str = "") -> list[str]:
+    """Return what is wrong with each reply of one model in words, commas between them; blank if nothing is.
+
+    Args:
+        exchanges: Of one model, read together.
+        cut_off: Whether the token limit ended a reply, which is wrong too.
+        system_prompt: What the chat template puts before a conversation by itself.
+    """
+    read = read_signs(exchanges, system_prompt)
+    return [",".join([*sorted(signs), *(["cut_off"] * ended)]) for signs, ended in zip(read, cut_off, strict=True)]
 
 
 def find_marks(exchange: Exchange, system_prompt: str = "") -> tuple[Mark, ...]:

@@ -15,11 +15,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from srlm_pipeline.checks.samples import balanced_sample
 from srlm_pipeline.config import DataSettings, SourceSettings
 from srlm_pipeline.data.rows import RowReport
 from srlm_pipeline.data.sources import digest_source, open_source
 from srlm_pipeline.errors import EmptyDataError
-from srlm_pipeline.evaluation.samples import balanced_sample
 
 NO_TASKS = "none"
 _MAX_WORDS = 40

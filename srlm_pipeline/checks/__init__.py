@@ -1,0 +1,1 @@
+"""Programs that read prompts and replies: no model takes part, and nothing is learned."""

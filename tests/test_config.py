@@ -464,3 +464,16 @@ def test_former_names_of_settings_still_work_and_say_what_they_are_called_now(
 def test_of_a_former_and_a_new_name_the_new_one_is_meant(write_config) -> None:
     written = write_config("preset: quickstart\neft:\n  ranking: true\n  strangers: 2\n  mismatched_negatives: 3\n")
     assert load_settings(written).eft.mismatched_negatives == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"eft": {"targets": "dataset"}}, "needs eft.targets: ranks"),
+        ({"eft": {"targets": "ranks"}, "pairs": {"strategy": "positive_only"}}, "needs sft.enabled: true"),
+    ],
+)
+def test_without_sft_nothing_is_asked_for_that_sft_learns(settings: dict[str, Any], said: str) -> None:
+    off = {"sft": {"enabled": False}}
+    assert any(said in problem for problem in problems_of("quickstart", {**settings, **off}))
+    assert not load_settings("quickstart", {"eft": {"targets": "ranks"}, **off}).sft.enabled

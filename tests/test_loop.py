@@ -30,7 +30,8 @@ from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.measures import MEASURES, measure_named
 from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
-from srlm_pipeline.models.checkpoint import read_checkpoint
+from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.models.checkpoint import COPY_OF, read_checkpoint
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reads import STAGES
 from srlm_pipeline.resources.table_io import SCHEMAS
@@ -637,6 +638,33 @@ def test_the_status_says_nothing_of_a_model_that_another_one_had_its_name_when_i
     (m2, m3), nothing = cells[-2:], "\u2013"
     assert m2[0] == "M2" and set(m2[1:8]) == {nothing} and m2[-1] == nothing
     assert m3[0] == "M3" and m3[1] != nothing and m3[-1] == "outdated"
+
+
+def test_without_sft_the_base_model_is_the_sft_baseline_and_is_asked_once(empty: Home) -> None:
+    eft = {**empty.overrides["eft"], "targets": "ranks", "ranking": True}
+    empty.overrides |= {"sft": {**empty.overrides["sft"], "enabled": False}, "eft": eft}
+    empty.run(0)
+    settings, store = load_settings(None, empty.overrides), empty.store
+    base, baseline = store.base_checkpoint(settings), store.checkpoint("sft_baseline")
+    assert baseline.lineage == {COPY_OF: base.digest}
+    assert store.checkpoint("M1").parent == baseline.digest
+    assessed = read_assessments(store, [base, baseline])
+    assert assessed["base"].replies["reply"].tolist() == assessed["sft_baseline"].replies["reply"].tolist()
+    assert set(assessed["sft_baseline"].replies["model"]) == {"sft_baseline"}
+    assert not Journal(store.journal_folder("evaluation/sft_baseline")).items
+
+
+def test_candidates_that_programs_find_fault_with_can_be_rejected(seeded: Home) -> None:
+    made = seeded.run_assets("iter_001", *SELF_INSTRUCTION, pairs={"unfit": "rejected", "min_margin": 0.0})
+    signs = seeded.table("judged_scores", "iter_001").set_index(["prompt_id", "sample"])["signs"]
+    # A random model seldom comes to an end of its own.
+    assert (signs != "").any()
+    if not made.success:
+        assert (signs != "").groupby("prompt_id").all().all(), "no prompt has a candidate that may be chosen"
+        return
+    for pair in seeded.table("preference_pairs", "iter_001").itertuples():
+        assert signs[pair.prompt_id, pair.chosen_sample] == ""
+        assert signs[pair.prompt_id, pair.rejected_sample] == pair.rejected_for
 
 
 def test_after_iterations_that_made_pairs_good_replies_alone_are_learned_from_what_was_scored(seeded: Home) -> None:

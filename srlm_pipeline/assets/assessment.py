@@ -12,12 +12,13 @@ from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.training import iteration_model
 from srlm_pipeline.checks.text_measures import describe_replies
 from srlm_pipeline.evaluation.assessing import assess_and_keep, vital_signs
-from srlm_pipeline.evaluation.assessment import Assessment, read_assessments
+from srlm_pipeline.evaluation.assessment import Assessment, read_assessment, read_assessments, write_assessment
 from srlm_pipeline.evaluation.harness import run_harness
 from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy, measure_judge
 from srlm_pipeline.evaluation.measures import MEASURES, figure
 from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 from srlm_pipeline.generation.journal import fingerprint
+from srlm_pipeline.models.checkpoint import COPY_OF
 from srlm_pipeline.models.loading import choose_device
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
@@ -128,7 +129,12 @@ def short_names(figures: dict[str, float]) -> dict[str, float]:
 
 def _assess(stage: Stage, name: str, ranked: pd.DataFrame, prompts: pd.DataFrame) -> Assessment:
     settings, store = stage.settings, stage.store
-    model = store.named_model(settings, name)
+    model, base = store.named_model(settings, name), store.base_checkpoint(settings)
+    if model.lineage.get(COPY_OF) == base.digest:
+        # Where there is no SFT, the base model and the SFT baseline say the same.
+        found = read_assessment(store, base).of_copy(model)
+        write_assessment(found, store, model)
+        return found
     return assess_and_keep(model, prompts, ranked, settings, store, stage.engine, stage.progress)
 
 

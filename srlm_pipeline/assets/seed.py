@@ -11,6 +11,7 @@ from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.loaders import source_digest
+from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import definition_settings
 from srlm_pipeline.store import SFT_BASELINE, STARTING_POINTS, model_contents, model_name
@@ -96,24 +97,44 @@ def evaluation_prompts(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
 
 
+def _sft(settings: Settings) -> tuple[str, ...]:
+    learned = (*MODEL, "seed", "sft") if settings.sft.enabled else ("sft.enabled",)
+    return ("base_model", *learned)
+
+
 @srlm_asset(
-    Reads(("base_model", *MODEL, "seed", "sft"), contents=base_contents),
+    Reads(_sft, contents=base_contents),
     group="seed",
     kinds={"torch", "mlflow"},
     retries=True,
 )
 def sft_baseline(stage: Stage, ift_dataset: pd.DataFrame) -> dg.MaterializeResult:
-    """The SFT baseline: the base model fine-tuned on instruction data alone."""
+    """The SFT baseline: the base model fine-tuned on instruction data alone; the base model itself without SFT."""
     from srlm_pipeline.training.sft import SftExample, train_sft
 
     settings = stage.settings
     base = stage.store.base_checkpoint(settings)
+    if not settings.sft.enabled:
+        return model_result(_as_it_is(stage, base), {"note": "sft.enabled is off: this is the base model"})
     examples = [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()]
     job = training_job(stage, SFT_BASELINE, base, "training the SFT baseline", table_digest(ift_dataset))
     trained = train_sft(job, examples, settings.sft)
     saved = save_trained(stage, trained, SFT_BASELINE, base.digest, {"sft": settings.sft.model_dump()})
     stage.run.metrics({"final_loss": trained.final("loss")})
     return model_result(saved, training_facts(trained))
+
+
+def _as_it_is(stage: Stage, base: Checkpoint) -> Checkpoint:
+    """Save the base model as the SFT baseline."""
+    from srlm_pipeline.models.checkpoint import copy_checkpoint, save_checkpoint
+    from srlm_pipeline.models.loading import load_model
+
+    folder, settings = stage.store.model_folder(SFT_BASELINE), stage.settings.model
+    if base.path.is_dir():
+        return copy_checkpoint(base, folder, SFT_BASELINE)
+    # From the hub only what is needed is loaded.
+    loaded = load_model(base.path, settings.model_copy(update={"device": "cpu"}), dtype=settings.save_dtype)
+    return save_checkpoint(loaded, folder, SFT_BASELINE, base.digest, {COPY_OF: base.digest}, settings.save_dtype)
 
 
 def _judging_data(settings: Settings) -> tuple[str, ...]:

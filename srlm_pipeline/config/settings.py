@@ -67,6 +67,18 @@ class Settings(Section):
     schedule: ScheduleSettings = resources(ScheduleSettings())
     tracking: TrackingSettings = resources(TrackingSettings())
 
+    @field_validator("pairs")
+    @classmethod
+    def _without_sft_no_texts_are_learned(cls, value: PairSettings, info: Any) -> PairSettings:
+        sft, eft = info.data.get("sft"), info.data.get("eft")
+        if sft is None or eft is None or sft.enabled:
+            return value
+        if eft.enabled and eft.targets != "ranks":
+            raise ValueError(f"sft.enabled: false needs eft.targets: ranks; SFT learns the texts of {eft.targets}")
+        if value.strategy == "positive_only":
+            raise ValueError("strategy positive_only learns good replies by SFT: it needs sft.enabled: true")
+        return value
+
     @field_validator("baselines")
     @classmethod
     def _start_leads_to_a_judge(cls, value: BaselineSettings, info: Any) -> BaselineSettings:

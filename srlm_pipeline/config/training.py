@@ -51,6 +51,11 @@ class TrainingSettings(Section):
 class SftSettings(TrainingSettings):
     """Supervised fine-tuning: paper section 3.1.2 (learning rate 5.5e-6 to 1.1e-6, batch 16)."""
 
+    enabled: bool = Field(
+        True,
+        description="off: the base model, which must follow instructions by itself, is the SFT baseline (not in the "
+        "paper); needs eft.targets: ranks",
+    )
     learning_rate: float = Field(5.5e-6, gt=0)
 
 

@@ -60,6 +60,11 @@ class Assessment:
     likelihood: pd.DataFrame
     limits: Mapping[str, int] = field(default_factory=dict)
 
+    def of_copy(self, checkpoint: Checkpoint) -> Assessment:
+        """Return the same of a model that has the very same weights."""
+        tables = {name: getattr(self, name).assign(model=checkpoint.name) for name in _TABLES}
+        return Assessment(checkpoint.name, checkpoint.digest, **tables, limits=self.limits)
+
     def part(self, part: Part) -> pd.DataFrame:
         """Return the rows of `replies` that belong to one set of prompts, in the order in which they were asked."""
         return self.replies[self.replies["part"] == part].reset_index(drop=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, 
 from srlm_pipeline.models.loading import LoadedModel
 
 MARKER = "srlm.json"
+# In the lineage of a model that has the very weights of another: that one's digest.
+COPY_OF = "copy_of"
 _MARGIN = 1.1
 
 
@@ -66,6 +69,26 @@ def save_checkpoint(
         loaded.model.to(dtype).save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         write_marker(folder, name, parent, lineage)
+    return read_checkpoint(target)
+
+
+def copy_checkpoint(source: Checkpoint, target: Path, name: str) -> Checkpoint:
+    """Save a model under another name, its files unchanged.
+
+    Args:
+        source: In a folder on this machine.
+        target: Folder; an older model there is replaced only when the copy is whole.
+        name: For people.
+
+    Raises:
+        DiskSpaceError: If the files do not fit.
+    """
+    files = [p for p in source.path.iterdir() if p.is_file() and p.name != MARKER]
+    require_disk(target.parent, int(sum(p.stat().st_size for p in files) * _MARGIN))
+    with replacing_folder(target) as folder:
+        for file in files:
+            shutil.copy2(file, folder / file.name)
+        write_marker(folder, name, source.digest, {COPY_OF: source.digest})
     return read_checkpoint(target)
 
 

@@ -325,8 +325,8 @@ class _Counter:
     def stages(self) -> Iterator[StageWork]:
         settings, facts = self.settings, self.facts
         eft, invented, chosen = settings.eft, settings.prompt_generation, settings.candidates
-        sft = self._sft([facts.instructions])
-        yield self._trained("sft_baseline", "seed", [sft])
+        sft = [self._sft([facts.instructions])] if settings.sft.enabled else []
+        yield self._trained("sft_baseline", "seed", sft)
 
         replies = facts.explaining
         if eft.enabled and eft.targets == "self":

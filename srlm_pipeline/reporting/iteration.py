@@ -17,7 +17,7 @@ from srlm_pipeline.evaluation.head_to_head import HeadToHead
 from srlm_pipeline.evaluation.matches import match_result
 from srlm_pipeline.evaluation.opponents import Opponent, opponents_of
 from srlm_pipeline.evaluation.promotion import Decision
-from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint
 from srlm_pipeline.planning.plan import StagePlan
 from srlm_pipeline.reporting.words import Estimate
 from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore, model_name
@@ -147,8 +147,9 @@ class Iteration:
             return f"DPO on {model.lineage['pairs']} pairs of iteration {model.lineage['iteration']}"
         if "positives" in model.lineage:
             return f"seed data and {model.lineage['positives']} replies with top marks"
-        made = {BASE: f"base model {self.settings.base_model}", SFT_BASELINE: "instruction data"}
-        return made.get(model.name, "instruction and judging data")
+        if model.name == BASE or COPY_OF in model.lineage:
+            return f"base model {self.settings.base_model}"
+        return "instruction data" if model.name == SFT_BASELINE else "instruction and judging data"
 
     def table(self, schema: pa.DataFrameSchema, asset: str, number: int | None = None) -> pd.DataFrame:
         """Return an asset's table of this iteration, or of another.

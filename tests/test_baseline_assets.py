@@ -27,7 +27,7 @@ OVERRIDES: dict[str, Any] = {
     "model": {"device": "cpu", "dtype": "float32"},
     "data": {"ift_limit": 8, "ranked_limit": 8, "evaluation_limit": 3},
     # The texts that teach judging are long where every letter is a token.
-    "sft": {**TRAINING, "max_length": 4096},
+    "sft": {**TRAINING, "max_length": 4096, "enabled": True},
     "eft": {**TRAINING, "targets": "dataset", "ranking": False},
     "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8},
     "dpo": TRAINING,

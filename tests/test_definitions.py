@@ -24,7 +24,7 @@ REPOSITORY = defs.get_repository_def()
 
 QUICKSTART = "preset: quickstart\n"
 OTHER_JUDGE = "judge: {samples: 2}\n"
-OWN_JUDGEMENTS = "eft: {targets: self}\n"
+OWN_JUDGEMENTS = "sft: {enabled: true}\neft: {targets: self}\n"
 CodeVersions = dict[str, str]
 
 

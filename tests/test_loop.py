@@ -47,7 +47,7 @@ TRAINING = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 4, "micro_batch_si
 OVERRIDES: dict[str, Any] = {
     "model": {"device": "cpu", "dtype": "float32"},
     "data": {"ift_limit": 8, "ranked_limit": 6, "evaluation_limit": 3},
-    "sft": TRAINING,
+    "sft": {**TRAINING, "enabled": True},
     "eft": {**TRAINING, "targets": "dataset", "batch_size": 2, "micro_batch_size": 2, "max_length": 512},
     "prompt_generation": {
         "count": N_PROMPTS,
@@ -64,7 +64,7 @@ OVERRIDES: dict[str, Any] = {
     },
     "candidates": {"per_prompt": PER_PROMPT, "temperature": 1.5, "max_new_tokens": 8, "batch_size": 2},
     "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8, "max_new_tokens": 8},
-    "pairs": {"min_margin": 0.0},
+    "pairs": {"min_margin": 0.0, "length_control": 0.0, "unfit": "scored"},
     "dpo": {**TRAINING, "batch_size": 2, "micro_batch_size": 2},
     "evaluation": {
         "max_new_tokens": 8,

@@ -68,7 +68,15 @@ from srlm_pipeline.planning.workload import (
 from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import ProjectStore
 
-QUICKSTART = load_settings("quickstart")
+# With every stage that there is, whatever the preset leaves out.
+QUICKSTART = load_settings(
+    "quickstart",
+    {
+        "sft": {"enabled": True},
+        "eft": {"targets": "dataset", "rationales_per_prompt": 1, "mismatched_negatives": 0, "corrupted_negatives": 0},
+        "prompt_generation": {"count": 24},
+    },
+)
 FACTS = DataFacts(
     instructions=Lengths(40, (50,) * 40),
     messages=Lengths(40, (20,) * 40),
@@ -399,9 +407,7 @@ def test_facts_are_those_of_the_data(tiny_measure: TextMeasure) -> None:
 
 def test_replies_made_up_for_the_judge_are_counted(tiny_measure: TextMeasure) -> None:
     own = measure_data(QUICKSTART, tiny_measure)
-    more = measure_data(
-        load_settings("quickstart", {"eft": {"mismatched_negatives": 1, "corrupted_negatives": 1}}), tiny_measure
-    )
+    more = measure_data(changed(eft={"mismatched_negatives": 1, "corrupted_negatives": 1}), tiny_measure)
     assert (own.ranked.count, more.ranked.count) == (4 * own.groups, 6 * own.groups)
     assert more.judgements == own.judgements
 

@@ -32,7 +32,16 @@ TRAINING = SEED_TRAINING | BASELINES | {"iteration_model"}
 ASSESSED = {"seed_assessment", "assessment"}
 MATCHES = {"seed_evaluation", "win_rates", "baseline_comparison"}
 DECIDING = {"promotion"}
-# By the longest beginning of a setting's name: what is stale after a change under the quickstart's settings.
+
+
+def settings_with(changes: dict[str, Any] | None = None) -> Settings:
+    """The quickstart's settings with every stage at work: SFT, and judgements from the data."""
+    whole = {"sft": {"enabled": True}, "eft": {"targets": "dataset"}}
+    given = changes or {}
+    return load_settings("quickstart", {**given, **{k: {**v, **given.get(k, {})} for k, v in whole.items()}})
+
+
+# By the longest beginning of a setting's name: what is stale after a change of `settings_with`.
 STALE: dict[str, set[str]] = {
     "preset": set(),
     "project": set(STAGES),
@@ -167,7 +176,7 @@ def test_the_document_has_this_table() -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
-    settings = load_settings("quickstart")
+    settings = settings_with()
     assert stale(settings, with_another(settings, key)) == expected(key)
 
 
@@ -193,7 +202,7 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
     ],
 )
 def test_what_is_stale_follows_the_other_settings(around: dict[str, Any], key: str, found: set[str]) -> None:
-    settings = load_settings("quickstart", around)
+    settings = settings_with(around)
     assert stale(settings, with_another(settings, key)) == found
 
 
@@ -216,7 +225,7 @@ def test_weights_that_were_replaced_make_stale_what_was_made_with_them(
     around: Any, found: set[str], tmp_path: Path
 ) -> None:
     folder = folder_of_weights(tmp_path / "model")
-    settings = load_settings("quickstart", around(str(folder)))
+    settings = settings_with(around(str(folder)))
     before = {name: reads.version(settings) for name, reads in STAGES.items()}
     assert {name for name, reads in STAGES.items() if reads.version(settings) != before[name]} == set()
     (folder / "model.safetensors").write_bytes(b"other weights")
@@ -243,7 +252,7 @@ def test_files_that_were_edited_make_stale_what_was_read_from_them(
 ) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(content, encoding="utf-8")
-    settings = load_settings("quickstart", around(str(path)))
+    settings = settings_with(around(str(path)))
     before = {name: reads.version(settings) for name, reads in STAGES.items()}
     path.write_text(content + "\n", encoding="utf-8")
     assert {name for name, reads in STAGES.items() if reads.version(settings) != before[name]} == found
@@ -251,7 +260,7 @@ def test_files_that_were_edited_make_stale_what_was_read_from_them(
 
 def test_unfinished_training_goes_on_with_other_resources_and_verdicts_only() -> None:
     reads = Reads(("sft", "judge"), verdicts=("judge.min_parse_rate",))
-    settings = load_settings("quickstart")
+    settings = settings_with()
     for key in ("sft.micro_batch_size", "sft.save_every", "judge.batch_size", "judge.min_parse_rate"):
         assert reads.fingerprint(with_another(settings, key)) == reads.fingerprint(settings), key
     for key in ("sft.batch_size", "sft.lora.rank", "judge.samples"):

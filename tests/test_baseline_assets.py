@@ -28,7 +28,14 @@ OVERRIDES: dict[str, Any] = {
     "data": {"ift_limit": 8, "ranked_limit": 8, "evaluation_limit": 3},
     # The texts that teach judging are long where every letter is a token.
     "sft": {**TRAINING, "max_length": 4096, "enabled": True},
-    "eft": {**TRAINING, "targets": "dataset", "ranking": False},
+    "eft": {
+        **TRAINING,
+        "targets": "dataset",
+        "ranking": False,
+        "rationales_per_prompt": 1,
+        "mismatched_negatives": 0,
+        "corrupted_negatives": 0,
+    },
     "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8},
     "dpo": TRAINING,
     "baselines": {

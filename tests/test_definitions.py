@@ -72,7 +72,10 @@ def code_versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CodeVer
 @pytest.mark.parametrize(
     ("lines", "parents"),
     [
-        ("pairs: {strategy: positive_only}", {"policy", "preference_pairs", "ift_dataset", "eft_dataset"}),
+        (
+            "sft: {enabled: true}\npairs: {strategy: positive_only}",
+            {"policy", "preference_pairs", "ift_dataset", "eft_dataset"},
+        ),
         ("dpo: {early_stopping: {every: 20}}", {"policy", "preference_pairs", "ranked_replies"}),
     ],
 )

@@ -129,10 +129,10 @@ def short_names(figures: dict[str, float]) -> dict[str, float]:
 
 def _assess(stage: Stage, name: str, ranked: pd.DataFrame, prompts: pd.DataFrame) -> Assessment:
     settings, store = stage.settings, stage.store
-    model, base = store.named_model(settings, name), store.base_checkpoint(settings)
-    if model.lineage.get(COPY_OF) == base.digest:
-        # Where there is no SFT, the base model and the SFT baseline say the same.
-        found = read_assessment(store, base).of_copy(model)
+    model = store.named_model(settings, name)
+    if COPY_OF in model.lineage:
+        # Without SFT the base model, measured before, and the SFT baseline say the same.
+        found = read_assessment(store, store.base_checkpoint(settings)).of_copy(model)
         write_assessment(found, store, model)
         return found
     return assess_and_keep(model, prompts, ranked, settings, store, stage.engine, stage.progress)

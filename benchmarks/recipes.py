@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "model": {"device": args.device},
             "prompt_generation": {"count": args.prompts},
             "evaluation": {"verifiable": {"limit": 4 if args.smoke else None}},
+            # A tiny model scores everything alike.
+            "pairs": {"min_margin": 0.0} if args.smoke else {},
         }
         | ({"base_model": args.model} if args.model else {}),
     )
@@ -174,7 +176,8 @@ class Kitchen:
         from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
         pairs, dpo = WAYS[name]
-        settings = load_settings("quickstart", {"pairs": pairs, "dpo": dpo})
+        least = self._settings.pairs.min_margin
+        settings = load_settings("quickstart", {"pairs": {**pairs, "min_margin": least}, "dpo": dpo})
         examples = preference_examples(select(scored, settings.pairs).pairs)
         work, seed = self._store.root / "work" / name, self._settings.seed + 1
         job = TrainingJob(m1.path, self._settings.model, seed, work, name, self._progress)

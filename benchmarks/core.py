@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.common import synchronise
 
@@ -38,34 +38,6 @@ class Iteration:
     steps: int = 0
 
 
-def answer(engine: TextEngine, prompts: Sequence[tuple[str, str]], settings: Settings, stage: str) -> pd.DataFrame:
-    """Return the table `CANDIDATES` of prompts, given as id and text."""
-    import pandas as pd
-
-    from srlm_pipeline.checks.vital_signs import Exchange, name_signs
-    from srlm_pipeline.generation.engine import Sampling, derive_seed
-    from srlm_pipeline.generation.stage import Ask, generate_all
-    from srlm_pipeline.progress import NullProgress
-
-    chosen = settings.candidates
-    rows: list[dict[str, Any]] = [
-        {"prompt_id": i, "sample": k, "prompt": text, "seed": derive_seed(settings.seed, stage, i, k)}
-        for i, text in prompts
-        for k in range(chosen.per_prompt)
-    ]
-    asks = [Ask(f"{r['prompt_id']}#{r['sample']}", r["prompt"], r["seed"]) for r in rows]
-    sampling = Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens)
-    completions = generate_all(engine, asks, sampling, stage, NullProgress())
-    cut_off = [c.finish_reason == "length" for c in completions]
-    exchanges = [Exchange(row["prompt"], c.text) for row, c in zip(rows, completions, strict=True)]
-    return pd.DataFrame(rows).assign(
-        completion=[c.text for c in completions],
-        n_tokens=[c.n_tokens for c in completions],
-        finish_reason=[c.finish_reason for c in completions],
-        signs=name_signs(exchanges, cut_off),
-    )
-
-
 def score(engine: TextEngine, candidates: pd.DataFrame, settings: Settings, stage: str) -> pd.DataFrame:
     """Return the candidates with their scores, as `select_best_worst` takes them."""
     from srlm_pipeline.judging.judges import JudgeItem, make_judge
@@ -91,6 +63,7 @@ def run_iteration(
     """
     from srlm_pipeline.config import DataSettings
     from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions
+    from srlm_pipeline.generation.candidates import write_candidates
     from srlm_pipeline.generation.opening import open_engine
     from srlm_pipeline.models.checkpoint import save_checkpoint
     from srlm_pipeline.preference.pairs import select_best_worst
@@ -123,8 +96,13 @@ def run_iteration(
         )
     with part("candidates"):
         prompts = [(str(row.prompt_id), str(row.prompt)) for row in made.prompts.itertuples()]
-        candidates = answer(
-            open_engine(policy, settings, settings.candidates.batch_size), prompts, settings, "candidates/iter_001"
+        candidates = write_candidates(
+            open_engine(policy, settings, settings.candidates.batch_size),
+            prompts,
+            settings.candidates,
+            settings.seed,
+            "candidates/iter_001",
+            NullProgress(),
         )
     with part("judging"):
         scored = score(

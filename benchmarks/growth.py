@@ -22,7 +22,7 @@ from benchmarks.common import (
     parse,
     timed,
 )
-from benchmarks.core import answer, score
+from benchmarks.core import score
 
 TARGET = 10.0
 SIZES = (64, 128, 256, 512)
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench("growth", "Growth: time per prompt and memory", args)
 
     from srlm_pipeline.config import load_settings
+    from srlm_pipeline.generation.candidates import write_candidates
     from srlm_pipeline.preference.pairs import select_best_worst
+    from srlm_pipeline.progress import NullProgress
 
     settings = load_settings(
         "quickstart",
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def work() -> int:
             engine = fresh_engine(loaded, args.batch_size)
-            candidates = answer(engine, prompts, settings, "growth")
+            candidates = write_candidates(engine, prompts, settings.candidates, settings.seed, "growth", NullProgress())
             select_best_worst(score(engine, candidates, settings, "growth"))
             return int(candidates["n_tokens"].sum())
 

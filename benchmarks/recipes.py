@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import SMOKE_RESULTS, Bench, Measurement, Series, options, parse
-from benchmarks.core import answer, score
+from benchmarks.core import score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,6 +145,7 @@ class Kitchen:
         """Return scored candidates of a model for invented prompts."""
         import pandas as pd
 
+        from srlm_pipeline.generation.candidates import write_candidates
         from srlm_pipeline.generation.opening import open_engine, release_engines
         from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
 
@@ -163,7 +164,10 @@ class Kitchen:
         )
         prompts = [(str(row.prompt_id), str(row.prompt)) for row in made.prompts.itertuples()]
         engine = open_engine(m1, settings, settings.candidates.batch_size)
-        scored = score(engine, answer(engine, prompts, settings, "candidates/iter_001"), settings, "judging/iter_001")
+        candidates = write_candidates(
+            engine, prompts, settings.candidates, settings.seed, "candidates/iter_001", self._progress
+        )
+        scored = score(engine, candidates, settings, "judging/iter_001")
         release_engines()
         scored.to_parquet(path)
         return scored

@@ -32,6 +32,7 @@ TRAINING = SEED_TRAINING | BASELINES | {"iteration_model"}
 ASSESSED = {"seed_assessment", "assessment"}
 MATCHES = {"seed_evaluation", "win_rates", "baseline_comparison"}
 DECIDING = {"promotion"}
+WITHOUT_SFT = {"sft": {"enabled": False}, "eft": {"targets": "ranks"}}
 
 
 def settings_with(changes: dict[str, Any] | None = None) -> Settings:
@@ -187,6 +188,9 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
         # What is thought of judgements retrains nothing.
         ({"eft": {"targets": "self"}}, "judge.min_parse_rate", {"judged_scores"}),
         ({"eft": {"targets": "self"}}, "eft.min_prompts", {"eft_dataset"}),
+        (WITHOUT_SFT, "sft.learning_rate", set()),
+        # A base model from the hub is saved as the SFT baseline.
+        (WITHOUT_SFT, "model.save_dtype", TRAINING),
         ({"pairs": {"strategy": "positive_only"}}, "dpo.beta", {"human_dpo_model"}),
         ({"pairs": {"strategy": "positive_only"}}, "sft.learning_rate", SEED_TRAINING | {"iteration_model"}),
         ({"pairs": {"strategy": "positive_only"}}, "base_model", expected("base_model") | {"iteration_model"}),

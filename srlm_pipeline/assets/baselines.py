@@ -4,7 +4,7 @@ Neither job of the loop needs them, unless `baselines.start_from` names one as t
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -33,9 +33,6 @@ from srlm_pipeline.store import (
     model_name,
 )
 from srlm_pipeline.tables import JUDGE_ACCURACY
-
-if TYPE_CHECKING:
-    pass
 
 GROUP = "baselines"
 # What a judge does beside ordering replies has no meaning for rewards.

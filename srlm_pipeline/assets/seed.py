@@ -97,13 +97,13 @@ def evaluation_prompts(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
 
 
-def _sft(settings: Settings) -> tuple[str, ...]:
-    learned = (*MODEL, "seed", "sft") if settings.sft.enabled else ("sft.enabled",)
+def _sft_baseline(settings: Settings) -> tuple[str, ...]:
+    learned = (*MODEL, "seed", "sft") if settings.sft.enabled else ("model.save_dtype", "sft.enabled")
     return ("base_model", *learned)
 
 
 @srlm_asset(
-    Reads(_sft, contents=base_contents),
+    Reads(_sft_baseline, contents=base_contents),
     group="seed",
     kinds={"torch", "mlflow"},
     retries=True,
@@ -194,8 +194,13 @@ def eft_dataset(stage: Stage, ranked_replies: pd.DataFrame) -> dg.MaterializeRes
     return table_result(built.table, metadata, preview=["group_id", "rank", "score", "judgement", "text"])
 
 
+def _seed_model(settings: Settings) -> tuple[str, ...]:
+    sft = "sft" if settings.sft.enabled else "sft.enabled"
+    return ("base_model", *MODEL, "seed", sft, "eft", "judge.rubric", "baselines.start_from")
+
+
 @srlm_asset(
-    Reads(("base_model", *MODEL, "seed", "sft", "eft", "judge.rubric", "baselines.start_from"), contents=base_contents),
+    Reads(_seed_model, contents=base_contents),
     group="seed",
     kinds={"torch", "mlflow"},
     retries=True,

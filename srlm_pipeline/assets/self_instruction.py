@@ -14,7 +14,7 @@ from srlm_pipeline.evaluation.forbidden import forbidden_digests, forbidden_prom
 from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.store import BASE, model_contents
-from srlm_pipeline.tables import CANDIDATES, GENERATED_PROMPTS, JUDGED_SCORES, REFUSED_PROMPTS, read_table, write_table
+from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, REFUSED_PROMPTS, read_table, write_table
 
 
 def _generator(settings: Settings) -> list[str]:
@@ -93,43 +93,24 @@ def generated_prompts(
 )
 def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
     """N replies of M_t to every prompt."""
-    from srlm_pipeline.checks.vital_signs import Exchange, name_signs
     from srlm_pipeline.data.chat import template_system_prompt
-    from srlm_pipeline.generation.engine import Sampling, derive_seed
-    from srlm_pipeline.generation.stage import Ask, generate_all
+    from srlm_pipeline.generation.candidates import write_candidates
     from srlm_pipeline.models.loading import load_tokenizer
 
-    settings, chosen = stage.own_settings, stage.own_settings.candidates
+    settings = stage.own_settings
     draws = f"candidates/{stage.partition}"
     model = stage.store.entering_model(stage.iteration)
-    rows = [
-        {
-            "prompt_id": row.prompt_id,
-            "sample": sample,
-            "prompt": row.prompt,
-            "seed": derive_seed(settings.seed, draws, str(row.prompt_id), sample),
-        }
-        for row in generated_prompts.itertuples()
-        for sample in range(chosen.per_prompt)
-    ]
     journal = stage.journal(draws)
-    completions = generate_all(
-        stage.engine(model, chosen.batch_size),
-        [Ask(f"{row['prompt_id']}#{row['sample']}", str(row["prompt"]), int(row["seed"])) for row in rows],
-        Sampling(chosen.temperature, chosen.top_p, chosen.max_new_tokens),
-        "answering prompts",
+    table = write_candidates(
+        stage.engine(model, settings.candidates.batch_size),
+        zip(generated_prompts["prompt_id"], generated_prompts["prompt"], strict=True),
+        settings.candidates,
+        settings.seed,
+        draws,
         stage.progress,
         journal,
+        template_system_prompt(load_tokenizer(model.path, settings.model)),
     )
-    table = pd.DataFrame(rows).assign(
-        completion=[c.text for c in completions],
-        n_tokens=[c.n_tokens for c in completions],
-        finish_reason=[c.finish_reason for c in completions],
-    )
-    exchanges = [Exchange(r.prompt, r.completion) for r in table.itertuples()]
-    instructed = template_system_prompt(load_tokenizer(model.path, settings.model))
-    table["signs"] = name_signs(exchanges, (table["finish_reason"] == "length").tolist(), instructed)
-    table = table[list(CANDIDATES.columns)]
     # Of what was written now, not before an interruption.
     pace = stage.speed(sum(item["n_tokens"] for item in journal.added.values()))
     length = float(table["completion"].str.len().mean())

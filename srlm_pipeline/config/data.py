@@ -16,7 +16,6 @@ class SourceSettings(Section):
 
     source: str = path(
         EMBEDDED_DATA,
-        EMBEDDED_DATA,
         description="embedded: the set in the package; else a file (.jsonl, .json, .parquet, or .gz of the first two), "
         "a folder or a hub name that `datasets` loads",
     )

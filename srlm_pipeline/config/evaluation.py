@@ -20,7 +20,6 @@ class ArbiterSettings(Section):
 
     model: str = path(
         "self",
-        "self",
         *PROGRAMS,
         description="self: M1, the same ruler for all iterations; verifiers: the verifiable instructions in the "
         "prompts; reference: nearness to the prompts' reference replies; people: votes given with `srlm read`; else "
@@ -45,7 +44,6 @@ class VerifiableSettings(Section):
 
     source: str = path(
         EMBEDDED_DATA,
-        EMBEDDED_DATA,
         "none",
         description="embedded: the set in the package; else a JSONL file in IFEval's format; none: off",
     )
@@ -57,7 +55,6 @@ class ClosedTaskSettings(Section):
     """Short questions with exact answers, checked by program: what the model still knows and can do."""
 
     source: str = path(
-        EMBEDDED_DATA,
         EMBEDDED_DATA,
         "none",
         description="embedded: the set in the package; else a JSONL file; none: off",

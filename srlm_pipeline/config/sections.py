@@ -40,10 +40,10 @@ def path(default: Any, *words: str, **more: Any) -> Any:
 
     Args:
         default: Of the field.
-        words: Values that are never paths.
+        words: Values that are never paths, beside the default.
         more: Arguments of `pydantic.Field`.
     """
-    return Field(default, json_schema_extra={_NO_PATHS: list(words)}, **more)
+    return Field(default, json_schema_extra={_NO_PATHS: [default, *words]}, **more)
 
 
 def is_path(field: FieldInfo, value: object) -> bool:

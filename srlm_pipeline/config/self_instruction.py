@@ -16,7 +16,6 @@ class PromptGenerationSettings(Section):
     count: int = Field(5000, ge=1, description="accepted prompts per iteration")
     generator: str = path(
         "base",
-        "base",
         "policy",
         description="base: the base model; policy: M_t; anything else: folder or hub name of another fixed model, as "
         "in the paper",
@@ -52,7 +51,6 @@ class PanelMember(Section):
     short_form = "model"
 
     model: str = path(
-        "self",
         "self",
         description="self: M_t; else folder or hub name of another model, or with server.base_url the server's name "
         "for it",

@@ -47,7 +47,7 @@ class Settings(Section):
     preset: str = "quickstart"
     project: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="MLflow experiment name")
     seed: int = Field(20, ge=0)
-    base_model: str = path(EMBEDDED_MODEL, EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
+    base_model: str = path(EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
     storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
     owners: tuple[str, ...] = resources((), description="shown on every asset: e-mail addresses or team:name")
     model: ModelSettings = ModelSettings()

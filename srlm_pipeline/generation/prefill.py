@@ -38,7 +38,7 @@ class PrefixStore:
         import torch
         from transformers import DynamicCache
 
-        kept = _common_length([self._tokens, tokens])
+        kept = common_length([self._tokens, tokens])
         if self._cache is None or kept == 0:
             self._cache, kept = DynamicCache(config=self._model.config), 0
         elif kept < len(self._tokens):
@@ -161,11 +161,12 @@ def worthwhile_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:
     """Return what all sequences begin with, at least one token of each being left over; empty if that is too little."""
     if len(sequences) < 2:
         return []
-    shared = min(_common_length(sequences), min(map(len, sequences)) - 1)
+    shared = min(common_length(sequences), min(map(len, sequences)) - 1)
     return sequences[0][:shared] if shared >= _WORTHWHILE else []
 
 
-def _common_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_length(sequences: Sequence[Sequence[object]]) -> int:
+    """Return how many tokens, or characters, all of them begin with."""
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 

@@ -159,7 +159,7 @@ def run_probe(
     del engine
     release_engines()
     _free(device)
-    trainers, saves = [], []
+    trainers = []
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
         for kind, lesson in _lessons(material, settings).items():
@@ -168,13 +168,14 @@ def run_probe(
             timing = _measure_training(base, lesson, settings, work, meter)
             seconds[kind], memory[kind] = timing.per_token, timing.memory
             trainers.append(timing.set_up)
-            saves.append(_measure_saving(timing.run, base, settings, Path(scratch) / "saved"))
+            # The models are of one size: writing the first of them tells of all.
+            if "save" not in seconds:
+                seconds["save"] = _measure_saving(timing.run, base, settings, Path(scratch) / "saved")
             parameters = sum(p.numel() for p in timing.run.loaded.model.parameters())
             del timing
             _free(device)
     seconds |= {
         "trainer": float(np.mean(trainers)),
-        "save": float(np.mean(saves)),
         "engine": opening,
         "stage": _STAGE_SECONDS,
     }

@@ -19,6 +19,7 @@ from srlm_pipeline.checks.verifiable import load_verifiable
 from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings, TrainingSettings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
+from srlm_pipeline.generation.prefill import common_length
 from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.negatives import with_negatives
 from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
@@ -268,7 +269,7 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
         return lengths([measure.render(message, "") for message in messages])
 
     def frame(text: Callable[[str, str], str]) -> int:
-        return measure.tokens(text("", "")[_beginning([text("a", "b"), text("b", "a")]) :])
+        return measure.tokens(text("", "")[common_length([text("a", "b"), text("b", "a")]) :])
 
     few_shot = [few_shot_exchange(prompts[i : i + shown]) for i in range(0, len(prompts), shown)]
     return DataFacts(
@@ -578,13 +579,8 @@ def _rows(table: pd.DataFrame) -> list[Any]:
 
 def unshared(texts: Sequence[str]) -> list[str]:
     """Return the texts without what all of them begin with."""
-    beginning = _beginning(texts) if len(texts) > 1 else 0
+    beginning = common_length(texts) if len(texts) > 1 else 0
     return [text[beginning:] for text in texts]
-
-
-def _beginning(texts: Sequence[str]) -> int:
-    """How many characters the first and the last in order share, and so all between them."""
-    return next((i for i, (a, b) in enumerate(zip(min(texts), max(texts), strict=False)) if a != b), len(min(texts)))
 
 
 def _ordered_pairs(ranked: pd.DataFrame) -> int:

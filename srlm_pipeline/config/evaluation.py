@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from srlm_pipeline.config.models import ServerSettings, require_name
+from srlm_pipeline.config.models import VERIFIERS, ServerSettings, require_name
 from srlm_pipeline.config.sections import EMBEDDED_DATA, Section, path, resources
 
 # Arbiters that are no language model.
-PROGRAMS = ("verifiers", "reference", "people")
+PROGRAMS = (VERIFIERS, "reference", "people")
 
 
 class ArbiterSettings(Section):

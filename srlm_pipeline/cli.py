@@ -209,6 +209,23 @@ def doctor(config: ConfigOption = None, set_: SetOption = None) -> None:
     raise typer.Exit(0 if healthy else 1)
 
 
+@app.command()
+def notify(
+    text: Annotated[str, typer.Argument(help="What to say.")] = "Notices of srlm_pipeline arrive here.",
+    config: ConfigOption = None,
+) -> None:
+    """Send a message to everybody who is told of verdicts and failures, to see whether it arrives."""
+    prepare(config)
+    from srlm_pipeline.notices import addresses, deliver
+
+    settings = load_settings()
+    told = addresses(settings.notices)
+    if not told:
+        raise SrlmError(f"{settings.notices.variable} holds no address; docs/usage.md has examples")
+    deliver(told, settings.project, text, settings.notices)
+    console.print(f"{len(told)} told")
+
+
 @app.command(name="settings")
 def settings_command() -> None:
     """List every setting with its default and meaning."""

@@ -41,6 +41,7 @@ ORDER = (
     "training",
     "attempts",
     "store",
+    "notices",
     "evaluation",
     "planning",
     "tracking",

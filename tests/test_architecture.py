@@ -44,6 +44,7 @@ ORDER = (
     "notices",
     "evaluation",
     "planning",
+    "exports",
     "tracking",
     "reporting",
     "resources",

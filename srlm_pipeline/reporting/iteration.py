@@ -113,7 +113,7 @@ class Iteration:
     @property
     def compared(self) -> list[Assessment]:
         """What was measured of its model and of those before it, its own last."""
-        names = dict.fromkeys([BASE, SFT_BASELINE, model_name(1), *self.opponents, self.model])
+        names = dict.fromkeys([BASE, self.store.baseline, model_name(1), *self.opponents, self.model])
         return [self.found[name] for name in names]
 
     @cached_property
@@ -124,7 +124,9 @@ class Iteration:
     @cached_property
     def win_rates(self) -> dict[str, pd.DataFrame]:
         """Table `WIN_RATES` by opponent, in the order of the matches."""
-        return {str(name): rows for name, rows in self.table(WIN_RATES, "win_rates").groupby("opponent", sort=False)}
+        played = self.table(WIN_RATES, "win_rates").groupby("opponent", sort=False)
+        # Whoever is no opponent any more has to be met again.
+        return {str(name): rows for name, rows in played if name in self.opponents or name in self.others}
 
     @cached_property
     def matches(self) -> dict[str, HeadToHead]:
@@ -139,7 +141,8 @@ class Iteration:
     def lineage(self) -> list[Checkpoint]:
         """Its model and those that it was trained from, the base model first."""
         made = [SFT_BASELINE, *(model_name(number) for number in range(1, self.number + 2))]
-        return [self.store.base_checkpoint(self.settings), *ancestry([self.store.checkpoint(name) for name in made])]
+        line = ancestry([self.store.checkpoint(name) for name in made])
+        return [self.store.base_checkpoint(self.settings), *(m for m in line if COPY_OF not in m.lineage)]
 
     def origin(self, model: Checkpoint) -> str:
         """Return how a model of the lineage was made, in words."""
@@ -147,7 +150,7 @@ class Iteration:
             return f"DPO on {model.lineage['pairs']} pairs of iteration {model.lineage['iteration']}"
         if "positives" in model.lineage:
             return f"seed data and {model.lineage['positives']} replies with top marks"
-        if model.name == BASE or COPY_OF in model.lineage:
+        if model.name == BASE:
             return f"base model {self.settings.base_model}"
         return "instruction data" if model.name == SFT_BASELINE else "instruction and judging data"
 

@@ -15,7 +15,7 @@ from srlm_pipeline.reporting.figures import findings, jury_table
 from srlm_pipeline.reporting.iteration import Iteration
 from srlm_pipeline.reporting.pages import Table, render, report_name, sentence
 from srlm_pipeline.reporting.words import NOT_MEASURED, Estimate, written
-from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
+from srlm_pipeline.store import BASE, model_name
 from srlm_pipeline.tables import MONITORS, PREFERENCE_PAIRS
 
 _AGAINST = {role: f"win rate against the {name}" for role, name in ROLE_NAMES.items()}
@@ -50,7 +50,7 @@ def overview_html(iterations: Sequence[Iteration], seconds: Mapping[int, float])
     """
     last = iterations[-1]
     champion = champion_before(last.store, last.number + 1)
-    told = {name: _figures(last, name) for name in (BASE, SFT_BASELINE, model_name(1))}
+    told = {name: _figures(last, name) for name in (BASE, last.store.baseline, model_name(1))}
     told |= {it.model: _figures(it, it.model) | _work(it, seconds.get(it.number)) for it in iterations}
     made = {model_name(1): 0} | {it.model: it.number for it in iterations}
     against = [head for head in _AGAINST.values() if any(head in row for row in told.values())]

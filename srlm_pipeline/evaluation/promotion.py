@@ -130,6 +130,12 @@ class Decision:
         """The rules that are not met, the weightiest first."""
         return [rule for rule in self.rules if rule.passed is False]
 
+    @property
+    def reason(self) -> str:
+        """The weightiest rule that is not met, or where all are the weightiest that is met; with its figures."""
+        met = [rule for rule in self.rules if rule.passed]
+        return next((f"{rule.name}: {rule.explanation}" for rule in [*self.failures, *met]), "no rule is set")
+
 
 def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[Rule, ...]:
     """Apply every rule that the settings ask for; the model is promoted only if none is broken."""

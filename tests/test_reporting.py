@@ -18,14 +18,14 @@ from reported import AROUND, OTHER, REFUSED, RULES, SETTINGS, iterations_of, mak
 from srlm_pipeline.assets.reports import task_scores
 from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.promotion import Decision, Rule
-from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint, write_marker
 from srlm_pipeline.reporting.charts import curves, dot_chart, histograms
 from srlm_pipeline.reporting.iteration import Iteration, ancestry
 from srlm_pipeline.reporting.overview import overview_html
 from srlm_pipeline.reporting.pages import Column, write_report
 from srlm_pipeline.reporting.report import choose_exchanges, iteration_pages, verdict
 from srlm_pipeline.reporting.words import file_address, fold, p_value, safe_address, seconds
-from srlm_pipeline.store import ProjectStore
+from srlm_pipeline.store import SFT_BASELINE, ProjectStore
 
 PACKAGE = Path(__file__).parent.parent / "srlm_pipeline" / "reporting"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -390,6 +390,22 @@ def test_the_lineage_says_how_every_model_was_made(pages: dict[str, str]) -> Non
     assert "sft_baseline: instruction data" in told
     assert "M2 (champion before): DPO on 1 pairs of iteration 1" in told
     assert "M3 (rejected): DPO on 1 pairs of iteration 2" in told
+
+
+def test_without_sft_the_base_model_is_shown_once_as_the_sft_baseline_too(tmp_path: Path) -> None:
+    store = make_project(tmp_path / "demo")
+    write_marker(store.model_folder(SFT_BASELINE), SFT_BASELINE, "base", {COPY_OF: "base"})
+    made = iterations_of(store)
+    page, overview = page_of(made[1]), Page(overview_html(made, {}))
+    assert page.rows("vital")[0][1:5] == ["base (SFT baseline)", "M1", "M2", "M3"]
+    assert [row[0] for row in page.rows("judge")[1:]] == page.rows("vital")[0][1:5]
+    assert [row[0] for row in page.rows("matches")[4:6]] == [
+        "base base model, SFT baseline",
+        "M2 previous model, champion",
+    ]
+    assert [row[0] for row in overview.rows("figures")] == ["model", "base (SFT baseline)", "M1", "M2 champion", "M3"]
+    assert "win rate against the SFT baseline" not in overview.rows("figures")[0]
+    assert not any(SFT_BASELINE in text_of(html) for html in (*iteration_pages(made[1], reading_of(made[1])),))
 
 
 def test_verdicts_are_said_in_words_the_broken_rules_first(pages: dict[str, str]) -> None:

@@ -37,6 +37,6 @@ def dependence(chosen: ArbiterSettings, settings: Settings) -> str | None:
 
 
 def dependences(settings: Settings) -> tuple[str, ...]:
-    """Return why the arbiters of a project are not independent, one reason each; nothing if all are."""
+    """Return why the arbiters of a project are not independent, each reason once; nothing if all are."""
     found = (dependence(chosen, settings) for chosen in settings.evaluation.arbiters)
-    return tuple(reason for reason in found if reason)
+    return tuple(dict.fromkeys(reason for reason in found if reason))

@@ -69,27 +69,25 @@ def dot_chart(
         columns: Which of them are drawn, one below the other.
         references: Values to compare with, by name.
     """
-    known = {name.translate(UNPRINTABLE): _known(columns, figures) for name, figures in rows.items()}
-    shown = {name: series for name, series in known.items() if series}
-    if not shown:
-        return None
-    lanes = sum(len(series) + 1.4 for series in shown.values())
 
     def draw(axes: Sequence[Axes]) -> list[str]:
         (ax,) = axes
         told, lane = [], 0.0
-        for (name, series), figures in zip(
-            shown.items(), (f for f in rows.values() if _known(columns, f)), strict=True
-        ):
-            label = " ".join(name.split())
-            label = label if len(label) <= _LONGEST_LABEL else label[:_LONGEST_LABEL] + "\u2026"
-            ax.text(0.0, lane, label, va="center", in_layout=False)
-            for n in series:
+        for name, figures in rows.items():
+            label = " ".join(name.translate(UNPRINTABLE).split())
+            ax.text(
+                0.0,
+                lane,
+                label if len(label) <= _LONGEST_LABEL else label[:_LONGEST_LABEL] + "\u2026",
+                va="center",
+                in_layout=False,
+            )
+            for n, column in enumerate(columns):
                 lane += 1
-                told.append(_point(ax, n, columns[n], figures, name, y=lane))
+                told += _point(ax, n, column, figures, name.translate(UNPRINTABLE), y=lane)
             lane += 1.4
-        for n in sorted(set().union(*shown.values())):
-            ax.plot([], [], _SERIES[n][1], color=_SERIES[n][0], label=columns[n].head)
+        for n, column in enumerate(columns):
+            ax.plot([], [], _SERIES[n][1], color=_SERIES[n][0], label=column.head)
         for (name, value), dashes in zip(references.items(), ("--", ":"), strict=False):
             if value is not None and math.isfinite(value):
                 ax.axvline(value, color=_SOFT, linestyle=dashes, label=name, zorder=1)
@@ -99,7 +97,7 @@ def dot_chart(
         ax.figure.legend(loc="outside upper left", ncols=2)
         return told
 
-    return _svg(title, 60 + 17 * lanes, draw)
+    return _svg(title, 60 + 17 * len(rows) * (len(columns) + 1.4), draw)
 
 
 def histograms(
@@ -153,56 +151,43 @@ def curves(
     """
     from matplotlib.ticker import MaxNLocator
 
-    known = {t: _known(columns, figures) for t, figures in made.items()}
-    shown = sorted(set().union(*known.values()))
-    if not shown:
-        return None
-    write = columns[shown[0]].write
-
     def draw(axes: Sequence[Axes]) -> list[str]:
         (ax,) = axes
         told = []
-        for place, n in enumerate(shown):
+        for n, column in enumerate(columns):
             # Whiskers of different curves do not hide each other.
-            shift = 0.09 * (place - (len(shown) - 1) / 2)
-            heights = [columns[n].estimate(figures)[0] if n in known[t] else None for t, figures in made.items()]
+            shift = 0.09 * (n - (len(columns) - 1) / 2)
+            heights = np.array([column.estimate(figures)[0] for figures in made.values()], dtype=float)
             colour, marker, dashes = _SERIES[n]
-            ax.plot(
-                [t + shift for t in made], np.array(heights, dtype=float), dashes, color=colour, marker=marker,
-                label=columns[n].head.removeprefix(f"{title.lower()} "), clip_on=False,
-            )  # fmt: skip
-            told += [
-                _point(ax, n, columns[n], figures, f"iteration {t}", x=t + shift)
-                for t, figures in made.items()
-                if n in known[t]
-            ]
+            label = column.head.removeprefix(f"{title.lower()} ")
+            places = [t + shift for t in made]
+            ax.plot(places, heights, dashes, color=colour, marker=marker, label=label, clip_on=False)
+            for t, figures in made.items():
+                told += _point(ax, n, column, figures, f"iteration {t}", x=t + shift)
         if reference is not None:
             ax.axhline(reference, color=_SOFT, linestyle="--", zorder=1)
         ax.set_xlim(min(made) - 0.5, max(made) + 0.5)
         # More numbers would run into each other.
         ax.set_xticks(sorted(made)[:: math.ceil(len(made) / 12)])
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        ax.yaxis.set_major_formatter(lambda value, _: write(value).replace(".0%", "%"))
+        ax.yaxis.set_major_formatter(lambda value, _: columns[0].write(value).replace(".0%", "%"))
         if reference is None:
             ax.set_ylim(bottom=0.0)
         ax.grid(axis="y")
-        if len(shown) > 1:
+        if len(columns) > 1:
             ax.figure.legend(loc="outside upper left", ncols=2)
         return told
 
-    return _svg(title, 170 + (60 if len(shown) > 1 else 0), draw)
-
-
-def _known(columns: Sequence[Column], figures: Figures) -> list[int]:
-    """Return the places of the columns of which there is a figure."""
-    return [n for n, column in enumerate(columns) if is_known(column.estimate(figures))]
+    return _svg(title, 170 + 60 * (len(columns) > 1), draw)
 
 
 def _point(
     ax: Axes, series: int, column: Column, figures: Figures, of: str, x: float | None = None, y: float | None = None
-) -> str:
-    """Draw a figure with its interval, along the axis for which no place is given; return what it says."""
-    value, low, high = column.estimate(figures)
+) -> list[str]:
+    """Draw a figure with its interval, along the axis for which no place is given, and tell it; nothing if unknown."""
+    value, low, high = estimate = column.estimate(figures)
+    if not is_known(estimate):
+        return []
     colour, marker, _ = _SERIES[series]
     reach = None
     if value is not None and low is not None and high is not None:
@@ -210,11 +195,11 @@ def _point(
     along = {"x": value, "y": y, "xerr": reach} if x is None else {"x": x, "y": value, "yerr": reach}
     told = f"{of}, {column.head}: {in_line(column.cell(figures))}"
     ax.errorbar(**along, fmt=marker, color=colour, elinewidth=2, clip_on=False)[0].set_gid(_TIP + told)
-    return told
+    return [told]
 
 
-def _svg(title: str, height: float, draw: Callable[[Sequence[Axes]], list[str]], n: int = 1) -> Markup:
-    """Return a chart of some axes, one below the other, as wide as there is room; `draw` says what it has drawn."""
+def _svg(title: str, height: float, draw: Callable[[Sequence[Axes]], list[str]], n: int = 1) -> Markup | None:
+    """Return a chart of some axes, one below the other, as wide as there is room; None if `draw` tells of nothing."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -226,6 +211,8 @@ def _svg(title: str, height: float, draw: Callable[[Sequence[Axes]], list[str]],
         drawings = draw(figure.subplots(n, sharex=True, sharey=True, squeeze=False)[:, 0])
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    if not drawings:
+        return None
     told, drawn = f"{title}. {'; '.join(drawings)}.", buffer.getvalue()
     drawn = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", "", drawn, flags=re.DOTALL)
     # A page has several charts: what they name is theirs alone, through the salt, or has no name.

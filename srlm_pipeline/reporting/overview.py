@@ -14,9 +14,10 @@ from srlm_pipeline.reporting.figures import PAIRWISE, findings, jury_table
 from srlm_pipeline.reporting.iteration import Iteration
 from srlm_pipeline.reporting.pages import Column, Figures, Table, render, report_name, sentence
 from srlm_pipeline.reporting.words import NOT_MEASURED, Cell
+from srlm_pipeline.store import BASE
 from srlm_pipeline.tables import MONITORS, PREFERENCE_PAIRS
 
-_WON = tuple(Column(f"win rate against the {name}", role, optional=True) for role, name in ROLE_NAMES.items())
+_WON = tuple(Column(f"win rate against the {name}", role) for role, name in ROLE_NAMES.items())
 # By title of the curve.
 _DRAWN = {
     "Judge: pairwise accuracy": Column("judge accuracy", PAIRWISE),
@@ -27,12 +28,6 @@ _DRAWN = {
     "Judgements with a readable score": Column("readable", "judge/parse_rate"),
     "Preference pairs kept": Column("pairs", "pairs", words.count),
 }
-_COLUMNS = (
-    Column("iteration", "iteration", words.count),
-    *_WON,
-    *_DRAWN.values(),
-    Column("time", "seconds", words.seconds),
-)
 
 
 def overview_html(iterations: Sequence[Iteration], seconds: Mapping[int, float]) -> str:
@@ -50,15 +45,15 @@ def overview_html(iterations: Sequence[Iteration], seconds: Mapping[int, float])
     champion = champion_before(last.store, last.number + 1)
     # By iteration, what its model shows.
     made: dict[int, Figures] = {
-        it.number: last.figures[it.model] | _won(it) | {"iteration": it.number} for it in (seed, *iterations)
+        it.number: {**last.figures[it.model], **_work(it, seconds.get(it.number))} for it in (seed, *iterations)
     }
-    for it in iterations:
-        pairs = len(it.table(PREFERENCE_PAIRS, "preference_pairs"))
-        made[it.number] = {**made[it.number], "pairs": pairs, "seconds": seconds.get(it.number)}
     rows: dict[Cell, Figures] = {last.label(name): last.figures[name] for name in seed.opponents}
     for it in (seed, *iterations):
         rows[(it.model, "champion") if it.model == champion else it.model] = made[it.number]
-    charts = {"Win rate": curves("Win rate", _WON, made, 0.5)}
+    won = [column for column in _WON if any(column.names in figures for figures in made.values())]
+    time = Column("time", "seconds", words.seconds)
+    columns = (Column("iteration", "iteration", words.count), *won, *_DRAWN.values(), time)
+    charts = {"Win rate": curves("Win rate", won, made, 0.5)}
     for title, column in _DRAWN.items():
         charts[title] = curves(title, [column], made, 0.5 if column.names == PAIRWISE else None)
     verdicts = [(seed.model, f"{NOT_MEASURED} not judged", "the seed model, and the first champion")]
@@ -73,7 +68,7 @@ def overview_html(iterations: Sequence[Iteration], seconds: Mapping[int, float])
         reports={it.model: report_name(it.number) for it in iterations},
         verdicts=findings("model", "main reason", verdicts),
         charts=charts,
-        figures=Table.of("model", _COLUMNS, rows),
+        figures=Table.of("model", columns, rows),
         jury=jury_table(last),
     )
 
@@ -90,15 +85,18 @@ def overview_verdict(iterations: Sequence[Iteration], champion: str) -> str:
     )
 
 
-def _won(it: Iteration) -> dict[str, float]:
-    """Return the win rates of an iteration's model with their ends, by the opponent's role."""
-    # Where an earlier iteration was done again since, another champion may stand before this one now.
-    met = [(role, it.matches[name]) for name, o in it.opponents.items() for role in o.roles if name in it.matches]
-    return {
-        key: value
-        for role, won in met
-        for key, value in ((role, won.win_rate), (f"{role}_low", won.low), (f"{role}_high", won.high))
-    }
+def _work(it: Iteration, seconds: float | None) -> dict[str, float | None]:
+    """Return what only a model that the seed or an iteration made has: whom it beat, by role, and what it took."""
+    pairs = len(it.table(PREFERENCE_PAIRS, "preference_pairs")) if it.number else None
+    found: dict[str, float | None] = {"iteration": it.number, "pairs": pairs, "seconds": seconds}
+    for name, opponent in it.opponents.items():
+        # Where an earlier iteration was done again since, another champion may stand before this one now.
+        if name in it.matches:
+            won = it.matches[name]
+            # Without SFT the baseline is the base model, whose figures are shown once.
+            for role in [role for role in opponent.roles if name != BASE or role == "base"]:
+                found |= {role: won.win_rate, f"{role}_low": won.low, f"{role}_high": won.high}
+    return found
 
 
 def _reasons(it: Iteration) -> str:

@@ -17,7 +17,7 @@ from srlm_pipeline import __version__
 from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import EmptyDataError, ModelError
 from srlm_pipeline.evaluation.assessment import read_assessment
-from srlm_pipeline.evaluation.measures import MEASURES, amount, figure
+from srlm_pipeline.evaluation.measures import SHOWN, amount, figure
 from srlm_pipeline.evaluation.promotion import read_decision
 from srlm_pipeline.files import replacing_folder, require_disk
 from srlm_pipeline.models.checkpoint import Checkpoint
@@ -169,7 +169,7 @@ def _model_text(store: ProjectStore, model: Checkpoint, settings: Settings) -> s
     if store.assessment_folder(model).is_dir():
         assessment, resamples = read_assessment(store, model), settings.evaluation.bootstrap_samples
         lines += ["| measure | value | 95 % interval | n |", "|---|---|---|---|"]
-        for measure in MEASURES:
+        for measure in SHOWN:
             found = figure(assessment, measure, resamples)
             if found.value is not None and found.low is not None and found.high is not None:
                 low, high = amount(found.low, measure.unit), amount(found.high, measure.unit)

@@ -9,6 +9,8 @@ from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.tables import ASSESSED_REPLIES, JUDGE_ACCURACY, LIKELIHOOD, VERIFIABLE, check_table
 
 TOKENS = 10
+# Of every verifiable prompt: a kind that may be trained on, and one that never is.
+ASKED = ("punctuation:no_comma", "startend:quotation")
 
 
 def assessed(
@@ -29,7 +31,7 @@ def assessed(
         model: Its name.
         replies: To evaluation prompts.
         closed: Of each closed task whether it was solved.
-        followed: How many of a verifiable prompt's two instructions; these replies have no sign.
+        followed: How many of a verifiable prompt's two instructions, in order; these replies have no sign.
         scores: Of the better and the worse of each prompt's two human-ranked replies.
         nats: Per token of each best human reply.
         nearness: Of the first replies.
@@ -58,7 +60,10 @@ def assessed(
     plain = {"kind": "", "reply": "a reply", "n_tokens": 2, "finish_reason": "stop", **dict.fromkeys(SIGNS, False)}
     for name, value in plain.items():
         told[name] = [value if pd.isna(given) else given for given in told[name]]
-    verifiable = [(model, f"c{n}", "do", "done", "a,b", 2, yes, yes, "") for n, yes in enumerate(followed)]
+    verifiable = [
+        (model, f"c{n}", "do", "done", ",".join(ASKED), 2, yes, yes, ",".join(ASKED[yes:]))
+        for n, yes in enumerate(followed)
+    ]
     judged = [(model, f"g{n}", rank, 10, score) for n, pair in enumerate(scores) for rank, score in enumerate(pair)]
     likely = [(model, f"g{n}", TOKENS * value, TOKENS) for n, value in enumerate(nats)]
     return Assessment(

@@ -284,3 +284,18 @@ def test_a_model_that_is_only_longer_is_not_promoted() -> None:
     assert np.mean([match.low > 0.5 for match in matches]) > 0.9, "it wins"
     # Whether it is better at equal length is not known to either side; the length rule holds what this one lets pass.
     assert np.mean([match.length_controlled > 0.5 for match in matches]) < 0.75
+
+
+def test_a_loop_that_trains_on_instructions_gains_in_kinds_that_it_cannot_train_on() -> None:
+    """All of 40 prompts ask for two instructions, the second of a kind that is never trained on."""
+    champion, new = (assessed(name, loops=[False], followed=[n] * 40) for name, n in (("M1", 0), ("M2", 1)))
+    better = assessed("M2", loops=[False], followed=[2] * 40)
+
+    def gains(model: Assessment, trained: bool) -> dict[str, float | None]:
+        compared = compare_all(model, {"champion": champion}, only("verifiable"), 100, trained)
+        return {c.measure.name: c.sure_gain for c in compared}
+
+    assert gains(new, False)["verifiable"] == pytest.approx(0.5)
+    found = gains(new, True)
+    assert found["verifiable"] is None and found["verifiable_unseen"] <= 0
+    assert gains(better, True)["verifiable_unseen"] == pytest.approx(1.0)

@@ -8,6 +8,7 @@ from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.measures import (
     MEASURES,
+    SHOWN,
     VARIETY,
     Measure,
     amount,
@@ -31,7 +32,7 @@ WHOLE = assessed(
     loops=[True, True, False, False],
     refuses=[False, False, True, False],
 )
-EVERY = pytest.mark.parametrize("measure", [*MEASURES, VARIETY], ids=lambda measure: measure.name)
+EVERY = pytest.mark.parametrize("measure", [*SHOWN, VARIETY], ids=lambda measure: measure.name)
 
 
 def with_figures(measure: Measure, *values: float) -> Assessment:
@@ -44,7 +45,11 @@ def with_figures(measure: Measure, *values: float) -> Assessment:
         return assessed("m", loops=[False], scores=[(v, 1 - v) for v in values])
     if measure.name == "variety":
         return assessed("m", ["all of it different" if v else "a a a" for v in values])
-    given = {"closed_tasks": "closed", "verifiable": "followed", "human_likelihood": "nats"}
+    given = {
+        "closed_tasks": "closed",
+        **dict.fromkeys(("verifiable", "verifiable_seen", "verifiable_unseen"), "followed"),
+        "human_likelihood": "nats",
+    }
     name = given.get(measure.name, measure.name)
     return assessed("m", **{"loops": [False], name: [2 * int(v) if name == "followed" else v for v in values]})  # type: ignore[arg-type]
 

@@ -105,6 +105,7 @@ STALE: dict[str, set[str]] = {
     "promotion": DECIDING,
     "schedule": set(),
     "tracking": set(),
+    "notices": set(),
 }
 # Knobs: how something is computed, how it is reached, when it is given up.
 RESOURCES = {

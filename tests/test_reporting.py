@@ -318,8 +318,10 @@ def test_verifiable_instructions_are_shown_by_model_and_by_kind(pages: dict[str,
     assert base["M3 against it"].startswith("+33.3% ")
     assert new["M3 against it"] == "\u2013"
     assert base["M3 against it"].split()[0] + " (" in pages["summary"]
-    assert rows[6:] == [["kind", "instructions", "base", "sft_baseline", "M1", "M2", "M3"]] + [
-        [kind, "3", *["100.0%"] * 5] for kind in ("a", "b")
+    assert rows[6:] == [
+        ["kind", "instructions", "base", "sft_baseline", "M1", "M2", "M3"],
+        ["punctuation:no_comma", "3", "33.3%", *["66.7%"] * 4],
+        ["startend:quotation", "3", "0.0%", "0.0%", *["33.3%"] * 3],
     ]
 
 

@@ -14,7 +14,7 @@ from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, length_growth, opinion
-from srlm_pipeline.evaluation.independence import dependences, trained_measures
+from srlm_pipeline.evaluation.independence import dependences, trains_on_instructions
 from srlm_pipeline.evaluation.matches import match_result
 from srlm_pipeline.evaluation.opponents import Role
 from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
@@ -89,7 +89,7 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
         opinion=said,
         dependences=dependences(settings),
         compared=compare_all(
-            new, before, settings.promotion, settings.evaluation.bootstrap_samples, trained_measures(settings)
+            new, before, settings.promotion, settings.evaluation.bootstrap_samples, trains_on_instructions(settings)
         ),
         people=opinion((read.wins, read.ties, read.losses), settings.promotion),
         length_growth=length_growth(new, before),

@@ -130,10 +130,6 @@ class MarginSettings(Section):
     cut_off: float | None = Field(0.2, gt=0, le=1, description="share of replies that the token limit ended")
     closed_tasks: float | None = Field(0.08, gt=0, le=1, description="share of closed tasks that are solved")
     verifiable: float | None = Field(0.12, gt=0, le=1, description="share of verifiable instructions that are followed")
-    verifiable_seen: float | None = Field(None, gt=0, le=1, description="the same of the kinds that may be trained on")
-    verifiable_unseen: float | None = Field(
-        None, gt=0, le=1, description="the same of the kinds that are never trained on; as a gain it counts anyway"
-    )
     nearness: float | None = Field(
         0.06, gt=0, le=2, description="mean cosine to the reference replies, where both models' replies are fit"
     )

@@ -16,7 +16,7 @@ from srlm_pipeline.data.chat import template_system_prompt
 from srlm_pipeline.evaluation.assessment import Assessment, Part, write_assessment
 from srlm_pipeline.evaluation.divergence import reply_log_probabilities
 from srlm_pipeline.evaluation.judge_accuracy import measure_judge
-from srlm_pipeline.evaluation.measures import MEASURES, figure
+from srlm_pipeline.evaluation.measures import SHOWN, figure
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies
 from srlm_pipeline.evaluation.opening import open_encoder
 from srlm_pipeline.evaluation.references import Encoder
@@ -133,7 +133,7 @@ def vital_signs(assessments: Sequence[Assessment], resamples: int) -> pd.DataFra
     """Return every measure of some models as table `VITAL_SIGNS`."""
     rows = []
     for assessment in assessments:
-        for measure in MEASURES:
+        for measure in SHOWN:
             found = figure(assessment, measure, resamples)
             rows.append((assessment.model, measure.name, found.value, found.low, found.high, found.n, found.note))
     columns = list(VITAL_SIGNS.columns)
@@ -143,7 +143,7 @@ def vital_signs(assessments: Sequence[Assessment], resamples: int) -> pd.DataFra
 def assessment_metrics(assessment: Assessment, resamples: int) -> dict[str, float]:
     """Return one model's figures under their names in MLflow: ``vital/loops``, ``judge/pairwise_accuracy``, ..."""
     figures: dict[str, float] = {}
-    for measure in MEASURES:
+    for measure in SHOWN:
         found = figure(assessment, measure, resamples)
         ends = {"": found.value, "_low": found.low, "_high": found.high}
         figures |= {f"vital/{measure.name}{end}": value for end, value in ends.items() if value is not None}

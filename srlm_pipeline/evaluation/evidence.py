@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import pandas as pd
 
 from srlm_pipeline.config import PromotionSettings
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.matches import length_ratio
-from srlm_pipeline.evaluation.measures import change, why_not_compared
+from srlm_pipeline.evaluation.measures import UNSEEN, VERIFIABLE, change, why_not_compared
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES, Role
 from srlm_pipeline.evaluation.promotion import CONFIDENCE, Compared, Opinion, asked_measures, sure_confidence
 from srlm_pipeline.evaluation.statistics import win_rate_interval
@@ -20,7 +20,7 @@ def compare_all(
     others: Mapping[Role, Assessment],
     settings: PromotionSettings,
     resamples: int,
-    trained: Collection[str] = (),
+    instructions_trained: bool = False,
 ) -> list[Compared]:
     """Compare a new model with those that it must not be worse than, by every measure that has a margin.
 
@@ -29,7 +29,8 @@ def compare_all(
         others: By role; a model that is two of them is compared once.
         settings: `against` and `margins` are read.
         resamples: Of the bootstraps.
-        trained: Names of measures in which a gain is not asked for, because the loop trains on them.
+        instructions_trained: Whether the loop trains on verifiable instructions: then a gain is asked for in the kinds
+            that it cannot train on.
     """
     roles: list[Role] = ["champion", *settings.against]
     named = {others[role].model: others[role] for role in roles}
@@ -40,19 +41,22 @@ def compare_all(
             untold = why_not_compared(other, new, measure, resamples)
             # Over one that does no better than chance a gain is one all the same, if it is above chance.
             counts = not untold or (measure.chance is not None and not why_not_compared(new, other, measure, resamples))
+            gain_in = UNSEEN if instructions_trained and measure.name == VERIFIABLE else measure
             # A gain is asked for over the champion alone.
-            asked_gain = counts and other is others["champion"] and measure.name not in trained
-            gain = change(new, other, measure, sure_confidence(settings), resamples) if asked_gain else None
-            found.append(
+            asked_gain = counts and other is others["champion"]
+            gain = change(new, other, gain_in, sure_confidence(settings), resamples) if asked_gain else None
+            least = gain.least if gain else None
+            found += [
                 Compared(
-                    measure,
+                    told,
                     name,
                     in_words,
-                    change(new, other, measure, CONFIDENCE, resamples),
-                    gain.least if gain else None,
+                    change(new, other, told, CONFIDENCE, resamples),
+                    least if told is gain_in else None,
                     untold,
                 )
-            )
+                for told in dict.fromkeys((measure, gain_in))
+            ]
     return found
 
 

@@ -36,16 +36,14 @@ def dependence(chosen: ArbiterSettings, settings: Settings) -> str | None:
     return None
 
 
-def trained_measures(settings: Settings) -> frozenset[str]:
-    """Return the names of the measures that the loop trains on, a gain in which proves no more than that it did.
+def trains_on_instructions(settings: Settings) -> bool:
+    """Return whether the loop trains on verifiable instructions: then following these proves no more than that it did.
 
     Args:
         settings: `judge.panel` and `prompt_generation.evolution` are read.
     """
     checked = any(member.model == VERIFIERS for member in settings.judge.panel)
-    return frozenset(
-        {"verifiable", "verifiable_seen"} if checked and settings.prompt_generation.evolution.constrain else ()
-    )
+    return checked and settings.prompt_generation.evolution.constrain > 0
 
 
 def dependences(settings: Settings) -> tuple[str, ...]:

@@ -176,9 +176,8 @@ def _variety(assessment: Assessment) -> Values:
 
 
 _NO_REPLIES = "no replies were asked for"
+VERIFIABLE = "verifiable"
 _NO_INSTRUCTIONS = "evaluation.verifiable.source is none"
-# What a loop whose verifiers judge along could not train on.
-UNSEEN = "verifiable_unseen"
 MEASURES: tuple[Measure, ...] = (
     Measure("unfit", "replies with something wrong at first sight", "share", False, _unfit, _NO_REPLIES),
     Measure("loops", "replies that go in circles", "share", False, _sign("loops"), _NO_REPLIES, "excused"),
@@ -205,29 +204,11 @@ MEASURES: tuple[Measure, ...] = (
         "evaluation.closed_tasks.source is none",
     ),
     Measure(
-        "verifiable",
+        VERIFIABLE,
         "verifiable instructions followed",
         "share",
         True,
         _followed,
-        _NO_INSTRUCTIONS,
-        detail="mean over prompts",
-    ),
-    Measure(
-        "verifiable_seen",
-        "verifiable instructions followed, of kinds that may be trained on",
-        "share",
-        True,
-        _followed_of(seen=True),
-        _NO_INSTRUCTIONS,
-        detail="mean over prompts",
-    ),
-    Measure(
-        UNSEEN,
-        "verifiable instructions followed, of kinds that are never trained on",
-        "share",
-        True,
-        _followed_of(seen=False),
         _NO_INSTRUCTIONS,
         detail="mean over prompts",
     ),
@@ -260,6 +241,22 @@ MEASURES: tuple[Measure, ...] = (
         chance=0.5,
     ),
 )
+# The kinds of instruction that invented prompts may ask for, and those that none does: what a loop has learned of
+# following instructions, where its verifiers judge along, shows in the second.
+SEEN, UNSEEN = (
+    Measure(
+        name,
+        f"verifiable instructions followed, of kinds that {which} trained on",
+        "share",
+        True,
+        _followed_of(seen),
+        _NO_INSTRUCTIONS,
+        detail="mean over prompts",
+    )
+    for name, which, seen in (("verifiable_seen", "may be", True), ("verifiable_unseen", "are never", False))
+)
+# What is told of a model; its promotion is decided by the measures before the last two.
+SHOWN = (*MEASURES, SEEN, UNSEEN)
 # Watched beside them: what a reply says twice, long before it goes in circles.
 VARIETY = Measure("variety", "different word pairs within a reply", "share", True, _variety, _NO_REPLIES)
 
@@ -270,7 +267,7 @@ def measure_named(name: str) -> Measure:
     Raises:
         KeyError: If there is none.
     """
-    return {measure.name: measure for measure in MEASURES}[name]
+    return {measure.name: measure for measure in SHOWN}[name]
 
 
 def figure(assessment: Assessment, measure: Measure, resamples: int = DEFAULT_RESAMPLES) -> Figure:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import PromotionSettings
-from srlm_pipeline.evaluation.measures import MEASURES, UNSEEN, Change, Measure, Unit, amount
+from srlm_pipeline.evaluation.measures import MEASURES, Change, Measure, Unit, amount
 from srlm_pipeline.files import replacing_file
 
 CONFIDENCE = 0.95
@@ -142,7 +142,7 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
     rules = [
         rule
         for measure in dict.fromkeys(compared.measure for compared in evidence.compared)
-        if (margin := getattr(settings.margins, measure.name)) is not None
+        if (margin := getattr(settings.margins, measure.name, None)) is not None
         for rule in [_no_harm([c for c in evidence.compared if c.measure is measure], measure, margin)]
     ]
     if settings.proven_gain:
@@ -174,9 +174,8 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
 
 
 def asked_measures(settings: PromotionSettings) -> list[Measure]:
-    """Return the measures that have a margin, and the one that counts as a gain without."""
-    with_margin = {name for name, margin in settings.margins if margin is not None}
-    return [measure for measure in MEASURES if measure.name in with_margin or measure.name == UNSEEN]
+    """Return the measures that have a margin."""
+    return [measure for measure in MEASURES if getattr(settings.margins, measure.name) is not None]
 
 
 def sure_confidence(settings: PromotionSettings) -> float:

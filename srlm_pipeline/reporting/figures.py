@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from srlm_pipeline.evaluation.jury import jury_report
 from srlm_pipeline.evaluation.matches import length_ratio
-from srlm_pipeline.evaluation.measures import MEASURES, Change, Unit, amount, change, measure_named
+from srlm_pipeline.evaluation.measures import SHOWN, Change, Unit, amount, change, measure_named
 from srlm_pipeline.evaluation.opening import juror_names
 from srlm_pipeline.evaluation.verifiable_accuracy import shares_by_kind
 from srlm_pipeline.judging.rubric import MAX_SCORE
@@ -125,7 +125,7 @@ def vital_table(it: Iteration) -> Table:
     """Return the measures that no judge takes part in, with what is proved of the new model against each other."""
     *others, new = it.compared
     rows = []
-    for measure in MEASURES:
+    for measure in SHOWN:
         column = Column(measure.title, f"vital/{measure.name}", _in_unit(measure.unit))
         changes = {it.label(name): _change(it, name, measure.name) for name in others}
         worse = ", ".join(name for name, found in changes.items() if found and found.most < 0)

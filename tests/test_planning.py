@@ -44,7 +44,7 @@ from srlm_pipeline.planning.machines import (
     training_operations,
 )
 from srlm_pipeline.planning.plan import Basis, Memory, Plan, Range, make_plan, plan_path, read_record, write_record
-from srlm_pipeline.planning.probe import Speed, machine_in_words, measure_speed, measured_basis, probe_path
+from srlm_pipeline.planning.probe import machine_in_words, probe_path, run_probe
 from srlm_pipeline.planning.texts import Facts, Lengths, TextMeasure, load_data, measure_data, measure_of, unshared
 from srlm_pipeline.planning.workload import (
     Assumptions,
@@ -93,10 +93,8 @@ SECONDS: dict[Unit, float] = {
     "ranking": 4e-3,
     "dpo": 5e-3,
     "trainer": 4.0,
-    "save": 1.0,
 }
 KINDS: tuple[Kind, ...] = ("engine", "sft", "ranking", "dpo")
-SPEED = Speed(measured="today", seconds=SECONDS)
 BASIS = Basis(
     source="probe",
     machine="two cores",
@@ -217,7 +215,7 @@ def test_training_reads_every_token_in_every_epoch_and_cuts_long_texts() -> None
 def test_seed_model_trains_on_instructions_and_judgements_and_then_to_rank() -> None:
     stage = work()["seed_model"]
     assert [(part.kind, part.items) for part in stage.parts] == [("sft", 50), ("ranking", 10)]
-    assert stage.units["save"] == stage.units["trainer"] == 2
+    assert stage.units["trainer"] == 2
     more = work(changed(eft={"comparisons_per_prompt": 2}))["seed_model"]
     assert more.items == stage.items + 2 * 10
     assert more.units["ranking"] > stage.units["ranking"]
@@ -460,8 +458,7 @@ def test_dpo_takes_as_many_steps_as_planned(tiny_model: Path, tmp_path: Path, pa
     progress = CountingProgress()
     examples = [PreferenceExample(f"prompt {n}", "yes " * 3, "no " * 2) for n in range(pairs)]
     train_dpo(TrainingJob(tiny_model, settings.model, 0, tmp_path, "dpo", progress), examples, settings.dpo)
-    part, _ = work(settings, pairs_kept=1.0)["iteration_model"].parts
-    assert part.steps == progress.done["steps"] == optimiser_steps(pairs, settings.dpo)
+    assert progress.done["steps"] == optimiser_steps(pairs, settings.dpo)
 
 
 # Speed
@@ -604,8 +601,8 @@ def test_a_plan_survives_being_written_and_read(tmp_path: Path) -> None:
     assert read_record(Plan, path) == plan
     path.write_text("{}", encoding="utf-8")
     assert read_record(Plan, path) is None
-    write_record(SPEED, path)
-    assert read_record(Speed, path) == SPEED
+    write_record(BASIS, path)
+    assert read_record(Basis, path) == BASIS
 
 
 def test_a_plan_belongs_to_the_settings_that_decide_the_work(tmp_path: Path) -> None:
@@ -722,11 +719,11 @@ def test_the_machine_is_measured_once_and_again_when_asked(
 
     probed: list[Checkpoint] = []
 
-    def measure(base: Checkpoint, *_: object) -> Speed:
+    def measure(base: Checkpoint, *_: object) -> Basis:
         probed.append(base)
-        return SPEED
+        return BASIS
 
-    monkeypatch.setattr(probe, "measure_speed", measure)
+    monkeypatch.setattr(probe, "run_probe", measure)
     words = ("plan", "--set", f"base_model={tiny_model}", "--set", "model.device=cpu")
     assert "(measured)" in srlm(*words)[1]
     assert "Measuring" not in srlm(*words, "--prompts", "50")[1]
@@ -758,8 +755,10 @@ def test_a_real_probe_measures_everything(tiny_model: Path, tiny_measure: TextMe
         dpo=small,
     )
     data, said = load_data(settings), []
-    speed = measure_speed(
+    model = settings.model_copy(update={"base_model": str(tiny_model)})
+    basis = run_probe(
         Checkpoint(tiny_model, "base", "tiny", None),
+        command.configured_shape(model, ProjectStore(tmp_path, tmp_path)),
         settings,
         data,
         tiny_measure,
@@ -767,15 +766,11 @@ def test_a_real_probe_measures_everything(tiny_model: Path, tiny_measure: TextMe
         tmp_path / "plans",
         said.append,
     )
-    assert speed.seconds.keys() == SECONDS.keys()
-    assert min(taken for unit, taken in speed.seconds.items() if unit not in ("step", "drawn")) > 0
-    assert speed.seconds["step"] + speed.seconds["drawn"] > 0
-    assert said[-1] == "training: ranking"
+    assert basis.seconds.keys() == SECONDS.keys()
+    assert min(taken for unit, taken in basis.seconds.items() if unit not in ("step", "drawn")) > 0
+    assert basis.seconds["step"] + basis.seconds["drawn"] > 0
+    assert "training: ranking" in said
     assert list((tmp_path / "plans").iterdir()) == []
-    shape = command.configured_shape(
-        settings.model_copy(update={"base_model": str(tiny_model)}), ProjectStore(tmp_path, tmp_path)
-    )
-    basis = measured_basis(speed, shape, settings)
-    assert basis.available > 2**30
+    assert all(0 < memory.fixed < basis.available for memory in basis.memory.values())
     plan = make_plan(settings, measure_data(settings, data, tiny_measure), basis, 1, "tiny")
     assert 0 < plan.seconds.low <= plan.seconds.likely <= plan.seconds.high < math.inf

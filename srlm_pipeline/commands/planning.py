@@ -12,7 +12,7 @@ from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.planning.machines import ModelShape, find_gpu, parse_size, remedies, shape_of_size, stated_basis
-from srlm_pipeline.planning.plan import Plan, Range, StagePlan, make_plan, plan_path, read_record, write_record
+from srlm_pipeline.planning.plan import Basis, Plan, Range, StagePlan, make_plan, plan_path, read_record, write_record
 from srlm_pipeline.planning.texts import TextMeasure, load_data, measure_data, measure_of
 from srlm_pipeline.store import ProjectStore, open_store
 
@@ -29,18 +29,19 @@ def plan_from_probe(settings: Settings, iterations: int, fresh: bool) -> Plan:
     """
     from srlm_pipeline.generation.opening import open_engine
     from srlm_pipeline.models.loading import load_tokenizer
-    from srlm_pipeline.planning.probe import Speed, measure_speed, measured_basis, probe_path
+    from srlm_pipeline.planning.probe import probe_path, run_probe
 
     store = open_store(settings)
     base = store.base_checkpoint(settings)
     data = load_data(settings)
     measure = measure_of(load_tokenizer(base.path, settings.model), data.ift["response"].tolist())
     kept = probe_path(store.root, settings, base.digest)
-    speed = None if fresh else read_record(Speed, kept)
-    if speed is None:
+    basis = None if fresh else read_record(Basis, kept)
+    if basis is None:
         console.print("Measuring this machine, about a minute; the next plan answers at once", style="dim")
-        speed = measure_speed(
+        basis = run_probe(
             base,
+            configured_shape(settings, store),
             settings,
             data,
             measure,
@@ -48,8 +49,7 @@ def plan_from_probe(settings: Settings, iterations: int, fresh: bool) -> Plan:
             kept.parent,
             lambda line: console.print(f"  {line}", style="dim"),
         )
-        write_record(speed, kept)
-    basis = measured_basis(speed, configured_shape(settings, store), settings)
+        write_record(basis, kept)
     plan = make_plan(settings, measure_data(settings, data, measure), basis, iterations, settings.base_model)
     write_record(plan, plan_path(store.root, settings))
     return plan

@@ -163,10 +163,8 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
             "sft": sft,
             "ranking": ranking,
             "dpo": dpo,
-            # Weights are read for training, read again in float32 for merging, and merged on the host.
-            "trainer": 15.0 + 3 * loading,
-            # Written, and read again for the digest.
-            "save": 2 * n * BYTES[settings.model.save_dtype] / _DISK,
+            # Weights are read for training, read again in float32 for merging, written, and read for the digest.
+            "trainer": 15.0 + 3 * loading + 2 * n * BYTES[settings.model.save_dtype] / _DISK,
         },
         faster=_FASTER,
         slower=_SLOWER,

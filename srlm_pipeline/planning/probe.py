@@ -27,7 +27,7 @@ from srlm_pipeline.generation.opening import OpenEngine
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, judge_prompt
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from srlm_pipeline.planning.machines import ModelShape, host_memory, memory_of_model, requests_in_flight
-from srlm_pipeline.planning.plan import Basis, Record
+from srlm_pipeline.planning.plan import Basis
 from srlm_pipeline.planning.texts import ProjectData, TextMeasure, group_tokens, unshared
 from srlm_pipeline.planning.workload import Trainer, Unit
 from srlm_pipeline.progress import Task
@@ -49,13 +49,6 @@ _PROBED_SETTINGS = (
     *(f"{stage}.{name}" for stage in ("sft", "eft", "dpo")
       for name in ("method", "lora", "micro_batch_size", "max_length")),
 )  # fmt: skip
-
-
-class Speed(Record):
-    """Seconds per unit of work, and when they were measured."""
-
-    measured: str
-    seconds: dict[Unit, float]
 
 
 def probe_path(root: Path, settings: Settings, digest: str) -> Path:
@@ -83,53 +76,21 @@ def machine_in_words(settings: Settings) -> str:
     return f"{name}, {dtype}{', without acceleration' if is_switched_off() else ''}"
 
 
-def measured_basis(speed: Speed, shape: ModelShape, settings: Settings) -> Basis:
-    """Return what this machine can do with a model of this shape: speed as measured, memory by formula."""
-    import psutil
-    import torch
-
-    from srlm_pipeline.generation.opening import choose_engine
-    from srlm_pipeline.models.loading import choose_device
-
-    device = choose_device(settings.model.device)
-    on_gpu = device.startswith("cuda")
-    notes = [
-        f"speed as measured here on {speed.measured} with the base model (range: {1 - _FASTER:.0%} faster to "
-        f"{_SLOWER - 1:.0%} slower)"
-    ]
-    if device == "cpu":
-        notes.append(
-            "memory is what a stage needs by itself; one process that runs all of them, as `srlm run` does, was seen "
-            "to hold twice as much"
-        )
-    return Basis(
-        source="probe",
-        machine=machine_in_words(settings),
-        parameters=shape.parameters,
-        seconds=speed.seconds,
-        faster=_FASTER,
-        slower=_SLOWER,
-        memory=memory_of_model(shape, settings, checkpointing=device != "cpu"),
-        available=float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total),
-        host_memory=0.0 if device == "cpu" else host_memory(shape.parameters),
-        in_flight=requests_in_flight(settings.engine, choose_engine(settings)[0]),
-        notes=tuple(notes),
-    )
-
-
-def measure_speed(
+def run_probe(
     base: Checkpoint,
+    shape: ModelShape,
     settings: Settings,
     data: ProjectData,
     measure: TextMeasure,
     open_engine: OpenEngine,
     folder: Path,
     announce: Callable[[str], None],
-) -> Speed:
-    """Measure this machine.
+) -> Basis:
+    """Measure this machine's speed; memory follows from the model's shape.
 
     Args:
         base: The base model.
+        shape: Of the base model.
         settings: All settings.
         data: To read, answer and learn.
         measure: Of the model's tokenizer.
@@ -137,37 +98,65 @@ def measure_speed(
         folder: Where training may work; what it leaves there is removed.
         announce: Called with a line before each measurement.
     """
-    from srlm_pipeline.generation.opening import choose_engine, release_engines
+    import psutil
+    import torch
 
+    from srlm_pipeline.generation.opening import choose_engine, release_engines
+    from srlm_pipeline.models.loading import choose_device
+
+    device = choose_device(settings.model.device)
     in_flight = requests_in_flight(settings.engine, choose_engine(settings)[0])
     lessons = _lessons(data, settings, measure)
     announce("loading the model")
     engine, opened = _timed(lambda: open_engine(base, settings.candidates.batch_size))
     announce("reading")
     replies = _repeated(list(data.train.itertuples()), in_flight or settings.judge.batch_size)
-    read = _measure_reading(
-        engine, [judge_prompt(settings.judge.rubric, r.prompt, r.text, "direct") for r in replies], measure
-    )
+    questions = [judge_prompt(settings.judge.rubric, r.prompt, r.text, "direct") for r in replies]
+    seconds: dict[Unit, float] = {"opened": opened, "read": _measure_reading(engine, questions, measure)}
     announce("writing")
     messages = _repeated(data.ift["prompt"].tolist(), in_flight or settings.candidates.batch_size)
-    seconds: dict[Unit, float] = {"opened": opened, "read": read, **_measure_writing(engine, messages, settings)}
+    seconds |= _measure_writing(engine, messages, settings)
     del engine
     release_engines()
     _free_memory()
     folder.mkdir(parents=True, exist_ok=True)
-    trainers: list[float] = []
+    setting_up: list[float] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
         for trainer, lesson in lessons.items():
             announce(f"training: {trainer}")
-            run, seconds[trainer], set_up = _measure_training(base, lesson, settings, Path(scratch) / trainer)
-            trainers.append(set_up)
-            # The models are of one size: writing the first of them tells of all.
-            if "save" not in seconds:
+            run, seconds[trainer], beside = _measure_training(base, lesson, settings, Path(scratch) / trainer)
+            setting_up.append(beside)
+            if len(setting_up) == len(lessons):
+                announce("saving")
                 save = partial(save_checkpoint, run.loaded, Path(scratch) / "saved", "probe", base.digest, {})
-                _, seconds["save"] = _timed(partial(save, settings.model.save_dtype))
+                _, saving = _timed(partial(save, settings.model.save_dtype))
+                seconds["trainer"] = float(np.mean(setting_up)) + saving
+                del save
             del run
             _free_memory()
-    return Speed(measured=time.strftime("%Y-%m-%d %H:%M"), seconds={**seconds, "trainer": float(np.mean(trainers))})
+    notes = [
+        f"speed as measured here on {time.strftime('%Y-%m-%d %H:%M')} with the base model "
+        f"(range: {1 - _FASTER:.0%} faster to {_SLOWER - 1:.0%} slower)"
+    ]
+    if device == "cpu":
+        notes.append(
+            "memory is what a stage needs by itself; one process that runs all of them, as `srlm run` does, was seen "
+            "to hold twice as much"
+        )
+    on_gpu = device.startswith("cuda")
+    return Basis(
+        source="probe",
+        machine=machine_in_words(settings),
+        parameters=shape.parameters,
+        seconds=seconds,
+        faster=_FASTER,
+        slower=_SLOWER,
+        memory=memory_of_model(shape, settings, checkpointing=device != "cpu"),
+        available=float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total),
+        host_memory=0.0 if device == "cpu" else host_memory(shape.parameters),
+        in_flight=in_flight,
+        notes=tuple(notes),
+    )
 
 
 class Lesson(NamedTuple):

@@ -24,9 +24,9 @@ Phase = Literal["seed", "iteration"]
 Trainer = Literal["sft", "ranking", "dpo"]
 Kind = Literal["engine", "sft", "ranking", "dpo"]
 """What holds memory: an engine that reads and writes, or a trainer."""
-Unit = Literal["opened", "read", "step", "drawn", "sft", "ranking", "dpo", "trainer", "save"]
+Unit = Literal["opened", "read", "step", "drawn", "sft", "ranking", "dpo", "trainer"]
 """What takes time: opening a model, a token read, a forward pass of one new token a row, a token drawn, a token trained
-on by each trainer, setting up a trainer, saving a model."""
+on by each trainer, and what a training takes beside its steps: setting up, merging, saving."""
 
 
 class Assumptions(BaseModel):
@@ -119,7 +119,8 @@ def count_work(settings: Settings, facts: Facts, assumed: Assumptions, in_flight
         in_flight: Requests that a server works on at a time, each making room for the next when it is done; None for
             an engine that works on one batch after the other.
     """
-    return list(_Stages(settings, facts, assumed, in_flight).all())
+    stages = _Stages(settings, facts, assumed, in_flight)
+    return [*stages.seed(), *stages.iteration()]
 
 
 @dataclass(frozen=True)
@@ -129,32 +130,25 @@ class _Stages:
     assumed: Assumptions
     in_flight: int | None
 
-    def all(self) -> Iterator[StageWork]:
-        settings, facts, judge = self.settings, self.facts, self.settings.judge
-        eft, invented, chosen, tested = (
-            settings.eft,
-            settings.prompt_generation,
-            settings.candidates,
-            settings.evaluation,
-        )
-        sft = (
-            [self._train("sft", settings.sft, facts["instruction"].cut(settings.sft.max_length))]
-            if settings.sft.enabled
-            else []
-        )
-        yield self._model("sft_baseline", "seed", sft)
-        own = self._judge(facts["explained"], "sampled") if eft.enabled and eft.targets == "self" else []
-        n = facts["explained"].count if eft.enabled else 0
-        yield StageWork("eft_dataset", "seed", n, "replies", own, opened=len(own))
+    def seed(self) -> Iterator[StageWork]:
+        facts, sft, eft = self.facts, self.settings.sft, self.settings.eft
+        instructions = facts["instruction"].cut(sft.max_length)
+        yield self._model("sft_baseline", "seed", [self._train("sft", sft, instructions)] if sft.enabled else [])
+        ranked = facts["explained"].of(facts["explained"].count if eft.enabled else 0)
+        own = self._judge(ranked, "sampled") if eft.targets == "self" and ranked.count else []
+        yield StageWork("eft_dataset", "seed", ranked.count, "replies", own, opened=len(own))
         yield self._model("seed_model", "seed", self._seed_training())
         yield self._assessed("seed_assessment", "seed", models=3)
         # M1 meets base model and SFT baseline; then the arbiters are measured by people.
-        met = facts["evaluation"].count
-        matches, asked = self._matches(3 * met, 2 * met)
-        measured, more = self._opinions(facts["held_out"], facts["held_out_pair"], judge.mode == "distribution")
+        n, known = facts["evaluation"].count, self.settings.judge.mode == "distribution"
+        matches, asked = self._matches(3 * n, 2 * n)
+        measured, more = self._opinions(facts["held_out"], facts["held_out_pair"], known)
         parts, opened = matches + measured, len(matches)
-        yield StageWork("seed_evaluation", "seed", met, "prompts", parts, opened, requests=asked + more)
+        yield StageWork("seed_evaluation", "seed", n, "prompts", parts, opened, requests=asked + more)
 
+    def iteration(self) -> Iterator[StageWork]:
+        facts, judge, tested = self.facts, self.settings.judge, self.settings.evaluation
+        invented, chosen = self.settings.prompt_generation, self.settings.candidates
         attempts = invented.count * min(1 / self.assumed.acceptance, invented.max_attempts_factor)
         begun = facts["few_shot"].of(ROUND * math.ceil(attempts / ROUND))
         rows = min(invented.batch_size, ROUND)
@@ -165,17 +159,18 @@ class _Stages:
         n = answering.items
         yield StageWork("candidates", "iteration", n, "replies", [answering], opened=1)
         shown = prompts.of(n) + facts["judge"] + replies
-        here = [m.mode or judge.mode for m in judge.panel if not m.server.base_url] if judge.panel else [judge.mode]
-        judging = [part for mode in here for part in self._judge(shown, mode)]
-        asked = max(len(judge.panel) - len(here), 0) * n * judge.samples
-        yield StageWork("judged_scores", "iteration", n, "replies", judging, len(here), requests=asked)
+        modes = [m.mode or judge.mode for m in judge.panel if not m.server.base_url] if judge.panel else [judge.mode]
+        judging = [part for mode in modes for part in self._judge(shown, mode)]
+        asked = max(len(judge.panel) - len(modes), 0) * n * judge.samples
+        yield StageWork("judged_scores", "iteration", n, "replies", judging, len(modes), requests=asked)
         yield self._iteration_model(prompts + facts["template"] + replies)
         yield self._assessed("assessment", "iteration", models=1)
         # The new model's replies alone are judged: its opponents' scores lie in their journals.
-        matches, asked = self._matches(met, 3 * met)
-        yield StageWork("win_rates", "iteration", met, "prompts", matches, len(matches), requests=asked)
+        n = facts["evaluation"].count
+        matches, asked = self._matches(n, 3 * n)
+        yield StageWork("win_rates", "iteration", n, "prompts", matches, len(matches), requests=asked)
         # The new model's evaluation replies are read by itself and by M1.
-        n = 2 * met if settings.monitors.max_kl is not None else 0
+        n = 2 * n if self.settings.monitors.max_kl is not None else 0
         answers = facts["evaluation"].of(n) + self._replies(tested.max_new_tokens)
         reading = [self._read(answers, tested.batch_size)]
         yield StageWork("collapse_monitors", "iteration", n, "replies", reading, opened=2 if n else 0)
@@ -189,17 +184,13 @@ class _Stages:
         n, mean = prompts.count * per_prompt, replies.cut(limit).mean
         rows = max(1, min(self.in_flight or rows, n))
         steps = n / rows * mean if self.in_flight else math.ceil(n / rows) * limit
-        return Work(
-            "engine",
-            n,
-            {"read": prompts.total, "step": steps, "drawn": n * mean},
-            rows * (prompts.longest + limit),
-        )
+        units: dict[Unit, float] = {"read": prompts.total, "step": steps, "drawn": n * mean}
+        return Work("engine", n, units, rows * (prompts.longest + limit))
 
     def _train(self, trainer: Trainer, settings: TrainingSettings, *examples: Lengths) -> Work:
         tokens = settings.epochs * sum(texts.total for texts in examples)
         held = settings.micro_batch_size * max(texts.longest for texts in examples)
-        units: dict[Unit, float] = {trainer: tokens, "trainer": 1, "save": 1}
+        units: dict[Unit, float] = {trainer: tokens, "trainer": 1}
         n = sum(texts.count for texts in examples)
         resumable = settings.method == "full" and optimiser_steps(n, settings) >= settings.save_every
         return Work(trainer, n, units, held, resumable)

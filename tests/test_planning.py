@@ -80,6 +80,7 @@ FACTS: Facts = {
     "verifiable": Lengths(6, (25,) * 6),
     "closed": Lengths(9, (5,) * 9),
     "few_shot": Lengths(5, (150,) * 5),
+    "rewriting": Lengths(40, (30,) * 40),
     "template": Lengths(1, (5,)),
     "judge": Lengths(2, (40, 40)),
     "comparison": Lengths(2, (30, 30)),
@@ -250,6 +251,14 @@ def test_invented_prompts_come_in_rounds_of_attempts() -> None:
     assert work(changed(prompt_generation={"count": 24, "max_attempts_factor": 1}))["generated_prompts"].items == 32
 
 
+def test_prompts_that_a_model_rewrites_are_read_instead_of_examples() -> None:
+    evolution = {"deepen": 0.25, "broaden": 0.25, "task": 0.25}
+    settings = load_settings("quickstart", {"prompt_generation": {"count": 64, "evolution": evolution}})
+    stage = work(settings)["generated_prompts"]
+    assert [part.items for part in stage.parts] == [32, 64], "tasks are made by a program"
+    assert stage.units["read"] == 32 * 150 + 64 * 30
+
+
 def test_samples_of_one_prompt_read_it_once() -> None:
     stage = work(changed(candidates={"per_prompt": 4, "max_new_tokens": 25, "batch_size": 64}))["candidates"]
     assert stage.items == 96
@@ -343,6 +352,8 @@ def test_a_panel_costs_what_each_of_its_members_costs() -> None:
     assert (together.opened, together.items) == (2, alone.items)
     assert (alone.requests, together.requests) == (0, 3 * alone.items)
     assert work(changed(judge={"panel": panel}))["assessment"] == work()["assessment"]
+    programs = (PanelMember(), PanelMember(model="verifiers"))
+    assert work(changed(judge={"panel": programs}))["judged_scores"] == alone
 
 
 def test_a_plan_tells_what_servers_and_other_models_are_taken_to_cost() -> None:

@@ -20,6 +20,7 @@ from srlm_pipeline.judging.eft import eft_from_dataset, eft_from_ranks
 from srlm_pipeline.judging.negatives import with_negatives
 from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt
 from srlm_pipeline.prompting.few_shot import few_shot_exchange
+from srlm_pipeline.prompting.rewriting import rewriting_exchange
 from srlm_pipeline.training.ranking_items import RankedExample
 from srlm_pipeline.training.seed import judgement_examples, ranked_examples
 from srlm_pipeline.training.sft import SftExample
@@ -101,7 +102,7 @@ class Lengths:
 
 TextKind = Literal[
     "instruction", "prompt", "response", "judgement", "explained", "group", "held_out", "held_out_pair", "best",
-    "evaluation", "verifiable", "closed", "few_shot", "template", "judge", "comparison",
+    "evaluation", "verifiable", "closed", "few_shot", "rewriting", "template", "judge", "comparison",
 ]  # fmt: skip
 Facts = Mapping[TextKind, Lengths]
 """What the work depends on; `measure_data` says what each kind of text is."""
@@ -180,8 +181,9 @@ def measure_data(settings: Settings, data: ProjectData, measure: TextMeasure) ->
         "evaluation": plain(load_evaluation_prompts(settings.data).table["prompt"]),
         "verifiable": plain(prompt.prompt for prompt in load_verifiable(tested.verifiable)),
         "closed": plain(task.prompt for task in closed),
-        # Examples after which a model invents a prompt.
+        # Examples after which a model invents a prompt, and prompts of which it makes another.
         "few_shot": plain(few_shot_exchange(prompts[i : i + shown])[1] for i in range(0, len(prompts), shown)),
+        "rewriting": plain(unshared([rewriting_exchange("deepen", prompt)[1] for prompt in prompts])),
         # What stands around a prompt and its reply, around these if they are to be judged, and around two replies.
         "template": lengths([measure.template]),
         "judge": plain(unshared([judge_prompt(rubric, *texts, "direct") for texts in (("", ""), ("a", "b"))])),

@@ -15,10 +15,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from srlm_pipeline.config import PROGRAMS, Settings, TrainingSettings
+from srlm_pipeline.config import PROGRAMS, PanelMember, Settings, TrainingSettings
 from srlm_pipeline.evaluation.assessing import reply_limits
 from srlm_pipeline.planning.texts import Facts, Lengths
-from srlm_pipeline.prompting.few_shot import ROUND
+from srlm_pipeline.prompting import evolution, few_shot
+from srlm_pipeline.prompting.evolution import prompts_by_operator
+from srlm_pipeline.prompting.rewriting import OPERATORS
 
 Phase = Literal["seed", "iteration"]
 Trainer = Literal["sft", "ranking", "dpo"]
@@ -149,19 +151,20 @@ class _Stages:
     def iteration(self) -> Iterator[StageWork]:
         facts, judge, tested = self.facts, self.settings.judge, self.settings.evaluation
         invented, chosen = self.settings.prompt_generation, self.settings.candidates
-        attempts = invented.count * min(1 / self.assumed.acceptance, invented.max_attempts_factor)
-        begun = facts["few_shot"].of(ROUND * math.ceil(attempts / ROUND))
-        rows = min(invented.batch_size, ROUND)
-        inventing = self._write(begun, facts["prompt"] + 1, invented.max_new_tokens, rows)
-        yield StageWork("generated_prompts", "iteration", begun.count, "attempts", [inventing], opened=1)
+        made = prompts_by_operator(invented)
+        inventing = self._attempts(facts["few_shot"], made["few_shot"], few_shot.ROUND)
+        rewriting = self._attempts(facts["rewriting"], sum(made[way] for way in OPERATORS), evolution.ROUND)
+        n = inventing.items + rewriting.items
+        yield StageWork("generated_prompts", "iteration", n, "attempts", [inventing, rewriting], opened=1)
         prompts, replies = facts["prompt"].of(invented.count), self._replies(chosen.max_new_tokens)
         answering = self._write(prompts, replies, chosen.max_new_tokens, chosen.batch_size, chosen.per_prompt)
         n = answering.items
         yield StageWork("candidates", "iteration", n, "replies", [answering], opened=1)
         shown = prompts.of(n) + facts["judge"] + replies
-        modes = [m.mode or judge.mode for m in judge.panel if not m.server.base_url] if judge.panel else [judge.mode]
+        members = [m for m in judge.panel or (PanelMember(),) if m.model not in PROGRAMS]
+        modes = [m.mode or judge.mode for m in members if not m.server.base_url]
         judging = [part for mode in modes for part in self._judge(shown, mode)]
-        asked = max(len(judge.panel) - len(modes), 0) * n * judge.samples
+        asked = (len(members) - len(modes)) * n * judge.samples
         yield StageWork("judged_scores", "iteration", n, "replies", judging, len(modes), requests=asked)
         yield self._iteration_model(prompts + facts["template"] + replies)
         yield self._assessed("assessment", "iteration", models=1)
@@ -186,6 +189,13 @@ class _Stages:
         steps = n / rows * mean if self.in_flight else math.ceil(n / rows) * limit
         units: dict[Unit, float] = {"read": prompts.total, "step": steps, "drawn": n * mean}
         return Work("engine", n, units, rows * (prompts.longest + limit))
+
+    def _attempts(self, begun: Lengths, wanted: int, together: int) -> Work:
+        """What a model writes until enough prompts are accepted, so many of them at a time."""
+        chosen = self.settings.prompt_generation
+        attempts = wanted * min(1 / self.assumed.acceptance, chosen.max_attempts_factor)
+        begun, rows = begun.of(together * math.ceil(attempts / together)), min(chosen.batch_size, together)
+        return self._write(begun, self.facts["prompt"] + 1, chosen.max_new_tokens, rows)
 
     def _train(self, trainer: Trainer, settings: TrainingSettings, *examples: Lengths) -> Work:
         tokens = settings.epochs * sum(texts.total for texts in examples)

@@ -506,6 +506,7 @@ def test_memory_grows_with_the_method_and_is_shared_among_devices() -> None:
     assert full["dpo"].fixed > 16 * 8e9
     assert shared["engine"].fixed < lora["engine"].fixed
     assert kept["sft"].per_token > 2 * lora["sft"].per_token
+    assert memory_of_model(shape, settings, dtype="float32")["engine"].fixed > 1.8 * lora["engine"].fixed
 
 
 def test_sizes_and_shapes() -> None:

@@ -179,8 +179,7 @@ def _cells(stage: StagePlan) -> tuple[str, ...]:
         f"{stage.items:,} {stage.unit}",
         count(stage.tokens_read) if stage.tokens_read else NONE,
         count(stage.tokens_written) if stage.tokens_written else NONE,
-        duration(stage.seconds.likely),
-        span(stage.seconds),
+        *((duration(stage.seconds.likely), span(stage.seconds)) if stage.seconds.likely else (NONE, NONE)),
         _gib(stage.memory),
         _gib(stage.disk_kept + stage.disk_meanwhile),
     )

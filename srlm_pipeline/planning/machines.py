@@ -197,7 +197,7 @@ def training_operations(settings: TrainingSettings, parameters: float) -> float:
 
 
 def memory_of_model(
-    shape: ModelShape, settings: Settings, n_gpus: int = 1, checkpointing: bool = True
+    shape: ModelShape, settings: Settings, n_gpus: int = 1, checkpointing: bool = True, dtype: str = "bfloat16"
 ) -> dict[Kind, Memory]:
     """Return the bytes that each kind of work holds on one device.
 
@@ -206,8 +206,9 @@ def memory_of_model(
         settings: Methods of training.
         n_gpus: How many devices share weights and optimiser states.
         checkpointing: Whether activations are computed again for the backward pass; on a CPU they are kept.
+        dtype: In which models read and write.
     """
-    n = float(shape.parameters)
+    n, width = float(shape.parameters), BYTES[dtype]
     # One state a layer is kept and one layer is computed again with all of its own, or all layers keep theirs;
     # logits, their float32 copy and their gradient.
     layers = 2 * shape.layers + 50 if checkpointing else 50 * shape.layers
@@ -217,11 +218,11 @@ def memory_of_model(
         # Weights, gradients and both moments, in float32 what is trained. Seven linear modules a layer, in and out
         # together about 23 times the hidden width.
         adapters = shape.layers * chosen.lora.top_layers * chosen.lora.rank * 23 * shape.hidden
-        states = 16 * n if chosen.method == "full" else 2 * n + 16 * adapters
+        states = 16 * n if chosen.method == "full" else width * n + 16 * adapters
         return Memory(fixed=states / n_gpus + _LIBRARIES, per_token=activations)
 
     return {
-        "engine": Memory(fixed=2 * n / n_gpus + _LIBRARIES, per_token=shape.kv_bytes / n_gpus),
+        "engine": Memory(fixed=width * n / n_gpus + _LIBRARIES, per_token=width / 2 * shape.kv_bytes / n_gpus),
         "sft": training(settings.sft),
         "ranking": training(settings.eft),
         "dpo": training(settings.dpo),

@@ -102,9 +102,10 @@ def run_probe(
     import torch
 
     from srlm_pipeline.generation.opening import choose_engine, release_engines
-    from srlm_pipeline.models.loading import choose_device
+    from srlm_pipeline.models.loading import choose_device, choose_dtype
 
     device = choose_device(settings.model.device)
+    dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
     in_flight = requests_in_flight(settings.engine, choose_engine(settings)[0])
     lessons = _lessons(data, settings, measure)
     announce("loading the model")
@@ -151,7 +152,7 @@ def run_probe(
         seconds=seconds,
         faster=_FASTER,
         slower=_SLOWER,
-        memory=memory_of_model(shape, settings, checkpointing=device != "cpu"),
+        memory=memory_of_model(shape, settings, checkpointing=device != "cpu", dtype=dtype),
         available=float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total),
         host_memory=0.0 if device == "cpu" else host_memory(shape.parameters),
         in_flight=in_flight,

@@ -189,6 +189,8 @@ def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dic
     """Return what the trainers are to learn; tokens are those that `count_work` counts."""
     # What stages import when they are first needed is none of their time.
     import datasets  # noqa: F401
+    import peft  # noqa: F401
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
     from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
     from srlm_pipeline.training.ranking import train_ranking

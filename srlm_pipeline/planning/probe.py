@@ -201,7 +201,9 @@ def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dic
 
     sft, dpo, rubric = settings.sft, settings.dpo, settings.judge.rubric
     texts = [*(SftExample(row.prompt, row.response) for row in data.ift.itertuples()), *data.judgements]
-    pairs = [PreferenceExample(group.prompt, group.replies[0], group.replies[-1]) for group in data.groups]
+    # Best and worst as people see them: replies made up for the judge are of other lengths.
+    ranked = [group for _, group in data.train.sort_values("rank", kind="stable").groupby("group_id")]
+    pairs = [PreferenceExample(g["prompt"].iloc[0], g["text"].iloc[0], g["text"].iloc[-1]) for g in ranked]
     lessons: dict[Trainer, Lesson] = {
         "sft": Lesson(train_sft, sft, texts, lambda e: tokens(sft, e.prompt, e.response)),
         "dpo": Lesson(train_dpo, dpo, pairs, lambda e: tokens(dpo, e.prompt, e.chosen, e.rejected)),

@@ -171,6 +171,8 @@ def test_a_stage_that_is_switched_off_costs_nothing() -> None:
     )
     assert sft["sft_baseline"].parts == []
     assert sft["sft_baseline"].models == 1, "the base model is kept as the SFT baseline"
+    assert sft["seed_assessment"].items == 2 * sft["assessment"].items, "and not measured a second time"
+    assert judged(sft["seed_evaluation"]) == [2 * 7]
     assert eft["eft_dataset"].items == 0
     assert eft["seed_model"].parts == [], "the SFT baseline is M1"
     assert work(changed(monitors={"max_kl": None}))["collapse_monitors"].items == 0

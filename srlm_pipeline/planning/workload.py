@@ -140,10 +140,10 @@ class _Stages:
         own = self._judge(ranked, "sampled") if eft.targets == "self" and ranked.count else []
         yield StageWork("eft_dataset", "seed", ranked.count, "replies", own, opened=len(own))
         yield self._model("seed_model", "seed", self._seed_training())
-        yield self._assessed("seed_assessment", "seed", models=3)
-        # M1 meets base model and SFT baseline; then the arbiters are measured by people.
+        yield self._assessed("seed_assessment", "seed", self._first_models)
+        # M1 meets the others; then the arbiters are measured by people.
         n, known = facts["evaluation"].count, self.settings.judge.mode == "distribution"
-        matches, asked = self._matches(3 * n, 2 * n)
+        matches, asked = self._matches(self._first_models * n, (self._first_models - 1) * n)
         measured, more = self._opinions(facts["held_out"], facts["held_out_pair"], known)
         parts, opened = matches + measured, len(matches)
         yield StageWork("seed_evaluation", "seed", n, "prompts", parts, opened, requests=asked + more)
@@ -170,13 +170,18 @@ class _Stages:
         yield self._assessed("assessment", "iteration", models=1)
         # The new model's replies alone are judged: its opponents' scores lie in their journals.
         n = facts["evaluation"].count
-        matches, asked = self._matches(n, 3 * n)
+        matches, asked = self._matches(n, self._first_models * n)
         yield StageWork("win_rates", "iteration", n, "prompts", matches, len(matches), requests=asked)
         # The new model's evaluation replies are read by itself and by M1.
         n = 2 * n if self.settings.monitors.max_kl is not None else 0
         answers = facts["evaluation"].of(n) + self._replies(tested.max_new_tokens)
         reading = [self._read(answers, tested.batch_size)]
         yield StageWork("collapse_monitors", "iteration", n, "replies", reading, opened=2 if n else 0)
+
+    @property
+    def _first_models(self) -> int:
+        """Base model, SFT baseline and M1; without SFT the first two are one."""
+        return 3 if self.settings.sft.enabled else 2
 
     def _read(self, texts: Lengths, rows: int) -> Work:
         rows = min(self.in_flight or rows, texts.count)

@@ -13,7 +13,7 @@ from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.planning.machines import ModelShape, find_gpu, parse_size, remedies, shape_of_size, stated_basis
 from srlm_pipeline.planning.plan import Basis, Plan, Range, StagePlan, make_plan, plan_path, read_record, write_record
-from srlm_pipeline.planning.workload import character_measure, measure_data, tokenizer_measure
+from srlm_pipeline.planning.texts import TextMeasure, load_data, measure_data, measure_of
 from srlm_pipeline.store import ProjectStore, open_store
 
 NONE = "\u2013"
@@ -29,28 +29,28 @@ def plan_from_probe(settings: Settings, iterations: int, fresh: bool) -> Plan:
     """
     from srlm_pipeline.generation.opening import open_engine
     from srlm_pipeline.models.loading import load_tokenizer
-    from srlm_pipeline.planning.probe import import_libraries, probe_path, run_probe
+    from srlm_pipeline.planning.probe import probe_path, run_probe
 
     store = open_store(settings)
-    start = import_libraries()
     base = store.base_checkpoint(settings)
-    measure = tokenizer_measure(load_tokenizer(base.path, settings.model))
-    facts = measure_data(settings, measure)
+    data = load_data(settings)
+    measure = measure_of(load_tokenizer(base.path, settings.model), data.ift["response"].tolist())
     kept = probe_path(store.root, settings, base.digest)
     basis = None if fresh else read_record(Basis, kept)
     if basis is None:
         console.print("Measuring this machine, about a minute; the next plan answers at once", style="dim")
         basis = run_probe(
             base,
+            configured_shape(settings, store),
             settings,
+            data,
             measure,
             lambda checkpoint, batch_size: open_engine(checkpoint, settings, batch_size),
             kept.parent,
             lambda line: console.print(f"  {line}", style="dim"),
-            start,
         )
         write_record(basis, kept)
-    plan = make_plan(settings, facts, basis, iterations, settings.base_model)
+    plan = make_plan(settings, measure_data(settings, data, measure), basis, iterations, settings.base_model)
     write_record(plan, plan_path(store.root, settings))
     return plan
 
@@ -67,10 +67,9 @@ def plan_from_figures(settings: Settings, iterations: int, device: str, n_gpus: 
     """
     gpu = find_gpu(device)
     shape = shape_of_size(parse_size(size)) if size else configured_shape(settings, open_store(settings))
-    facts = measure_data(settings, character_measure())
     return make_plan(
         settings,
-        facts,
+        measure_data(settings, load_data(settings), TextMeasure()),
         stated_basis(gpu, n_gpus, shape, settings),
         iterations,
         f"a model of {size}" if size else settings.base_model,
@@ -129,19 +128,19 @@ def show_plan(plan: Plan) -> RenderableType:
     lines: list[RenderableType] = [Text.from_markup(f"[bold]{escape(plan.project)}[/]: {escape(_subject(plan))}")]
     lines.append(Text(bottom_line(plan), style="bold"))
     lines += [Text(f"Warning: {warning}", style="red") for warning in plan.warnings]
-    lines += [table, *(Text(f"- {line}", style="dim") for line in plan.assumptions)]
+    lines += [table, *(Text(f"- {line}", style="dim") for line in (*plan.basis.notes, *plan.assumptions))]
     return Group(*lines)
 
 
 def bottom_line(plan: Plan) -> str:
     """Return the plan in one sentence."""
-    n = plan.iterations
+    n, basis = plan.iterations, plan.basis
     longest, seconds = plan.longest, plan.seconds
     share = longest.seconds.likely * plan.repeats(longest) / max(seconds.likely, 1e-9)
-    beside = f" (and {size(plan.host_memory)} of the host's)" if plan.host_memory else ""
+    beside = f" (and {size(basis.host_memory)} of the host's)" if basis.host_memory else ""
     return (
         f"About {duration(seconds.likely)} ({span(seconds)}) for the seed and {n} iteration{'' if n == 1 else 's'}; "
-        f"peak memory {size(plan.memory)} of {size(plan.available)}{beside}; disk {size(plan.disk)}; "
+        f"peak memory {size(plan.memory)} of {size(basis.available)}{beside}; disk {size(plan.disk)}; "
         f"{longest.stage} takes most of the time ({share:.0%})."
     )
 
@@ -180,16 +179,15 @@ def _cells(stage: StagePlan) -> tuple[str, ...]:
         f"{stage.items:,} {stage.unit}",
         count(stage.tokens_read) if stage.tokens_read else NONE,
         count(stage.tokens_written) if stage.tokens_written else NONE,
-        duration(stage.seconds.likely),
-        span(stage.seconds),
+        *((duration(stage.seconds.likely), span(stage.seconds)) if stage.seconds.likely else (NONE, NONE)),
         _gib(stage.memory),
         _gib(stage.disk_kept + stage.disk_meanwhile),
     )
 
 
 def _subject(plan: Plan) -> str:
-    how = "measured" if plan.source == "probe" else "from stated figures"
-    return f"{plan.model} on {plan.machine} ({how})"
+    how = "measured" if plan.basis.source == "probe" else "from stated figures"
+    return f"{plan.model} on {plan.basis.machine} ({how})"
 
 
 def _time_unit(seconds: float) -> tuple[int, str]:

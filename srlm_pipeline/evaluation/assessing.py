@@ -11,7 +11,7 @@ from srlm_pipeline.checks.closed_tasks import ClosedTask, is_right, load_closed_
 from srlm_pipeline.checks.text_measures import describe_replies
 from srlm_pipeline.checks.verifiable import VerifiablePrompt, load_verifiable
 from srlm_pipeline.checks.vital_signs import SIGNS, WRECKS, Exchange, Sign, read_signs
-from srlm_pipeline.config import Settings
+from srlm_pipeline.config import EvaluationSettings, Settings
 from srlm_pipeline.data.chat import template_system_prompt
 from srlm_pipeline.evaluation.assessment import Assessment, Part, write_assessment
 from srlm_pipeline.evaluation.divergence import reply_log_probabilities
@@ -87,11 +87,11 @@ def assess(
     """
     verifiable = load_verifiable(settings.evaluation.verifiable)
     tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
-    chosen = settings.evaluation
+    limits = reply_limits(settings.evaluation)
     asked: dict[Part, tuple[pd.DataFrame, int]] = {
-        "evaluation": (prompts, chosen.max_new_tokens),
-        "verifiable": (_verifiable_prompts(verifiable), chosen.verifiable.max_new_tokens),
-        "closed": (_closed_prompts(tasks), chosen.closed_tasks.max_new_tokens),
+        "evaluation": (prompts, limits["evaluation"]),
+        "verifiable": (_verifiable_prompts(verifiable), limits["verifiable"]),
+        "closed": (_closed_prompts(tasks), limits["closed"]),
     }
     replies, judgements = _ask(checkpoint, asked, ranked, settings, store, open_engine, progress)
     release_engines()
@@ -102,8 +102,16 @@ def assess(
         checkpoint.name, verifiable, own["reply"].tolist(), own[list(WRECKS)].any(axis=1).tolist()
     )
     likelihood = _likelihood(checkpoint, ranked, settings, progress)
-    limits = {str(part): longest for part, (_, longest) in asked.items()}
-    return Assessment(checkpoint.name, checkpoint.digest, table, followed, judgements, likelihood, limits)
+    return Assessment(checkpoint.name, checkpoint.digest, table, followed, judgements, likelihood, dict(limits.items()))
+
+
+def reply_limits(settings: EvaluationSettings) -> dict[Part, int]:
+    """Return the sets of prompts that every model is asked, with the tokens that a reply may have."""
+    return {
+        "evaluation": settings.max_new_tokens,
+        "verifiable": settings.verifiable.max_new_tokens,
+        "closed": settings.closed_tasks.max_new_tokens,
+    }
 
 
 def _ask(

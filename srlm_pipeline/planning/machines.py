@@ -1,4 +1,4 @@
-"""Stated figures of GPUs, and what follows from them (a roofline): no probe, no device needed.
+"""What a model needs and what GPUs can do: memory by formula, speed from stated figures (a roofline).
 
 Dense bfloat16 TFLOP/s with float32 accumulation, memory and its bandwidth, from NVIDIA's data sheets:
 
@@ -17,8 +17,8 @@ from typing import Any
 
 from srlm_pipeline.config import EngineSettings, Settings, TrainingSettings
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.planning.plan import BYTES, Basis, Memory, Range
-from srlm_pipeline.planning.workload import Kind, Unit
+from srlm_pipeline.planning.plan import BYTES, Basis, Memory
+from srlm_pipeline.planning.workload import Kind
 
 # Requests that a server works on at a time, unless `engine.concurrency` says otherwise.
 _IN_FLIGHT = {"vllm": 256, "openai": 16}
@@ -26,6 +26,15 @@ _IN_FLIGHT = {"vllm": 256, "openai": 16}
 _USABLE = 0.92
 # Of a device's speed, what a further one adds.
 _SCALING = 0.85
+# Shares of the stated figures that are likely to be reached: of the operations in reading and in training (recomputed
+# ones counted), of the bandwidth in writing. All of them may be so much better or worse at once.
+_READING, _TRAINING, _WRITING = 0.40, 0.30, 0.6
+_FASTER, _SLOWER = 0.7, 1.6
+# Seconds per layer and new token that the host needs to launch the work; vLLM records a step once and replays it.
+_LAUNCHING = {"transformers": 0.6e-3, "vllm": 4e-5}
+_DISK = 1e9
+# Bytes that libraries and their kernels hold beside any model.
+_LIBRARIES = 2**30
 
 
 @dataclass(frozen=True)
@@ -78,32 +87,6 @@ class ModelShape:
         return 2 * self.layers * self.kv_width * 2
 
 
-@dataclass(frozen=True)
-class Reached:
-    """How much of the stated figures is reached.
-
-    Attributes:
-        reading: Share of the operations, in forward passes over prompts.
-        training: Share of the operations, recomputed ones counted.
-        bandwidth: Share of the bandwidth, in writing.
-        layer: Seconds per layer and new token that the host needs to launch the work, in transformers.
-        replayed: The same in vLLM, which records a step's launches once and replays them.
-        disk: Bytes a second.
-    """
-
-    reading: float
-    training: float
-    bandwidth: float
-    layer: float
-    replayed: float
-    disk: float
-
-
-FAST = Reached(0.55, 0.42, 0.8, 0.35e-3, 2e-5, 2.0e9)
-LIKELY = Reached(0.40, 0.30, 0.6, 0.6e-3, 4e-5, 1.0e9)
-SLOW = Reached(0.25, 0.20, 0.4, 1.0e-3, 6e-5, 0.5e9)
-
-
 def find_gpu(name: str) -> Gpu:
     """Return a GPU by its short name.
 
@@ -136,18 +119,6 @@ def shape_of_size(parameters: int) -> ModelShape:
     return ModelShape(parameters, layers, hidden, min(1024, hidden), 128_000)
 
 
-def training_operations(settings: TrainingSettings, parameters: float, checkpointing: bool) -> float:
-    """Return the operations of training on one token.
-
-    Two per parameter forward; two backward for the activations, in the layers that are adapted and those above; two
-    for the weights' own gradients if all are trained; and the forward pass again where activations are not kept.
-    """
-    share = 1.0 if settings.method == "full" else settings.lora.top_layers
-    own = 2.0 if settings.method == "full" else 0.0
-    again = 2.0 * share if checkpointing else 0.0
-    return parameters * (2.0 + 2.0 * share + own + again)
-
-
 def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -> Basis:
     """Return what one or several GPUs should be able to do with a model of this shape.
 
@@ -157,18 +128,51 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         shape: Of the model.
         settings: Methods, types, engine.
     """
-    fast, likely, slow = (_seconds(gpu, n_gpus, shape, settings, reached) for reached in (FAST, LIKELY, SLOW))
+    n, engine = shape.parameters, "vllm" if settings.engine.kind == "vllm" else "transformers"
+    together = n_gpus * (_SCALING if n_gpus > 1 else 1.0)
+    operations, bandwidth = gpu.tflops * 1e12 * together, gpu.bandwidth * 1e9 * together * _WRITING
+    forward, loading, launching = 2 * n / (operations * _READING), 2 * n / _DISK, shape.layers * _LAUNCHING[engine]
+    sft, ranking, dpo = (
+        training_operations(stage, n) / (operations * _TRAINING) for stage in (settings.sft, settings.eft, settings.dpo)
+    )
+    notes = [
+        f"{gpu.name} as stated by its maker: {gpu.tflops:g} dense bfloat16 TFLOP/s, {gpu.memory:g} GiB, "
+        f"{gpu.bandwidth:g} GB/s; nothing was measured",
+        f"reached of that: {_READING:.0%} of the operations in reading, {_TRAINING:.0%} in training, {_WRITING:.0%} of "
+        f"the bandwidth in writing, where the host adds {1e3 * launching:.2g} ms a step "
+        f"(range: {1 - _FASTER:.0%} faster to {_SLOWER - 1:.0%} slower)",
+        f"a model of {shape.layers} layers of width {shape.hidden}, {shape.kv_bytes / 1024:.0f} KiB of keys and values "
+        f"per token; engine: {engine}"
+        + (" (vLLM, with --set engine=vllm, writes faster)" if settings.engine.kind == "auto" else ""),
+    ]
+    if n_gpus > 1:
+        notes.append(
+            f"{n_gpus} devices give {together:.1f} times the speed of one and share weights and optimiser states; "
+            "this version itself works on one device"
+        )
     return Basis(
         source="stated",
         machine=f"{n_gpus} x {gpu.name}" if n_gpus > 1 else gpu.name,
-        parameters=shape.parameters,
-        seconds={unit: Range(low=fast[unit], likely=likely[unit], high=slow[unit]) for unit in likely},
-        start=30.0,
-        memory=_memory(shape, settings, n_gpus),
+        parameters=n,
+        seconds={
+            "opened": loading + (60.0 if engine == "vllm" else 3.0),
+            "read": forward,
+            "step": 2 * n / bandwidth + launching,
+            # A new token looks back on its prompt and about half of its reply.
+            "drawn": forward + settings.candidates.max_new_tokens * shape.kv_bytes / bandwidth,
+            "sft": sft,
+            "ranking": ranking,
+            "dpo": dpo,
+            # Weights are read for training, read again in float32 for merging, written, and read for the digest.
+            "trainer": 15.0 + 3 * loading + 2 * n * BYTES[settings.model.save_dtype] / _DISK,
+        },
+        faster=_FASTER,
+        slower=_SLOWER,
+        memory=memory_of_model(shape, settings, n_gpus),
         available=gpu.memory * _USABLE * 2**30,
-        host_memory=host_memory(shape.parameters),
+        host_memory=host_memory(n),
         in_flight=requests_in_flight(settings.engine, settings.engine.kind),
-        notes=_notes(gpu, n_gpus, shape, settings),
+        notes=tuple(notes),
     )
 
 
@@ -180,86 +184,49 @@ def requests_in_flight(engine: EngineSettings, kind: str) -> int | None:
 
 def host_memory(parameters: int) -> float:
     """Return the bytes of the host's memory that merging and saving a model trained on a GPU takes."""
-    return 4.0 * parameters + 3 * 2**30
+    return 4.0 * parameters + 3 * _LIBRARIES
 
 
-def _seconds(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings, reached: Reached) -> dict[Unit, float]:
-    n, vllm = shape.parameters, settings.engine.kind == "vllm"
-    together = n_gpus * (_SCALING if n_gpus > 1 else 1.0)
-    operations, bandwidth = gpu.tflops * 1e12 * together, gpu.bandwidth * 1e9 * together * reached.bandwidth
-    forward = 2 * n / (operations * reached.reading)
-    trained = {
-        kind: training_operations(getattr(settings, stage), n, checkpointing=True) / (operations * reached.training)
-        for kind, stage in (("sft", "sft"), ("ranking", "eft"), ("dpo", "dpo"))
-    }
-    loading = 2 * n / reached.disk
-    # A new token looks back on its prompt and about half of its reply.
-    context = settings.candidates.max_new_tokens * shape.kv_bytes / bandwidth
+def training_operations(settings: TrainingSettings, parameters: float) -> float:
+    """Return the operations of training on one token, with gradient checkpointing.
+
+    Two per parameter forward; two backward for the activations, in the layers that are adapted and those above, and
+    two for the forward pass again; two more for the weights' own gradients if all are trained.
+    """
+    return parameters * (8.0 if settings.method == "full" else 2.0 + 4.0 * settings.lora.top_layers)
+
+
+def memory_of_model(
+    shape: ModelShape, settings: Settings, n_gpus: int = 1, checkpointing: bool = True, dtype: str = "bfloat16"
+) -> dict[Kind, Memory]:
+    """Return the bytes that each kind of work holds on one device.
+
+    Args:
+        shape: Of the model.
+        settings: Methods of training.
+        n_gpus: How many devices share weights and optimiser states.
+        checkpointing: Whether activations are computed again for the backward pass; on a CPU they are kept.
+        dtype: In which models read and write.
+    """
+    n, width = float(shape.parameters), BYTES[dtype]
+    # One state a layer is kept and one layer is computed again with all of its own, or all layers keep theirs;
+    # logits, their float32 copy and their gradient.
+    layers = 2 * shape.layers + 50 if checkpointing else 50 * shape.layers
+    activations = layers * shape.hidden + 10 * shape.vocabulary
+
+    def training(chosen: TrainingSettings) -> Memory:
+        # Weights, gradients and both moments, in float32 what is trained. Seven linear modules a layer, in and out
+        # together about 23 times the hidden width.
+        adapters = shape.layers * chosen.lora.top_layers * chosen.lora.rank * 23 * shape.hidden
+        states = 16 * n if chosen.method == "full" else width * n + 16 * adapters
+        return Memory(fixed=states / n_gpus + _LIBRARIES, per_token=activations)
+
     return {
-        "prompted": forward,
-        "judged": forward,
-        "step": 2 * n / bandwidth + shape.layers * (reached.replayed if vllm else reached.layer),
-        "drawn": forward + context,
-        "sft": trained["sft"],
-        "ranking": trained["ranking"],
-        "dpo": trained["dpo"],
-        # Weights are read for training, read again in float32 for merging, and merged on the host.
-        "trainer": 15.0 + 3 * loading,
-        "engine": loading + (60.0 if vllm else 3.0),
-        # Written, and read again for the digest.
-        "save": 2 * n * BYTES[settings.model.save_dtype] / reached.disk,
-        "stage": 0.5,
+        "engine": Memory(fixed=width * n / n_gpus + _LIBRARIES, per_token=width / 2 * shape.kv_bytes / n_gpus),
+        "sft": training(settings.sft),
+        "ranking": training(settings.eft),
+        "dpo": training(settings.dpo),
     }
-
-
-def _memory(shape: ModelShape, settings: Settings, n_gpus: int) -> dict[Kind, Memory]:
-    n = shape.parameters
-    # Weights, and what one forward pass over a batch leaves behind besides keys and values.
-    inference = Memory(fixed=2 * n / n_gpus + 2**30, per_token=shape.kv_bytes / n_gpus)
-    reading = Memory(fixed=inference.fixed, per_token=20 * shape.hidden)
-    return {
-        "writing": inference,
-        "judging": reading,
-        "sft": _training_memory(shape, settings.sft, n_gpus),
-        "ranking": _training_memory(shape, settings.eft, n_gpus),
-        "dpo": _training_memory(shape, settings.dpo, n_gpus),
-    }
-
-
-def _training_memory(shape: ModelShape, settings: TrainingSettings, n_gpus: int) -> Memory:
-    """Weights, gradients and both moments, in float32 what is trained; activations with checkpointing."""
-    n = float(shape.parameters)
-    if settings.method == "full":
-        states = 16 * n
-    else:
-        # Seven linear modules a layer; in and out together about 23 times the hidden width.
-        adapters = shape.layers * settings.lora.top_layers * settings.lora.rank * 23 * shape.hidden
-        states = 2 * n + 16 * adapters
-    # One state a layer is kept; one layer is computed again with all of its own; logits, their float32 copy and
-    # their gradient.
-    activations = 2 * shape.layers * shape.hidden + 50 * shape.hidden + 10 * shape.vocabulary
-    return Memory(fixed=states / n_gpus + 2**30, per_token=activations)
-
-
-def _notes(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -> tuple[str, ...]:
-    vllm = settings.engine.kind == "vllm"
-    layer = [1e3 * (reached.replayed if vllm else reached.layer) for reached in (FAST, SLOW)]
-    notes = [
-        f"{gpu.name} as stated by its maker: {gpu.tflops:g} dense bfloat16 TFLOP/s, {gpu.memory:g} GiB, "
-        f"{gpu.bandwidth:g} GB/s; nothing was measured",
-        f"reached of that: {SLOW.reading:.0%} to {FAST.reading:.0%} of the operations in reading, "
-        f"{SLOW.training:.0%} to {FAST.training:.0%} in training, {SLOW.bandwidth:.0%} to {FAST.bandwidth:.0%} of the "
-        f"bandwidth in writing, where the host adds {layer[0]:g} to {layer[1]:g} ms per layer and step",
-        f"a model of {shape.layers} layers of width {shape.hidden}, {shape.kv_bytes / 1024:.0f} KiB of keys and values "
-        f"per token; engine: {'vllm' if vllm else 'transformers'}"
-        + ("" if settings.engine.kind != "auto" else " (vLLM, with --set engine=vllm, writes faster)"),
-    ]
-    if n_gpus > 1:
-        notes.append(
-            f"{n_gpus} devices give {n_gpus * _SCALING:.1f} times the speed of one and share weights and optimiser "
-            "states; this version itself works on one device"
-        )
-    return tuple(notes)
 
 
 def remedies(settings: Settings, n_gpus: int) -> list[tuple[str, Settings, int]]:

@@ -8,9 +8,10 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from srlm_pipeline.config import ArbiterSettings, PanelMember, Settings
+from srlm_pipeline.config import PROGRAMS, ArbiterSettings, PanelMember, Settings
 from srlm_pipeline.files import replacing_file
-from srlm_pipeline.planning.workload import Assumptions, DataFacts, Kind, Part, Phase, StageWork, Unit, count_work
+from srlm_pipeline.planning.texts import Facts
+from srlm_pipeline.planning.workload import LITTLE, MIDDLE, MUCH, Assumptions, Kind, Phase, StageWork, Unit, count_work
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Settings that decide how much there is to do. A plan speaks of runs with the same ones.
@@ -18,9 +19,7 @@ _PLANNED_SETTINGS = (
     "seed", "base_model", "model", "engine", "data", "sft", "eft", "prompt_generation", "candidates", "judge",
     "judge.panel", "dpo", "evaluation", "monitors",
 )  # fmt: skip
-LITTLE = Assumptions(reply_share=0.6, judgement_tokens=80, acceptance=0.75, pairs_kept=0.8, self_judged_kept=0.1)
-MIDDLE = Assumptions()
-MUCH = Assumptions(reply_share=1.2, judgement_tokens=250, acceptance=0.35, pairs_kept=1.0, self_judged_kept=0.6)
+TOKENS_READ: tuple[Unit, ...] = ("read", "sft", "ranking", "dpo")
 
 
 class Record(BaseModel):
@@ -53,12 +52,10 @@ class Memory(Record):
     Attributes:
         fixed: Always there.
         per_token: On top of that, per token held at a time.
-        afterwards: When the work itself is done: a trained model is merged and saved.
     """
 
     fixed: float
     per_token: float
-    afterwards: float = 0.0
 
 
 class Basis(Record):
@@ -68,8 +65,9 @@ class Basis(Record):
         source: ``probe`` or ``stated``.
         machine: In words.
         parameters: Of the model.
-        seconds: Per unit of work: as it may go, at best, likely and at worst.
-        start: Seconds before the first stage.
+        seconds: Per unit of work.
+        faster: Share of these seconds that may do.
+        slower: How many times as long it may take.
         memory: By kind of work.
         available: Bytes of memory, on one device.
         host_memory: Bytes beside the device's that saving a trained model takes; 0 where the device is the host.
@@ -80,27 +78,23 @@ class Basis(Record):
     source: Literal["probe", "stated"]
     machine: str
     parameters: int
-    seconds: dict[Unit, Range]
-    start: float
+    seconds: dict[Unit, float]
+    faster: float
+    slower: float
     memory: dict[Kind, Memory]
     available: float
     host_memory: float
     in_flight: int | None
     notes: tuple[str, ...]
 
-    def seconds_of(self, little: StageWork, middle: StageWork, much: StageWork) -> Range:
-        """Return how long a stage takes, from three opinions of how much work it is."""
-        rates = self.seconds
-        return Range(
-            low=sum(n * rates[unit].low for unit, n in little.units.items()),
-            likely=sum(n * rates[unit].likely for unit, n in middle.units.items()),
-            high=sum(n * rates[unit].high for unit, n in much.units.items()),
-        )
+    def seconds_of(self, work: StageWork) -> float:
+        """Return how long a stage is likely to take."""
+        return sum(n * self.seconds[unit] for unit, n in work.units.items())
 
-    def memory_of(self, parts: Iterable[Part]) -> float:
-        """Return the bytes at the peak of some work."""
-        needed = [(self.memory[part.kind], part.held) for part in parts]
-        return max((max(m.fixed + m.per_token * held, m.afterwards) for m, held in needed), default=0.0)
+    def memory_of(self, work: StageWork) -> float:
+        """Return the bytes at a stage's peak."""
+        needed = [(self.memory[part.kind], part.held) for part in work.parts if part.items]
+        return max((memory.fixed + memory.per_token * held for memory, held in needed), default=0.0)
 
 
 class StagePlan(Record):
@@ -137,26 +131,18 @@ class Plan(Record):
     Attributes:
         project: Name.
         model: In words.
-        source: ``probe`` or ``stated``.
-        machine: In words.
+        basis: What the estimate rests on.
         iterations: How many are planned.
         stages: The seed's and those of one iteration, in the order in which they run.
-        start: Seconds before the first stage.
-        available: Bytes of memory, on one device.
-        host_memory: Bytes beside a device's that saving a trained model takes; 0 where the device is the host.
-        assumptions: In words.
+        assumptions: Beside those of the basis, in words.
         warnings: What will not work, and what to change.
     """
 
     project: str
     model: str
-    source: str
-    machine: str
+    basis: Basis
     iterations: int = Field(ge=0)
     stages: tuple[StagePlan, ...]
-    start: float
-    available: float
-    host_memory: float
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
@@ -171,8 +157,7 @@ class Plan(Record):
     @property
     def seconds(self) -> Range:
         """How long all of it takes."""
-        start = Range(low=self.start, likely=self.start, high=self.start)
-        return start + self.phase_seconds("seed") + self.phase_seconds("iteration").times(self.iterations)
+        return self.phase_seconds("seed") + self.phase_seconds("iteration").times(self.iterations)
 
     @property
     def memory(self) -> float:
@@ -193,7 +178,7 @@ class Plan(Record):
 
 def make_plan(
     settings: Settings,
-    facts: DataFacts,
+    facts: Facts,
     basis: Basis,
     iterations: int,
     model: str,
@@ -209,35 +194,35 @@ def make_plan(
         model: In words.
         remedies: Looked at where the memory does not suffice: changes in words, with what they lead to.
     """
-    works = [count_work(settings, facts, assumed, basis.in_flight) for assumed in (LITTLE, MIDDLE, MUCH)]
+    little, middle, much = (count_work(settings, facts, a, basis.in_flight) for a in (LITTLE, MIDDLE, MUCH))
     stages = tuple(
         StagePlan(
-            stage=middle.stage,
-            phase=middle.phase,
-            items=middle.items,
-            unit=middle.unit,
-            tokens_read=middle.tokens_read,
-            tokens_written=middle.tokens_written,
-            seconds=basis.seconds_of(little, middle, much),
-            memory=basis.memory_of(middle.parts),
-            disk_kept=middle.models * basis.parameters * BYTES[settings.model.save_dtype],
-            disk_meanwhile=middle.temporary_models * basis.parameters * 4,
+            stage=work.stage,
+            phase=work.phase,
+            items=work.items,
+            unit=work.unit,
+            tokens_read=sum(work.units[unit] for unit in TOKENS_READ),
+            tokens_written=work.units["drawn"],
+            seconds=Range(
+                low=basis.faster * basis.seconds_of(less),
+                likely=basis.seconds_of(work),
+                high=basis.slower * basis.seconds_of(more),
+            ),
+            memory=basis.memory_of(work),
+            disk_kept=work.models * basis.parameters * BYTES[settings.model.save_dtype],
+            disk_meanwhile=work.temporary_models * basis.parameters * BYTES["float32"],
         )
-        for little, middle, much in zip(*works, strict=True)
+        for less, work, more in zip(little, middle, much, strict=True)
     )
     plan = Plan(
         project=settings.project,
         model=model,
-        source=basis.source,
-        machine=basis.machine,
+        basis=basis,
         iterations=iterations,
         stages=stages,
-        start=basis.start,
-        available=basis.available,
-        host_memory=basis.host_memory,
-        assumptions=(*basis.notes, *_assumed(settings, facts), *_outside_help(settings, works[1])),
+        assumptions=(*_assumed(settings, facts), *_outside_help(settings, middle)),
     )
-    if plan.memory <= plan.available:
+    if plan.memory <= basis.available:
         return plan
     heavy = [stage.stage for stage in stages if stage.memory > basis.available]
     warning = (
@@ -266,46 +251,34 @@ def read_record(kind: type[Kept], path: Path) -> Kept | None:
         return None
 
 
-def _way_out(facts: DataFacts, remedies: Iterable[tuple[str, Settings, Basis]]) -> str:
+def _way_out(facts: Facts, remedies: Iterable[tuple[str, Settings, Basis]]) -> str:
     for words, settings, basis in remedies:
         works = count_work(settings, facts, MIDDLE, basis.in_flight)
-        if basis.memory_of(part for work in works for part in work.parts) <= basis.available:
+        if all(basis.memory_of(work) <= basis.available for work in works):
             return f"it would with {words}"
     return "lower micro_batch_size and max_length in training and batch_size in writing, or take a smaller model"
 
 
+def _assumed(settings: Settings, facts: Facts) -> list[str]:
+    """Return the assumptions on which these settings' work depends, in words, with their two ends."""
+    lines = [f"replies of the instruction data have {facts['response'].mean:.0f} tokens"]
+    middle = count_work(settings, facts, MIDDLE)
+    for name, field in Assumptions.model_fields.items():
+        little, likely, much = (getattr(assumed, name) for assumed in (LITTLE, MIDDLE, MUCH))
+        if count_work(settings, facts, MIDDLE.model_copy(update={name: much})) != middle:
+            lines.append(f"{field.description}: {likely:g} ({little:g} to {much:g})")
+    return lines
+
+
 def _outside_help(settings: Settings, works: Sequence[StageWork]) -> list[str]:
-    judges: tuple[ArbiterSettings | PanelMember, ...] = (*settings.evaluation.arbiters, *settings.judge.panel)
     lines = []
-    if any(j.model not in ("self", "verifiers") and not j.server.base_url for j in judges):
+    judges: tuple[ArbiterSettings | PanelMember, ...] = (*settings.evaluation.arbiters, *settings.judge.panel)
+    if any(j.model not in ("self", *PROGRAMS) and not j.server.base_url for j in judges):
         lines.append("other models that judge here are as large as the project's own")
     seed, iteration = (sum(w.requests for w in works if w.phase == phase) for phase in ("seed", "iteration"))
     if seed or iteration:
         lines.append(
             f"servers that judge are sent {seed:,} requests for the seed and {iteration:,} an iteration, repeated ones "
             "and early stopping's not counted; neither their time nor their price is in the plan"
-        )
-    return lines
-
-
-def _assumed(settings: Settings, facts: DataFacts) -> list[str]:
-    lines = [
-        f"replies have {MIDDLE.reply_share:g} times the length of the instruction data's, which is "
-        f"{facts.responses.mean:.0f} tokens, before the limit cuts them ({LITTLE.reply_share:g} to "
-        f"{MUCH.reply_share:g} times)",
-        f"{MIDDLE.acceptance:.0%} of the invented prompts are accepted ({LITTLE.acceptance:.0%} to "
-        f"{MUCH.acceptance:.0%}), {MIDDLE.pairs_kept:.0%} of the prompts give a pair ({LITTLE.pairs_kept:.0%} to "
-        f"{MUCH.pairs_kept:.0%})",
-    ]
-    own = settings.eft.enabled and settings.eft.targets == "self"
-    if own or settings.judge.mode != "distribution":
-        lines.append(
-            f"a written judgement has {MIDDLE.judgement_tokens} tokens before the limit cuts it "
-            f"({LITTLE.judgement_tokens} to {MUCH.judgement_tokens})"
-        )
-    if own:
-        lines.append(
-            f"the SFT baseline's own judgements agree with people on {MIDDLE.self_judged_kept:.0%} of the judging "
-            f"prompts ({LITTLE.self_judged_kept:.0%} to {MUCH.self_judged_kept:.0%})"
         )
     return lines

@@ -1,7 +1,7 @@
-"""About a minute of the real work on this machine: the configured model through the real engine and trainers.
+"""How fast this machine is: about a minute of reading, writing and training with the configured model.
 
-Each kind of work is done on a little of the project's own data, and timed without its first repetition. Before there
-is a seed model the base model stands for all models, which are of its size.
+Each is done on a little of the project's own data, and timed without its first repetition. Before there is a seed
+model the base model stands for all models, which are of its size.
 """
 
 from __future__ import annotations
@@ -10,74 +10,45 @@ import gc
 import os
 import platform
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import psutil
 
 from srlm_pipeline.acceleration.allocation import give_back_freed_memory
 from srlm_pipeline.config import Settings, TrainingSettings
-from srlm_pipeline.data.loaders import load_instructions, load_ranked_replies
-from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
+from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
-from srlm_pipeline.judging.eft import eft_from_dataset
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, judge_prompt
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from srlm_pipeline.planning.machines import host_memory, requests_in_flight
-from srlm_pipeline.planning.plan import Basis, Memory, Range
-from srlm_pipeline.planning.workload import Kind, TextMeasure, Unit, evenly, unshared
+from srlm_pipeline.planning.machines import ModelShape, host_memory, memory_of_model, requests_in_flight
+from srlm_pipeline.planning.plan import Basis
+from srlm_pipeline.planning.texts import ProjectData, TextMeasure, group_tokens, unshared
+from srlm_pipeline.planning.workload import Trainer, Unit
 from srlm_pipeline.progress import Task
-from srlm_pipeline.prompting.few_shot import few_shot_exchange
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
-from srlm_pipeline.training.ranking_items import RankedExample
-from srlm_pipeline.training.seed import judgement_examples, ranked_examples
 from srlm_pipeline.training.sft import SftExample
 
-Item = TypeVar("Item")
-# A trainer: (job, examples, settings).
-Train = Callable[[TrainingJob, list[Any], Any], TrainingRun]
+Result = TypeVar("Result")
 
-# Seconds that the longest of the measurements of writing may take.
-_WRITING_SECONDS = 6.0
+_WRITING_STEPS = 24
 _TRAINING_STEPS = 3
 # Forward passes per optimiser step, at most: with one the optimiser would weigh too much, with more it would take long.
 _ACCUMULATED = 2
-# Messages that ask for a new prompt, read to learn what reading costs.
-_MESSAGES = 8
-_MEMORY_INTERVAL = 0.02
 # A machine that others use too is faster or slower at another hour.
-FASTER, SLOWER = 0.8, 1.3
-_STAGE_SECONDS = 0.5
-_PROCESS_NOTE = (
-    "memory is what a stage needs by itself; one process that runs all of them, as `srlm run` does, was seen to hold "
-    "twice as much"
-)
+_FASTER, _SLOWER = 0.8, 1.3
 # Settings on which the speed of a unit of work depends; how many units there are does not matter.
 _PROBED_SETTINGS = (
-    "base_model",
-    "model",
-    "engine",
-    "data",
-    "eft.enabled",
-    "eft.ranking",
-    "judge.batch_size",
-    "judge.rubric",
-    "candidates.batch_size",
-    "candidates.max_new_tokens",
-    "prompt_generation.batch_size",
-    *(
-        f"{stage}.{name}"
-        for stage in ("sft", "eft", "dpo")
-        for name in ("method", "lora", "micro_batch_size", "max_length")
-    ),
-)
+    "base_model", "model", "engine", "data", "eft.enabled", "eft.targets", "eft.ranking", "judge.batch_size",
+    "judge.rubric", "candidates.batch_size", "candidates.max_new_tokens",
+    *(f"{stage}.{name}" for stage in ("sft", "eft", "dpo")
+      for name in ("method", "lora", "micro_batch_size", "max_length")),
+)  # fmt: skip
 
 
 def probe_path(root: Path, settings: Settings, digest: str) -> Path:
@@ -105,353 +76,212 @@ def machine_in_words(settings: Settings) -> str:
     return f"{name}, {dtype}{', without acceleration' if is_switched_off() else ''}"
 
 
-def import_libraries() -> float:
-    """Import what stages import when they are first needed; returns the seconds it took."""
-    started = time.perf_counter()
-    import datasets  # noqa: F401
-    import peft  # noqa: F401
-    from trl import DPOTrainer, SFTTrainer  # noqa: F401
-
-    return time.perf_counter() - started
-
-
 def run_probe(
     base: Checkpoint,
+    shape: ModelShape,
     settings: Settings,
+    data: ProjectData,
     measure: TextMeasure,
     open_engine: OpenEngine,
     folder: Path,
     announce: Callable[[str], None],
-    start: float = 0.0,
 ) -> Basis:
-    """Measure this machine.
+    """Measure this machine's speed; memory follows from the model's shape.
 
     Args:
         base: The base model.
+        shape: Of the base model.
         settings: All settings.
+        data: To read, answer and learn.
         measure: Of the model's tokenizer.
         open_engine: Loads a checkpoint with a batch size.
         folder: Where training may work; what it leaves there is removed.
         announce: Called with a line before each measurement.
-        start: Seconds that importing took.
     """
+    import psutil
+    import torch
+
     from srlm_pipeline.generation.opening import choose_engine, release_engines
-    from srlm_pipeline.models.loading import choose_device
+    from srlm_pipeline.models.loading import choose_device, choose_dtype
 
     device = choose_device(settings.model.device)
-    on_cpu = device == "cpu"
+    dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
     in_flight = requests_in_flight(settings.engine, choose_engine(settings)[0])
-    material = _Material(settings, measure)
-    meter = _MemoryMeter(device)
-    memory: dict[Kind, Memory] = {}
+    lessons = _lessons(data, settings, measure)
     announce("loading the model")
-    engine, opening = _timed(lambda: open_engine(base, settings.candidates.batch_size))
-    loaded = meter.now()
-    announce("reading and writing")
-    with meter.peak() as peak:
-        seconds, held = _measure_writing(engine, material, settings, in_flight)
-    memory["writing"] = _memory(loaded, peak[0], held)
-    _free(device)
-    announce("judging")
-    with meter.peak() as peak:
-        seconds["judged"], held = _measure_judging(engine, material, settings, in_flight)
-    memory["judging"] = _memory(loaded, peak[0], held)
+    engine, opened = _timed(lambda: open_engine(base, settings.candidates.batch_size))
+    announce("reading")
+    replies = _repeated(list(data.train.itertuples()), in_flight or settings.judge.batch_size)
+    questions = [judge_prompt(settings.judge.rubric, r.prompt, r.text, "direct") for r in replies]
+    seconds: dict[Unit, float] = {"opened": opened, "read": _measure_reading(engine, questions, measure)}
+    announce("writing")
+    messages = _repeated(data.ift["prompt"].tolist(), in_flight or settings.candidates.batch_size)
+    seconds |= _measure_writing(engine, messages, settings)
     del engine
     release_engines()
-    _free(device)
-    trainers = []
+    _free_memory()
     folder.mkdir(parents=True, exist_ok=True)
+    setting_up: list[float] = []
     with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
-        for kind, lesson in _lessons(material, settings).items():
-            announce(f"training: {kind}")
-            work = Path(scratch) / kind
-            timing = _measure_training(base, lesson, settings, work, meter)
-            seconds[kind], memory[kind] = timing.per_token, timing.memory
-            trainers.append(timing.set_up)
-            # The models are of one size: writing the first of them tells of all.
-            if "save" not in seconds:
-                seconds["save"] = _measure_saving(timing.run, base, settings, Path(scratch) / "saved")
-            parameters = sum(p.numel() for p in timing.run.loaded.model.parameters())
-            del timing
-            _free(device)
-    seconds |= {
-        "trainer": float(np.mean(trainers)),
-        "engine": opening,
-        "stage": _STAGE_SECONDS,
-    }
+        for trainer, lesson in lessons.items():
+            announce(f"training: {trainer}")
+            run, seconds[trainer], beside = _measure_training(base, lesson, settings, Path(scratch) / trainer)
+            setting_up.append(beside)
+            if len(setting_up) == len(lessons):
+                announce("saving")
+                save = partial(save_checkpoint, run.loaded, Path(scratch) / "saved", "probe", base.digest, {})
+                _, saving = _timed(partial(save, settings.model.save_dtype))
+                seconds["trainer"] = float(np.mean(setting_up)) + saving
+                del save
+            del run
+            _free_memory()
+    notes = [
+        f"speed as measured here on {time.strftime('%Y-%m-%d %H:%M')} with the base model "
+        f"(range: {1 - _FASTER:.0%} faster to {_SLOWER - 1:.0%} slower)"
+    ]
+    if device == "cpu":
+        notes.append(
+            "memory is what a stage needs by itself; one process that runs all of them, as `srlm run` does, holds more "
+            "(4.9 GiB instead of 3.8 in the quickstart)"
+        )
+    on_gpu = device.startswith("cuda")
     return Basis(
         source="probe",
         machine=machine_in_words(settings),
-        parameters=parameters,
-        seconds={unit: Range(low=FASTER * s, likely=s, high=SLOWER * s) for unit, s in seconds.items()},
-        start=start,
-        memory=memory,
-        available=meter.total,
-        host_memory=0.0 if on_cpu else host_memory(parameters),
+        parameters=shape.parameters,
+        seconds=seconds,
+        faster=_FASTER,
+        slower=_SLOWER,
+        memory=memory_of_model(shape, settings, checkpointing=device != "cpu", dtype=dtype),
+        available=float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total),
+        host_memory=0.0 if device == "cpu" else host_memory(shape.parameters),
         in_flight=in_flight,
-        notes=(
-            f"speed as measured here on {time.strftime('%Y-%m-%d %H:%M')} with the base model "
-            f"(range: {1 - FASTER:.0%} faster to {SLOWER - 1:.0%} slower)",
-            *([_PROCESS_NOTE] if on_cpu else []),
-        ),
+        notes=tuple(notes),
     )
 
 
-class _MemoryMeter:
-    """Bytes in use: of this process on a CPU, of the device elsewhere."""
+class Lesson(NamedTuple):
+    """A trainer, its settings, examples, and how many tokens one of these has."""
 
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    @property
-    def total(self) -> float:
-        """Bytes that there are."""
-        return float(self._of_device()[1] if self._device.startswith("cuda") else psutil.virtual_memory().total)
-
-    def now(self) -> float:
-        """Bytes in use."""
-        if not self._device.startswith("cuda"):
-            return float(psutil.Process().memory_info().rss)
-        free, total = self._of_device()
-        return float(total - free)
-
-    def _of_device(self) -> tuple[int, int]:
-        import torch
-
-        return torch.cuda.mem_get_info(self._device)
-
-    @contextmanager
-    def peak(self) -> Iterator[list[float]]:
-        """Give a list whose one element is the most that was in use within the block, once it has ended."""
-        most, ended = [self.now()], threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(_MEMORY_INTERVAL):
-                most[0] = max(most[0], self.now())
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield most
-        finally:
-            ended.set()
-            watcher.join()
-            most[0] = max(most[0], self.now())
+    train: Callable[[TrainingJob, list[Any], Any], TrainingRun]
+    settings: TrainingSettings
+    examples: Sequence[Any]
+    tokens: Callable[[Any], float]
 
 
 class _Clock:
-    """A progress reporter that notes when each step ended, and what memory the steps took."""
+    """A progress reporter that notes when each step ended."""
 
-    def __init__(self, meter: _MemoryMeter) -> None:
-        self._meter = meter
+    def __init__(self) -> None:
         self.steps: list[float] = []
-        self.loaded = self.peak = 0.0
 
     @contextmanager
     def task(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
         """See `ProgressReporter.task`."""
-        self.loaded = self._meter.now()
-        with self._meter.peak() as peak:
-            yield self
-        self.peak = peak[0]
+        yield self
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """See `Task.advance`."""
         self.steps.append(time.perf_counter())
 
 
-class _Material:
-    """Texts of the project to work on."""
+def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dict[Trainer, Lesson]:
+    """Return what the trainers are to learn; tokens are those that `count_work` counts."""
+    # What stages import when they are first needed is none of their time.
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
-    def __init__(self, settings: Settings, measure: TextMeasure) -> None:
-        self.measure = measure
-        ift = load_instructions(settings.data).table
-        ranked = load_ranked_replies(settings.data).table
-        eft = eft_from_dataset(ranked[ranked["split"] == "train"]).table
-        prompts = ift["prompt"].tolist()
-        self.messages = [(prompt, "") for prompt in prompts]
-        shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples
-        self.few_shot = [few_shot_exchange(prompts[i : i + shown]) for i in range(0, len(prompts), shown)]
-        rubric = settings.judge.rubric
-        self.judging = [
-            (judge_prompt(rubric, r.prompt, r.text, "direct"), SCORE_START) for r in evenly(list(ranked.itertuples()))
-        ]
-        self.sft = [SftExample(row.prompt, row.response) for row in ift.itertuples()]
-        self.sft += judgement_examples(eft, rubric, 1, settings.seed) if settings.eft.enabled else []
-        self.groups = ranked_examples(eft)
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """A stage of training on a little of its data; `tokens` tells an example's, as `count_work` counts them."""
-
-    train: Train
-    settings: TrainingSettings
-    examples: Sequence[Any]
-    tokens: Callable[[Any], float]
-
-
-def _lessons(material: _Material, settings: Settings) -> dict[Any, _Lesson]:
     from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
     from srlm_pipeline.training.ranking import train_ranking
     from srlm_pipeline.training.sft import train_sft
 
-    measure, rubric = material.measure, settings.judge.rubric
+    def tokens(chosen: TrainingSettings, prompt: str, *replies: str) -> float:
+        return sum(min(measure.conversation(prompt, reply), chosen.max_length) for reply in replies)
 
-    def texts(limit: int, prompt: str, *replies: str) -> float:
-        return sum(min(measure.exchange(prompt, reply), limit) for reply in replies)
-
-    def group(example: RankedExample) -> float:
-        asked = [judge_prompt(rubric, example.prompt, reply, "direct") for reply in example.replies]
-        return sum(min(measure.prompt(text, SCORE_START), settings.eft.max_length) for text in asked)
-
-    lessons = {
-        "sft": _Lesson(
-            train_sft,
-            settings.sft,
-            material.sft,
-            lambda e: texts(settings.sft.max_length, e.prompt, e.response),
-        ),
-        "ranking": _Lesson(
-            lambda job, some, chosen: train_ranking(job, some, chosen, rubric), settings.eft, material.groups, group
-        ),
-        "dpo": _Lesson(
-            train_dpo,
-            settings.dpo,
-            [PreferenceExample(g.prompt, *_best_and_worst(g)) for g in material.groups],
-            lambda e: texts(settings.dpo.max_length, e.prompt, e.chosen, e.rejected),
-        ),
+    sft, dpo, rubric = settings.sft, settings.dpo, settings.judge.rubric
+    texts = [*(SftExample(row.prompt, row.response) for row in data.ift.itertuples()), *data.judgements]
+    # Best and worst as people see them: replies made up for the judge are of other lengths.
+    ranked = [group for _, group in data.train.sort_values("rank", kind="stable").groupby("group_id")]
+    pairs = [PreferenceExample(g["prompt"].iloc[0], g["text"].iloc[0], g["text"].iloc[-1]) for g in ranked]
+    lessons: dict[Trainer, Lesson] = {
+        "sft": Lesson(train_sft, sft, texts, lambda e: tokens(sft, e.prompt, e.response)),
+        "dpo": Lesson(train_dpo, dpo, pairs, lambda e: tokens(dpo, e.prompt, e.chosen, e.rejected)),
     }
-    if not (settings.eft.enabled and settings.eft.ranking):
-        del lessons["ranking"]
+    if settings.eft.enabled and settings.eft.ranking:
+        lessons["ranking"] = Lesson(
+            lambda job, groups, chosen: train_ranking(job, groups, chosen, rubric),
+            settings.eft,
+            data.groups,
+            lambda e: group_tokens(e, settings, measure),
+        )
     return lessons
 
 
-def _measure_writing(
-    engine: TextEngine, material: _Material, settings: Settings, in_flight: int | None
-) -> tuple[dict[Unit, float], float]:
-    """Tell apart what a prompt token, a step, and a token drawn cost, from runs with more and less of each.
+def _measure_reading(engine: TextEngine, messages: Sequence[str], measure: TextMeasure) -> float:
+    """Return seconds per prompt token, from judging replies in one batch."""
+    texts = [engine.render(message, SCORE_START) for message in messages]
+    engine.next_token_distribution(texts[:2], SCORES)
+    _, seconds = _timed(lambda: engine.next_token_distribution(texts, SCORES))
+    return seconds / sum(map(measure.tokens, unshared(messages)))
 
-    Returns:
-        Seconds per unit, and the most tokens that were in memory.
-    """
-    chosen = settings.candidates
-    observed: list[tuple[float, float, float]] = []
-    seconds: list[float] = []
-    held = 0.0
 
-    def write(begun: Sequence[tuple[str, str]], n_tokens: int) -> float:
-        nonlocal held
-        texts = [engine.render(*exchange) for exchange in begun]
-        requests = [
-            GenerationRequest(str(place), text, derive_seed(settings.seed, "probe", place))
-            for place, text in enumerate(texts)
-        ]
-        sampling = Sampling(chosen.temperature, chosen.top_p, n_tokens)
-        written, taken = _timed(lambda: engine.generate(requests, sampling))
-        lengths = [completion.n_tokens for completion in written]
-        prompted = [material.measure.tokens(text) for text in unshared(list(dict.fromkeys(texts)))]
+def _measure_writing(engine: TextEngine, messages: Sequence[str], settings: Settings) -> dict[Unit, float]:
+    """Tell apart what a step and a token drawn in it cost, from steps of a full batch and of a small one."""
+
+    def seconds_per_step(rows: int) -> float:
+        requests = [GenerationRequest(str(n), engine.render(text), n) for n, text in enumerate(messages[:rows])]
+        chosen, steps = settings.candidates, min(_WRITING_STEPS, settings.candidates.max_new_tokens)
         # The first token comes from reading.
-        observed.append((sum(prompted), max(lengths) - 1, sum(lengths) - len(lengths)))
-        seconds.append(taken)
-        held = max(held, len(begun) * (max(map(material.measure.tokens, texts)) + n_tokens))
-        return taken
+        some, one = (Sampling(chosen.temperature, chosen.top_p, n_tokens) for n_tokens in (steps + 1, 1))
+        _, writing = _timed(lambda: engine.generate(requests, some))
+        _, reading = _timed(lambda: engine.generate(requests, one))
+        return max(writing - reading, 0.0) / steps
 
-    write(material.messages[:2], 2)
-    observed.clear()
-    seconds.clear()
-    write(_repeated(material.few_shot, min(settings.prompt_generation.batch_size, _MESSAGES)), 1)
-    rows = in_flight or chosen.batch_size
-    for size, budget in ((rows, _WRITING_SECONDS), (max(1, rows // 8), _WRITING_SECONDS / 2)):
-        messages = _repeated(material.messages, size)
-        reading = write(messages, 1)
-        few = min(8, chosen.max_new_tokens)
-        step = max(write(messages, few) - reading, 1e-6) / max(few - 1, 1)
-        write(messages, int(min(max(budget / step, few), chosen.max_new_tokens)))
-    prompted, step, drawn = _solve(observed, seconds)
-    return {"prompted": prompted, "step": step, "drawn": drawn}, held
-
-
-def _measure_judging(
-    engine: TextEngine, material: _Material, settings: Settings, in_flight: int | None
-) -> tuple[float, float]:
-    """Return seconds per prompt token in judging, and the tokens of the largest forward pass."""
-    rows = in_flight or settings.judge.batch_size
-    prefixes = [engine.render(*exchange) for exchange in _repeated(material.judging, rows)]
-    engine.next_token_distribution(prefixes[:2], SCORES)
-    _, seconds = _timed(lambda: engine.next_token_distribution(prefixes, SCORES))
-    tokens = material.measure.tokens
-    return seconds / sum(map(tokens, unshared(prefixes))), rows * max(map(tokens, prefixes))
-
-
-@dataclass(frozen=True)
-class _TrainingTime:
-    run: TrainingRun
-    per_token: float
-    set_up: float
-    memory: Memory
+    many, few = len(messages), max(1, len(messages) // 8)
+    seconds_per_step(1)
+    large, small = seconds_per_step(many), seconds_per_step(few)
+    drawn = max(large - small, 0.0) / max(many - few, 1)
+    return {"step": max(small - few * drawn, 0.0), "drawn": drawn}
 
 
 def _measure_training(
-    base: Checkpoint, lesson: _Lesson, settings: Settings, work: Path, meter: _MemoryMeter
-) -> _TrainingTime:
-    """Train a few steps on one batch of all lengths, the same in each step."""
-    micro = lesson.settings.micro_batch_size
-    n = micro * min(lesson.settings.batch_size // micro, _ACCUMULATED)
-    short: dict[str, Any] = {"batch_size": n, "epochs": _TRAINING_STEPS, "save_every": 10**6}
+    base: Checkpoint, lesson: Lesson, settings: Settings, work: Path
+) -> tuple[TrainingRun, float, float]:
+    """Train a few steps on one batch of all lengths, the same in each step.
+
+    Returns:
+        The run, seconds per token, and seconds beside the steps.
+    """
+    micro, batch = lesson.settings.micro_batch_size, lesson.settings.batch_size
+    n = micro * min(batch // micro, _ACCUMULATED)
+    short = lesson.settings.model_copy(update={"batch_size": n, "epochs": _TRAINING_STEPS, "save_every": 10**6})
     ordered = sorted(lesson.examples, key=lesson.tokens)
     # The middles of n equal parts: as long on average as all are.
     examples = [ordered[int((i + 0.5) / n * len(ordered))] for i in range(n)]
-    tokens = sum(map(lesson.tokens, examples))
-    clock = _Clock(meter)
+    clock = _Clock()
     job = TrainingJob(base.path, settings.model, settings.seed, work, work.name, clock)
-    with meter.peak() as peak:
-        run, total = _timed(lambda: lesson.train(job, examples, lesson.settings.model_copy(update=short)))
+    run, total = _timed(lambda: lesson.train(job, examples, short))
     step = float(np.mean(np.diff(clock.steps)))
-    held = micro * lesson.tokens(examples[-1])
-    memory = _memory(clock.loaded, clock.peak, held).model_copy(update={"afterwards": peak[0]})
-    return _TrainingTime(run, step / tokens, max(total - _TRAINING_STEPS * step, 0.0), memory)
+    return run, step / sum(map(lesson.tokens, examples)), max(total - _TRAINING_STEPS * step, 0.0)
 
 
-def _measure_saving(run: TrainingRun, base: Checkpoint, settings: Settings, folder: Path) -> float:
-    dtype = settings.model.save_dtype
-    return _timed(lambda: save_checkpoint(run.loaded, folder, "probe", base.digest, {}, dtype))[1]
-
-
-def _best_and_worst(group: RankedExample) -> tuple[str, str]:
-    ordered = [text for _, text in sorted(zip(group.ranks, group.replies, strict=True))]
-    return ordered[0], ordered[-1]
-
-
-def _repeated(items: Sequence[Item], n: int) -> list[Item]:
+def _repeated(items: Sequence[Result], n: int) -> list[Result]:
     return [items[place % len(items)] for place in range(n)]
 
 
-def _solve(observed: Sequence[tuple[float, float, float]], seconds: Sequence[float]) -> tuple[float, float, float]:
-    """Return seconds per unit of three kinds of work, none below zero, that explain the measurements best."""
-    from scipy.optimize import nnls
-
-    # Each measurement weighs alike, whether it took long or not.
-    (first, second, third), _ = nnls(np.array(observed) / np.array(seconds)[:, None], np.ones(len(seconds)))
-    return float(first), float(second), float(third)
-
-
-def _memory(loaded: float, peak: float, held: float) -> Memory:
-    return Memory(fixed=loaded, per_token=max(peak - loaded, 0.0) / max(held, 1.0))
-
-
-def _timed(action: Callable[[], Item]) -> tuple[Item, float]:
+def _timed(action: Callable[[], Result]) -> tuple[Result, float]:
     started = time.perf_counter()
     result = action()
     return result, time.perf_counter() - started
 
 
-def _free(device: str) -> None:
+def _free_memory() -> None:
+    import torch
+
     gc.collect()
     give_back_freed_memory()
-    if device.startswith("cuda"):
-        import torch
-
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 

@@ -1,189 +1,79 @@
-"""How much work each stage is: counted from settings and data, whatever machine will do it.
+"""How much work each stage is, whatever machine will do it: a table of the stages in three kinds of work.
 
-Work is counted in units (`Unit`), so that its time is a sum of units times seconds per unit. What every prompt of a
-kind begins with is read once and not counted; padding is not counted, a rate per token includes it.
+A model reads texts, writes replies, or is trained on examples. Each of the three is counted in one place, in units
+that take a time each (`Unit`); a stage names what is read, written and learned. Padding is not counted, a rate per
+token includes it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Literal
 
-import numpy as np
-import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
 
-from srlm_pipeline.checks.closed_tasks import load_closed_tasks
-from srlm_pipeline.checks.verifiable import load_verifiable
-from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings, TrainingSettings
-from srlm_pipeline.data.chat import render_user_turn
-from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
-from srlm_pipeline.generation.prefill import common_length
-from srlm_pipeline.judging.eft import eft_from_dataset
-from srlm_pipeline.judging.negatives import with_negatives
-from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
-from srlm_pipeline.prompting.few_shot import ROUND, few_shot_exchange
-from srlm_pipeline.training.seed import judgement_examples
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from srlm_pipeline.config import PROGRAMS, PanelMember, Settings, TrainingSettings
+from srlm_pipeline.evaluation.assessing import reply_limits
+from srlm_pipeline.planning.texts import Facts, Lengths
+from srlm_pipeline.prompting import evolution, few_shot
+from srlm_pipeline.prompting.evolution import prompts_by_operator
+from srlm_pipeline.prompting.rewriting import OPERATORS
 
 Phase = Literal["seed", "iteration"]
-Kind = Literal["writing", "judging", "sft", "ranking", "dpo"]
-Unit = Literal["prompted", "step", "drawn", "judged", "sft", "ranking", "dpo", "trainer", "engine", "save", "stage"]
-"""What takes time: a prompt token before writing, a forward pass of one new token a row, a token drawn, a token of a
-forward pass that writes nothing, a token trained on by each trainer, setting up a trainer, opening a model, saving
-one, and what every stage takes anyway."""
-TRAINERS: tuple[Literal["sft", "ranking", "dpo"], ...] = ("sft", "ranking", "dpo")
-Item = TypeVar("Item")
-# Lengths are measured on so many texts, evenly spaced; more would not change a mean.
-_SAMPLE = 400
+Trainer = Literal["sft", "ranking", "dpo"]
+Kind = Literal["engine", "sft", "ranking", "dpo"]
+"""What holds memory: an engine that reads and writes, or a trainer."""
+Unit = Literal["opened", "read", "step", "drawn", "sft", "ranking", "dpo", "trainer"]
+"""What takes time: opening a model, a token read, a forward pass of one new token a row, a token drawn, a token trained
+on by each trainer, and what a training takes beside its steps: setting up, merging, saving."""
 
 
-@dataclass(frozen=True)
-class TextMeasure:
-    """How texts become tokens.
+class Assumptions(BaseModel):
+    """What no one knows before the run."""
 
-    Attributes:
-        render: A user message, and how the reply begins, as the model reads them.
-        tokens: How many tokens a text has.
-    """
+    model_config = ConfigDict(frozen=True)
 
-    render: Callable[[str, str], str]
-    tokens: Callable[[str], int]
-
-    def prompt(self, message: str, start: str = "") -> int:
-        """Return the tokens of a rendered user message."""
-        return self.tokens(self.render(message, start))
-
-    def exchange(self, message: str, reply: str) -> int:
-        """Return the tokens of a user message and the reply to it, end token included."""
-        return self.prompt(message) + self.tokens(reply) + 1
-
-
-def tokenizer_measure(tokenizer: PreTrainedTokenizerBase) -> TextMeasure:
-    """Measure texts as the model's own tokenizer and chat template make them."""
-    return TextMeasure(
-        lambda message, start: render_user_turn(tokenizer, message, start),
-        lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
+    reply_share: float = Field(
+        0.85, description="length of replies, as a share of the instruction data's, before the limit cuts them"
+    )
+    acceptance: float = Field(0.5, description="share of the invented prompts that are accepted")
+    pairs_kept: float = Field(0.95, description="share of the prompts whose best and worst reply make a pair")
+    positive: float = Field(0.25, description="share of the replies that are good enough to be learned")
+    judgement_tokens: int = Field(130, description="tokens of a written judgement, before the limit cuts it")
+    self_judged_kept: float = Field(
+        0.25, description="share of the judging prompts whose replies the SFT baseline orders as people do"
     )
 
 
-def character_measure() -> TextMeasure:
-    """Four characters a token, and a short chat template: for a model of which only the size is known."""
-    return TextMeasure(
-        lambda message, start: f"<|user|>\n{message}\n<|assistant|>\n{start}", lambda text: -(-len(text) // 4)
-    )
+MIDDLE = Assumptions()
+LITTLE = Assumptions(
+    reply_share=0.6, acceptance=0.75, pairs_kept=0.8, positive=0.1, judgement_tokens=80, self_judged_kept=0.1
+)
+MUCH = Assumptions(
+    reply_share=1.2, acceptance=0.35, pairs_kept=1.0, positive=0.5, judgement_tokens=250, self_judged_kept=0.6
+)
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """Token counts of `count` texts, known of a sample of them."""
-
-    count: int
-    sample: tuple[int, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean length in tokens; 0 without texts."""
-        return float(np.mean(self.sample)) if self.sample else 0.0
-
-    @property
-    def largest(self) -> int:
-        """The longest of the sample, in tokens."""
-        return max(self.sample, default=0)
-
-    def cut(self, limit: int) -> Lengths:
-        """Return the lengths when longer texts are cut."""
-        return Lengths(self.count, tuple(min(length, limit) for length in self.sample))
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the work depends on, measured on the data.
-
-    Attributes:
-        instructions: IFT prompt and response together.
-        messages: IFT prompts as a model is asked them; invented prompts are taken to be as long.
-        responses: IFT responses.
-        judgements: Judgement texts of the data file with their prompts; empty where the model writes its own.
-        ranked: Judging prompts of the training replies with those made up for the judge, that ask for a score.
-        groups: Prompts that these belong to.
-        explaining: Judging prompts of the training replies, that ask for a rationale.
-        held_out: Judging prompts of the held-out replies, that ask for a score, without their common beginning.
-        held_out_groups: Prompts that these belong to.
-        held_out_pairs: Ordered pairs among them.
-        evaluation: Evaluation prompts as a model is asked them.
-        verifiable: The same of verifiable prompts.
-        closed: The same of closed tasks.
-        best_replies: The best human replies to held-out prompts, with these.
-        few_shot: Exchanges after which a model writes a new prompt, without their common beginning.
-        bare_prompt: Mean tokens of an IFT prompt alone.
-        judge_frame: Tokens around prompt and reply that are not the same beginning every time.
-        comparison_frame: The same around a prompt and two replies.
-    """
-
-    instructions: Lengths
-    messages: Lengths
-    responses: Lengths
-    judgements: Lengths
-    ranked: Lengths
-    groups: int
-    explaining: Lengths
-    held_out: Lengths
-    held_out_groups: int
-    held_out_pairs: int
-    evaluation: Lengths
-    verifiable: Lengths
-    closed: Lengths
-    best_replies: Lengths
-    few_shot: Lengths
-    bare_prompt: float
-    judge_frame: int
-    comparison_frame: int
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What no one knows before the run.
-
-    Attributes:
-        reply_share: Replies' mean length, as a share of the IFT responses', before the limit cuts.
-        judgement_tokens: Mean length of a judgement that a model writes, before the limit cuts.
-        acceptance: Share of invented prompts that are accepted.
-        pairs_kept: Share of prompts whose best and worst reply differ enough.
-        self_judged_kept: Share of judging prompts whose order the SFT baseline gets right (`eft.targets: self`).
-        positive: Share of candidates that are positive examples (`pairs.strategy: positive_only`).
-    """
-
-    reply_share: float = 0.85
-    judgement_tokens: int = 130
-    acceptance: float = 0.5
-    pairs_kept: float = 0.95
-    self_judged_kept: float = 0.25
-    positive: float = 0.25
-
-
-@dataclass(frozen=True)
-class Part:
+class Work:
     """Work of one kind.
 
     Attributes:
         kind: Which.
-        items: Replies, judgements, or examples in one epoch.
+        items: Texts read, replies written, or examples in one epoch.
         units: How many of which unit.
         held: Tokens that are in memory at a time, at the most.
-        steps: Of the optimiser, in training.
-        full: Whether all weights are trained, and resumable checkpoints therefore large.
+        resumable: Whether checkpoints of all weights are kept meanwhile.
     """
 
     kind: Kind
     items: int
     units: Mapping[Unit, float]
     held: float
-    steps: int = 0
-    full: bool = False
+    resumable: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,7 +86,7 @@ class StageWork:
         items: What is counted.
         unit: What is counted, in words.
         parts: The work.
-        engines: Models that are opened for writing or judging.
+        opened: Models that are opened for reading or writing.
         models: Whole models that the stage keeps.
         temporary_models: Whole float32 models that it holds on disk meanwhile.
         requests: To servers that are asked for their opinion.
@@ -206,104 +96,22 @@ class StageWork:
     phase: Phase
     items: int
     unit: str
-    parts: tuple[Part, ...] = ()
-    engines: int = 0
+    parts: Sequence[Work] = ()
+    opened: int = 0
     models: int = 0
     temporary_models: float = 0.0
     requests: int = 0
 
     @property
-    def units(self) -> dict[Unit, float]:
+    def units(self) -> Counter[Unit]:
         """How many of which unit, over all parts."""
-        trained = sum(part.kind in TRAINERS for part in self.parts)
-        total: dict[Unit, float] = {"stage": 1, "engine": self.engines, "trainer": trained, "save": trained}
+        total: Counter[Unit] = Counter({"opened": self.opened})
         for part in self.parts:
-            for unit, number in part.units.items():
-                total[unit] = total.get(unit, 0.0) + number
+            total.update(part.units)
         return total
 
-    @property
-    def tokens_read(self) -> float:
-        """Prompt and training tokens that are computed."""
-        read: tuple[Unit, ...] = ("prompted", "judged", *TRAINERS)
-        return sum((self.units.get(unit, 0.0) for unit in read), 0.0)
 
-    @property
-    def tokens_written(self) -> float:
-        """Tokens that are drawn."""
-        return self.units.get("drawn", 0.0)
-
-
-def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
-    """Load the data that the settings name and measure it.
-
-    Raises:
-        SrlmError: If a data file is missing or wrong.
-    """
-    eft, rubric, invented = settings.eft, settings.judge.rubric, settings.prompt_generation
-    ift = load_instructions(settings.data).table
-    ranked = load_ranked_replies(settings.data).table
-    train, held_out = (ranked[ranked["split"] == split] for split in ("train", "held_out"))
-    best = held_out.sort_values("rank", kind="stable").drop_duplicates("group_id")
-    known = eft_from_dataset(train)
-    if eft.enabled:
-        known = with_negatives(known, eft.mismatched_negatives, eft.corrupted_negatives, settings.seed)
-    taught = (
-        judgement_examples(known.table, rubric, eft.rationales_per_prompt, settings.seed)
-        if eft.enabled and eft.targets != "self"
-        else []
-    )
-    prompts = ift["prompt"].tolist()
-    shown = invented.seed_examples + invented.generated_examples
-
-    def judging(prompt: str, reply: str) -> str:
-        return measure.render(judge_prompt(rubric, prompt, reply, "direct"), SCORE_START)
-
-    def comparing(prompt: str, reply: str) -> str:
-        return measure.render(comparison_prompt(prompt, reply, reply), COMPARISON_START)
-
-    def lengths(texts: Sequence[str]) -> Lengths:
-        return Lengths(len(texts), tuple(map(measure.tokens, evenly(texts))))
-
-    def asked(messages: Sequence[str]) -> Lengths:
-        return lengths([measure.render(message, "") for message in messages])
-
-    def frame(text: Callable[[str, str], str]) -> int:
-        return measure.tokens(text("", "")[common_length([text("a", "b"), text("b", "a")]) :])
-
-    few_shot = [few_shot_exchange(prompts[i : i + shown]) for i in range(0, len(prompts), shown)]
-    return DataFacts(
-        instructions=Lengths(len(ift), tuple(measure.exchange(r.prompt, r.response) for r in _rows(ift))),
-        messages=asked(prompts),
-        responses=lengths(ift["response"].tolist()),
-        judgements=Lengths(len(taught), tuple(measure.exchange(t.prompt, t.response) for t in evenly(taught))),
-        ranked=lengths([judging(r.prompt, r.text) for r in known.table.itertuples()]),
-        groups=known.table["group_id"].nunique(),
-        explaining=asked([judge_prompt(rubric, r.prompt, r.text, "rationale") for r in train.itertuples()]),
-        held_out=lengths(unshared([judging(r.prompt, r.text) for r in held_out.itertuples()])),
-        held_out_groups=len(best),
-        held_out_pairs=_ordered_pairs(held_out),
-        evaluation=asked(load_evaluation_prompts(settings.data).table["prompt"].tolist()),
-        verifiable=asked([p.prompt for p in load_verifiable(settings.evaluation.verifiable)]),
-        closed=asked(
-            [
-                task.prompt
-                for task in load_closed_tasks(
-                    settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit
-                )
-            ]
-        ),
-        best_replies=Lengths(len(best), tuple(measure.exchange(r.prompt, r.text) for r in _rows(best))),
-        few_shot=lengths(unshared([measure.render(*exchange) for exchange in few_shot])),
-        bare_prompt=lengths(prompts).mean,
-        judge_frame=frame(judging),
-        comparison_frame=frame(comparing),
-    )
-
-
-def count_work(
-    settings: Settings, facts: DataFacts, assumed: Assumptions, in_flight: int | None = None
-) -> list[StageWork]:
+def count_work(settings: Settings, facts: Facts, assumed: Assumptions, in_flight: int | None = None) -> list[StageWork]:
     """Return the work of the seed's stages and of one iteration's, in the order in which they run.
 
     Args:
@@ -313,278 +121,192 @@ def count_work(
         in_flight: Requests that a server works on at a time, each making room for the next when it is done; None for
             an engine that works on one batch after the other.
     """
-    return list(_Counter(settings, facts, assumed, in_flight).stages())
+    stages = _Stages(settings, facts, assumed, in_flight)
+    return [*stages.seed(), *stages.iteration()]
 
 
 @dataclass(frozen=True)
-class _Counter:
+class _Stages:
     settings: Settings
-    facts: DataFacts
+    facts: Facts
     assumed: Assumptions
     in_flight: int | None
 
-    def stages(self) -> Iterator[StageWork]:
-        settings, facts = self.settings, self.facts
-        eft, invented, chosen = settings.eft, settings.prompt_generation, settings.candidates
-        sft = [self._sft([facts.instructions])] if settings.sft.enabled else []
-        yield self._trained("sft_baseline", "seed", sft)
+    def seed(self) -> Iterator[StageWork]:
+        facts, sft, eft = self.facts, self.settings.sft, self.settings.eft
+        instructions = facts["instruction"].cut(sft.max_length)
+        yield self._model("sft_baseline", "seed", [self._train("sft", sft, instructions)] if sft.enabled else [])
+        ranked = facts["explained"].of(facts["explained"].count if eft.enabled else 0)
+        own = self._judge(ranked, "sampled") if eft.targets == "self" and ranked.count else []
+        yield StageWork("eft_dataset", "seed", ranked.count, "replies", own, opened=len(own))
+        yield self._model("seed_model", "seed", self._seed_training())
+        yield self._assessed("seed_assessment", "seed", self._first_models)
+        # M1 meets the others; then the arbiters are measured by people.
+        n, known = facts["evaluation"].count, self.settings.judge.mode == "distribution"
+        matches, asked = self._matches(self._first_models * n, (self._first_models - 1) * n)
+        measured, more = self._opinions(facts["held_out"], facts["held_out_pair"], known)
+        parts, opened = matches + measured, len(matches)
+        yield StageWork("seed_evaluation", "seed", n, "prompts", parts, opened, requests=asked + more)
 
-        replies = facts.explaining
-        if eft.enabled and eft.targets == "self":
-            samples = self._rationales(replies.count, replies.mean, replies.largest, settings.judge.samples)
-            yield StageWork("eft_dataset", "seed", replies.count, "replies", (samples,), engines=1)
-        else:
-            yield StageWork("eft_dataset", "seed", replies.count if eft.enabled else 0, "replies")
-        yield self._trained("seed_model", "seed", self._seed_training([]))
-        yield self._assessed("seed_assessment", "seed", 3)
-        yield self._seed_evaluation()
-
-        attempts = min(
-            math.ceil(invented.count / self.assumed.acceptance), invented.count * invented.max_attempts_factor
-        )
-        attempts = -(-attempts // ROUND) * ROUND
-        rows, limit = min(invented.batch_size, ROUND), invented.max_new_tokens
-        length = min(facts.bare_prompt + 1, limit)
-        inventing = self._writing(attempts, attempts * facts.few_shot.mean, length, rows, limit, facts.few_shot.largest)
-        yield StageWork("generated_prompts", "iteration", attempts, "attempts", (inventing,), engines=1)
-
-        # Replies to one prompt lie side by side in a batch, which reads it once.
-        n, limit = invented.count * chosen.per_prompt, chosen.max_new_tokens
-        read = invented.count * facts.messages.mean
-        answering = self._writing(n, read, self._reply(limit), chosen.batch_size, limit, facts.messages.largest)
-        yield StageWork("candidates", "iteration", n, "replies", (answering,), engines=1)
-
-        mean = facts.judge_frame + facts.bare_prompt + self._reply(limit)
-        longest = facts.judge_frame + facts.messages.largest + limit
-        members = settings.judge.panel
-        here = [m.mode or settings.judge.mode for m in members if not m.server.base_url]
-        modes = here if members else [settings.judge.mode]
-        yield StageWork(
-            "judged_scores",
-            "iteration",
-            n,
-            "replies",
-            tuple(part for mode in modes for part in self._judge(n, mean, longest, mode)),
-            engines=len(modes),
-            requests=(len(members) - len(here)) * n * settings.judge.samples,
-        )
-        yield self._iteration_model()
-        yield self._assessed("assessment", "iteration", 1)
-
+    def iteration(self) -> Iterator[StageWork]:
+        facts, judge, tested = self.facts, self.settings.judge, self.settings.evaluation
+        invented, chosen = self.settings.prompt_generation, self.settings.candidates
+        made = prompts_by_operator(invented)
+        inventing = self._attempts(facts["few_shot"], made["few_shot"], few_shot.ROUND)
+        rewriting = self._attempts(facts["rewriting"], sum(made[way] for way in OPERATORS), evolution.ROUND)
+        n = inventing.items + rewriting.items
+        yield StageWork("generated_prompts", "iteration", n, "attempts", [inventing, rewriting], opened=1)
+        prompts, replies = facts["prompt"].of(invented.count), self._replies(chosen.max_new_tokens)
+        answering = self._write(prompts, replies, chosen.max_new_tokens, chosen.batch_size, chosen.per_prompt)
+        n = answering.items
+        yield StageWork("candidates", "iteration", n, "replies", [answering], opened=1)
+        shown = prompts.of(n) + facts["judge"] + replies
+        members = [m for m in judge.panel or (PanelMember(),) if m.model not in PROGRAMS]
+        modes = [m.mode or judge.mode for m in members if not m.server.base_url]
+        judging = [part for mode in modes for part in self._judge(shown, mode)]
+        asked = (len(members) - len(modes)) * n * judge.samples
+        yield StageWork("judged_scores", "iteration", n, "replies", judging, len(modes), requests=asked)
+        yield self._iteration_model(prompts + facts["template"] + replies)
+        yield self._assessed("assessment", "iteration", models=1)
         # The new model's replies alone are judged: its opponents' scores lie in their journals.
-        met = facts.evaluation.count
-        matches = self._match(new_replies=met, pairs=3 * met)
-        opened, requests = self._opened(3), self._requests(met, 3 * met)
-        yield StageWork("win_rates", "iteration", met, "prompts", tuple(matches), opened, requests=requests)
+        n = facts["evaluation"].count
+        matches, asked = self._matches(n, self._first_models * n)
+        yield StageWork("win_rates", "iteration", n, "prompts", matches, len(matches), requests=asked)
+        # The new model's evaluation replies are read by itself and by M1.
+        n = 2 * n if self.settings.monitors.max_kl is not None else 0
+        answers = facts["evaluation"].of(n) + self._replies(tested.max_new_tokens)
+        reading = [self._read(answers, tested.batch_size)]
+        yield StageWork("collapse_monitors", "iteration", n, "replies", reading, opened=2 if n else 0)
 
-        # The new model's evaluation replies are read twice, by itself and by M1.
-        n = 2 * met if settings.monitors.max_kl is not None else 0
-        limit = settings.evaluation.max_new_tokens
-        longest = facts.evaluation.largest + limit
-        reading = self._reading(n, facts.evaluation.mean + self._reply(limit), settings.evaluation.batch_size, longest)
-        yield StageWork("collapse_monitors", "iteration", n, "replies", (reading,), engines=2 if n else 0)
+    @property
+    def _first_models(self) -> int:
+        """Base model, SFT baseline and M1; without SFT the first two are one."""
+        return 3 if self.settings.sft.enabled else 2
 
-    def _iteration_model(self) -> StageWork:
-        settings, facts, dpo = self.settings, self.facts, self.settings.dpo
-        if settings.pairs.strategy == "positive_only":
-            n = round(settings.prompt_generation.count * settings.candidates.per_prompt * self.assumed.positive)
-            positives = Lengths(max(1, n), facts.instructions.sample)
-            return self._trained("iteration_model", "iteration", self._seed_training([positives]))
-        pairs, limit = max(1, round(settings.prompt_generation.count * self.assumed.pairs_kept)), dpo.max_length
-        replies = self._replies(settings.candidates.max_new_tokens)
-        both = 2 * pairs * float(np.minimum(facts.messages.mean + replies, limit).mean())
-        largest = min(facts.messages.largest + settings.candidates.max_new_tokens, limit)
-        held = 2 * dpo.micro_batch_size * largest
-        # The reference model reads both once.
-        parts = [self._training("dpo", dpo, pairs, both, held), Part("judging", 0, {"judged": both}, held)]
-        looks = parts[0].steps // dpo.early_stopping.every if dpo.early_stopping.every else 0
-        prompts = min(dpo.early_stopping.prompts, max(1, facts.held_out_groups))
-        for _ in range(looks):
-            parts += [self._answers(facts.evaluation, prompts), *self._match(new_replies=2 * prompts, pairs=prompts)]
-        return self._trained("iteration_model", "iteration", parts, "pairs", looks)
+    def _read(self, texts: Lengths, rows: int) -> Work:
+        rows = min(self.in_flight or rows, texts.count)
+        return Work("engine", texts.count, {"read": texts.total}, rows * texts.longest)
 
-    def _trained(
-        self, stage: str, phase: Phase, parts: Sequence[Part], unit: str = "examples", engines: int = 0
-    ) -> StageWork:
-        """A stage that makes a model; where it trains twice, the model in between is kept until the second is done."""
-        trained = [part for part in parts if part.kind in TRAINERS]
-        # Weights and both moments of the optimiser; while one checkpoint replaces another there are two.
-        resumable = 6.0 if any(part.full for part in trained) else 0.0
-        return StageWork(
-            stage,
-            phase,
-            sum(part.items for part in trained),
-            unit,
-            tuple(parts),
-            engines,
-            models=1,
-            temporary_models=float(len(trained) > 1) + resumable,
+    def _write(self, prompts: Lengths, replies: Lengths, limit: int, rows: int, per_prompt: int = 1) -> Work:
+        """A prompt is read once for all replies to it; in a batch one of the replies comes near the limit."""
+        n, mean = prompts.count * per_prompt, replies.cut(limit).mean
+        rows = max(1, min(self.in_flight or rows, n))
+        steps = n / rows * mean if self.in_flight else math.ceil(n / rows) * limit
+        units: dict[Unit, float] = {"read": prompts.total, "step": steps, "drawn": n * mean}
+        return Work("engine", n, units, rows * (prompts.longest + limit))
+
+    def _attempts(self, begun: Lengths, wanted: int, together: int) -> Work:
+        """What a model writes until enough prompts are accepted, so many of them at a time."""
+        chosen = self.settings.prompt_generation
+        attempts = wanted * min(1 / self.assumed.acceptance, chosen.max_attempts_factor)
+        begun, rows = begun.of(together * math.ceil(attempts / together)), min(chosen.batch_size, together)
+        return self._write(begun, self.facts["prompt"] + 1, chosen.max_new_tokens, rows)
+
+    def _train(self, trainer: Trainer, settings: TrainingSettings, *examples: Lengths) -> Work:
+        tokens = settings.epochs * sum(texts.total for texts in examples)
+        held = settings.micro_batch_size * max(texts.longest for texts in examples)
+        units: dict[Unit, float] = {trainer: tokens, "trainer": 1}
+        n = sum(texts.count for texts in examples)
+        resumable = settings.method == "full" and optimiser_steps(n, settings) >= settings.save_every
+        return Work(trainer, n, units, held, resumable)
+
+    def _judge(self, shown: Lengths, mode: str) -> list[Work]:
+        judge, judgement = self.settings.judge, self._judgement
+        if mode == "distribution":
+            return [self._read(shown, judge.batch_size)]
+        samples = judge.samples if mode == "sampled" else 1
+        writing = self._write(shown, judgement, judge.max_new_tokens, judge.batch_size, samples)
+        # Prompt and rationale are read once more, up to the place of the score.
+        return [writing] if mode == "sampled" else [writing, self._read(shown + judgement, judge.batch_size)]
+
+    def _opinions(self, replies: Lengths, pairs: Lengths, scored: bool = False) -> tuple[list[Work], int]:
+        """What the arbiters here read, each being as large as the project's model, and how often servers are asked.
+
+        Scores are kept in a journal, so each reply is judged once, and not at all by the model itself if it is
+        `scored`; comparisons are made anew, in both orders.
+        """
+        parts, requests = [], 0
+        for arbiter in self.settings.evaluation.arbiters:
+            comparing = arbiter.method == "comparison"
+            shown = pairs.of(2 * pairs.count) if comparing else replies
+            if arbiter.model in PROGRAMS or (scored and not comparing and arbiter.model == "self"):
+                continue
+            if arbiter.server.base_url:
+                requests += shown.count
+            else:
+                parts.append(self._read(shown, self.settings.judge.batch_size))
+        return parts, requests
+
+    def _matches(self, new_replies: int, pairs: int) -> tuple[list[Work], int]:
+        prompts, replies = self.facts["evaluation"], self._replies(self.settings.evaluation.max_new_tokens)
+        return self._opinions(
+            prompts.of(new_replies) + self.facts["judge"] + replies,
+            prompts.of(pairs) + self.facts["comparison"] + replies.times(2),
         )
-
-    def _seed_training(self, more: list[Lengths]) -> list[Part]:
-        """SFT on instructions and judgement texts, then the ranking objective; without such texts only the latter."""
-        facts, eft = self.facts, self.settings.eft
-        judgements, share = facts.judgements, 1.0
-        if eft.enabled and eft.targets == "self":
-            share = self.assumed.self_judged_kept
-            replies = facts.explaining.count / max(facts.groups, 1)
-            texts = share * facts.groups * min(eft.rationales_per_prompt or math.inf, replies)
-            judgements = Lengths(round(texts), tuple(n + self._judgement() for n in facts.explaining.sample))
-        elif eft.targets == "ranks":
-            judgements = Lengths(0, ())
-        taught = [judgements] if eft.enabled and judgements.count else []
-        parts = [self._sft([facts.instructions, *taught, *more])] if taught or more else []
-        return parts + ([self._ranking(max(1, round(share * facts.groups)))] if eft.enabled and eft.ranking else [])
-
-    def _sft(self, texts: Sequence[Lengths]) -> Part:
-        settings = self.settings.sft
-        cut = [lengths.cut(settings.max_length) for lengths in texts]
-        largest = settings.micro_batch_size * max(lengths.largest for lengths in cut)
-        n, tokens = sum(lengths.count for lengths in cut), sum(lengths.count * lengths.mean for lengths in cut)
-        return self._training("sft", settings, n, tokens, largest)
-
-    def _ranking(self, groups: int) -> Part:
-        """A group is all replies to one prompt; a comparison shows a prompt and two replies, in both orders."""
-        settings, facts = self.settings.eft, self.facts
-        cut, replies = facts.ranked.cut(settings.max_length), facts.ranked.count / max(facts.groups, 1)
-        compared = 2 * min(facts.comparison_frame + facts.bare_prompt + 2 * facts.responses.mean, settings.max_length)
-        pairs = min(settings.comparisons_per_prompt, math.comb(round(replies), 2)) * groups
-        tokens = groups * replies * cut.mean + pairs * compared
-        largest = settings.micro_batch_size * max(replies * cut.largest, compared if pairs else 0)
-        return self._training("ranking", settings, groups + pairs, tokens, largest)
-
-    def _training(
-        self, kind: Literal["sft", "ranking", "dpo"], settings: TrainingSettings, n: int, tokens: float, held: float
-    ) -> Part:
-        steps = optimiser_steps(n, settings)
-        resumable = settings.method == "full" and steps >= settings.save_every
-        return Part(kind, n, {kind: settings.epochs * tokens}, held, steps, resumable)
 
     def _assessed(self, stage: str, phase: Phase, models: int) -> StageWork:
         """Everything that is asked of a model, and the best human replies read as if it had written them."""
-        facts, chosen = self.facts, self.settings.evaluation
-        judging = self._judge(facts.held_out.count, facts.held_out.mean, facts.held_out.largest)
-        best = facts.best_replies
-        parts = (
-            self._answers(facts.evaluation),
-            self._answers(facts.verifiable, limit=chosen.verifiable.max_new_tokens),
-            self._answers(facts.closed, limit=chosen.closed_tasks.max_new_tokens),
-            *judging,
-            self._reading(best.count, best.mean, self.settings.judge.batch_size, best.largest),
-        )
-        n = facts.evaluation.count + facts.verifiable.count + facts.closed.count + facts.held_out.count
-        return StageWork(stage, phase, models * n, "replies", parts * models, engines=2 * models)
+        facts, tested, judge = self.facts, self.settings.evaluation, self.settings.judge
+        parts = [self._answers(facts[part], limit) for part, limit in reply_limits(tested).items()]
+        n = sum(part.items for part in parts) + facts["held_out"].count
+        parts += [*self._judge(facts["held_out"], judge.mode), self._read(facts["best"], judge.batch_size)]
+        return StageWork(stage, phase, models * n, "replies", parts * models, opened=2 * models)
 
-    def _seed_evaluation(self) -> StageWork:
-        """M1 meets base model and SFT baseline, all of which have answered; the arbiter is measured by people."""
-        facts, n, held_out = self.facts, self.facts.evaluation.count, self.facts.held_out
-        parts = self._match(new_replies=3 * n, pairs=2 * n)
-        for arbiter in self._arbiters_here:
-            if arbiter.method == "comparison":
-                parts.append(self._comparing(facts.held_out_pairs))
-            elif arbiter.model != "self" or self.settings.judge.mode != "distribution":
-                # M1 as a distribution judge has these scores in its journal.
-                parts.append(self._judging(held_out.count, held_out.mean, held_out.largest))
-        requests = self._requests(3 * n, 2 * n) + self._requests(held_out.count, facts.held_out_pairs)
-        return StageWork("seed_evaluation", "seed", n, "prompts", tuple(parts), self._opened(3), requests=requests)
+    def _answers(self, prompts: Lengths, limit: int) -> Work:
+        return self._write(prompts, self._replies(limit), limit, self.settings.evaluation.batch_size)
 
-    def _replies(self, limit: int) -> np.ndarray:
-        return np.minimum(np.array(self.facts.responses.sample) * self.assumed.reply_share, limit)
-
-    def _reply(self, limit: int) -> float:
-        """Mean length of a reply, in tokens."""
-        return float(self._replies(limit).mean())
-
-    def _judgement(self) -> int:
-        return min(self.assumed.judgement_tokens, self.settings.judge.max_new_tokens)
-
-    def _answers(self, prompts: Lengths, n: int | None = None, limit: int | None = None) -> Part:
-        n, limit = prompts.count if n is None else n, limit or self.settings.evaluation.max_new_tokens
-        rows = self.settings.evaluation.batch_size
-        return self._writing(n, n * prompts.mean, self._reply(limit), rows, limit, prompts.largest)
-
-    def _writing(self, n: int, read: float, reply: float, rows: int, limit: int, longest_prompt: int) -> Part:
-        together = max(1, min(self.in_flight or rows, n))
-        # A batch of one takes as long as its own reply; the more there are, the nearer one comes to the limit.
-        in_batches = -(-n // together) * (limit - (limit - reply) / together)
-        steps = n / together * reply if self.in_flight else in_batches
-        units: dict[Unit, float] = {"prompted": read, "step": steps, "drawn": n * reply}
-        return Part("writing", n, units, together * (longest_prompt + limit))
-
-    def _judge(self, n: int, mean: float, longest: int, mode: str | None = None) -> tuple[Part, ...]:
-        judge = self.settings.judge
-        mode = mode or judge.mode
-        if mode == "distribution":
-            return (self._judging(n, mean, longest),)
-        if mode == "sampled":
-            return (self._rationales(n, mean, longest, judge.samples),)
-        # Prompt and rationale are read once more, up to the place of the score.
-        reading = self._judging(n, mean + self._judgement(), longest + judge.max_new_tokens)
-        return self._rationales(n, mean, longest, 1), reading
-
-    def _rationales(self, n: int, mean: float, longest: int, samples: int) -> Part:
-        judge = self.settings.judge
-        return self._writing(n * samples, n * mean, self._judgement(), judge.batch_size, judge.max_new_tokens, longest)
-
-    def _judging(self, n: int, mean: float, longest: int) -> Part:
-        return self._reading(n, mean, self.in_flight or self.settings.judge.batch_size, longest)
-
-    def _reading(self, n: int, mean: float, rows: int, longest: int) -> Part:
-        return Part("judging", n, {"judged": n * mean}, max(1, min(rows, n)) * longest)
+    def _replies(self, limit: int) -> Lengths:
+        return self.facts["response"].times(self.assumed.reply_share).cut(limit)
 
     @property
-    def _arbiters_here(self) -> list[ArbiterSettings]:
-        """Those that are models on this machine; each is taken to be as large as the project's own."""
-        return [a for a in self.settings.evaluation.arbiters if a.model not in PROGRAMS and not a.server.base_url]
+    def _judgement(self) -> Lengths:
+        return Lengths(1, (self.assumed.judgement_tokens,)).cut(self.settings.judge.max_new_tokens)
 
-    def _opened(self, matches: int) -> int:
-        """How often an arbiter's model is loaded: several make room for each other in every match."""
-        models = len({arbiter.model for arbiter in self._arbiters_here})
-        return models * matches if models > 1 else models
+    def _model(
+        self, stage: str, phase: Phase, parts: Sequence[Work], unit: str = "examples", opened: int = 0
+    ) -> StageWork:
+        """A stage that makes a model; where it trains twice, the model in between is kept until the second is done."""
+        trained = [part for part in parts if part.kind != "engine"]
+        # Weights and both moments of the optimiser; while one checkpoint replaces another there are two.
+        meanwhile = (len(trained) > 1) + 6.0 * any(part.resumable for part in trained)
+        n = sum(part.items for part in trained)
+        return StageWork(stage, phase, n, unit, parts, opened, models=1, temporary_models=meanwhile)
 
-    def _match(self, new_replies: int, pairs: int) -> list[Part]:
-        """Scores are kept in a journal, so each reply is judged once; comparisons are made anew, in both orders."""
-        facts, limit = self.facts, self.settings.evaluation.max_new_tokens
-        scored = facts.judge_frame + facts.evaluation.mean + self._reply(limit)
-        longest = facts.judge_frame + facts.evaluation.largest + limit
-        return [
-            self._comparing(pairs) if a.method == "comparison" else self._judging(new_replies, scored, longest)
-            for a in self._arbiters_here
-        ]
+    def _seed_training(self, *more: Lengths) -> list[Work]:
+        """SFT on instructions and judgement texts, then the ranking objective; without such texts only the latter."""
+        facts, settings, eft = self.facts, self.settings, self.settings.eft
+        taught, groups = facts["judgement"], facts["group"]
+        if eft.enabled and eft.targets == "self":
+            replies = facts["explained"].count / max(groups.count, 1)
+            groups = groups.of(max(1, round(self.assumed.self_judged_kept * groups.count)))
+            n = round(groups.count * min(eft.rationales_per_prompt or math.inf, replies))
+            taught = facts["explained"].of(n) + self._judgement
+        texts = [facts["instruction"], *([taught] if taught.count else []), *more]
+        cut = [lengths.cut(settings.sft.max_length) for lengths in texts]
+        parts = [self._train("sft", settings.sft, *cut)] if len(texts) > 1 else []
+        if eft.enabled and eft.ranking:
+            two = facts["prompt"] + facts["comparison"] + facts["response"].times(2)
+            compared = two.of(groups.count * eft.comparisons_per_prompt).cut(eft.max_length).times(2)
+            parts.append(self._train("ranking", eft, groups, *([compared] if compared.count else [])))
+        return parts
 
-    def _comparing(self, pairs: int) -> Part:
-        facts, limit = self.facts, self.settings.evaluation.max_new_tokens
-        mean = facts.comparison_frame + facts.evaluation.mean + 2 * self._reply(limit)
-        return self._judging(2 * pairs, mean, facts.comparison_frame + facts.evaluation.largest + 2 * limit)
-
-    def _requests(self, replies: int, pairs: int) -> int:
-        """How often servers are asked for their opinion of replies, or of pairs of them in both orders."""
-        asked = [a.method for a in self.settings.evaluation.arbiters if a.server.base_url]
-        return asked.count("scores") * replies + asked.count("comparison") * 2 * pairs
+    def _iteration_model(self, exchanges: Lengths) -> StageWork:
+        settings, dpo, n = self.settings, self.settings.dpo, exchanges.count
+        if settings.pairs.strategy == "positive_only":
+            positive = max(1, round(n * settings.candidates.per_prompt * self.assumed.positive))
+            parts = self._seed_training(self.facts["instruction"].of(positive))
+            return self._model("iteration_model", "iteration", parts)
+        pairs = exchanges.of(max(1, round(n * self.assumed.pairs_kept))).cut(dpo.max_length).times(2)
+        # The reference model reads both once.
+        parts, looks = [self._train("dpo", dpo, pairs), self._read(pairs, dpo.micro_batch_size)], 0
+        if dpo.early_stopping.every:
+            looks = optimiser_steps(pairs.count, dpo) // dpo.early_stopping.every
+            asked = min(dpo.early_stopping.prompts, max(1, self.facts["best"].count))
+            look = self._answers(self.facts["evaluation"].of(asked), settings.evaluation.max_new_tokens)
+            parts += [look, *self._matches(2 * asked, asked)[0]] * looks
+        return self._model("iteration_model", "iteration", parts, "pairs", looks)
 
 
 def optimiser_steps(examples: int, settings: TrainingSettings) -> int:
-    """Return how many optimiser steps a training stage takes."""
-    return max(1, math.ceil(math.ceil(examples / settings.batch_size) * settings.epochs))
-
-
-def evenly(items: Sequence[Item], n: int = _SAMPLE) -> list[Item]:
-    """Return up to n items, evenly spaced over all."""
-    return [items[int(i)] for i in np.linspace(0, len(items) - 1, min(n, len(items)))]
-
-
-def _rows(table: pd.DataFrame) -> list[Any]:
-    return evenly(list(table.itertuples()))
-
-
-def unshared(texts: Sequence[str]) -> list[str]:
-    """Return the texts without what all of them begin with."""
-    beginning = common_length(texts) if len(texts) > 1 else 0
-    return [text[beginning:] for text in texts]
-
-
-def _ordered_pairs(ranked: pd.DataFrame) -> int:
-    return sum(
-        int((group["rank"].to_numpy()[:, None] < group["rank"].to_numpy()[None, :]).sum())
-        for _, group in ranked.groupby("group_id")
-    )
+    """Return how many optimiser steps a training takes."""
+    return math.ceil(math.ceil(examples / settings.batch_size) * settings.epochs)

@@ -40,6 +40,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the same, upper half of the layers": ({**_FIT, "length_control": 0.4}, {"lora": {"top_layers": 0.5}}),
     "the same, likelihood 0.2": ({**_FIT, "length_control": 0.4}, {"nll_weight": 0.2}),
     "the same, 1e-4": ({**_FIT, "length_control": 0.4}, {"learning_rate": 1e-4}),
+    "unfit rejected, rehearsal 0.5": (_FIT, {"rehearsal": 0.5}),
 }
 
 

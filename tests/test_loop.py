@@ -38,6 +38,7 @@ from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
 from srlm_pipeline.tables import WIN_RATES, read_table, write_table
 from srlm_pipeline.tracking import ASSET_TAG, Tracker
+from srlm_pipeline.training.human_pairs import best_worst_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -603,6 +604,19 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     asked = sorted((seeded.store.journal_folder("early_stopping/M2")).iterdir())
     assert asked[0].name == "M1", "the model that training starts from is looked at first"
     assert len(asked) == metadata["looks"].value + 1
+
+
+def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(seeded: Home) -> None:
+    seeded.run(1, dpo={"rehearsal": 0.6})
+    pairs = seeded.table("preference_pairs", "iter_001")
+    ranked = seeded.table("ranked_replies")
+    people = len(best_worst_pairs(ranked[ranked["split"] == "train"]))
+    lineage = seeded.store.checkpoint("M2").lineage
+    assert lineage["pairs"] == len(pairs)
+    assert lineage["rehearsed"] == min(people, round(1.5 * len(pairs))) > 0
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    assert metadata["examples"].value == len(pairs) + lineage["rehearsed"]
+    assert not set(pairs["prompt"]) & set(ranked["prompt"])
 
 
 SELF_INSTRUCTION = ("policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs")

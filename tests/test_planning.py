@@ -307,6 +307,19 @@ def test_early_stopping_adds_replies_and_their_judgement_at_every_look() -> None
     assert with_looks.items == without.items == 24
 
 
+def test_rehearsed_pairs_are_trained_on_as_well_as_far_as_there_are_any() -> None:
+    def stage(rehearsal: float) -> StageWork:
+        return work(changed(dpo={"epochs": 2, "rehearsal": rehearsal}), pairs_kept=1.0)["iteration_model"]
+
+    groups = FACTS.groups
+    assert [stage(share).items - stage(0.0).items for share in (0.1, 0.5, 0.9)] == [
+        min(groups, 3),
+        min(groups, 24),
+        groups,
+    ]
+    assert stage(0.1).units["dpo"] > stage(0.0).units["dpo"]
+
+
 def test_dpo_computes_both_replies_with_their_prompt_and_the_reference_once() -> None:
     settings = changed(dpo={"epochs": 2, "max_length": 512}, candidates={"max_new_tokens": 128})
     stage = work(settings, pairs_kept=1.0)["iteration_model"]

@@ -83,6 +83,8 @@ STALE: dict[str, set[str]] = {
     "pairs": {"preference_pairs", "collapse_monitors"},
     "pairs.strategy": {"preference_pairs", "collapse_monitors", "iteration_model"},
     "dpo": {"iteration_model", "human_dpo_model"},
+    # The baseline learns from human pairs alone.
+    "dpo.rehearsal": {"iteration_model"},
     "baselines.start_from": {"seed_model"},
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},

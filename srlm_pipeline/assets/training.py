@@ -42,9 +42,10 @@ def _read(settings: Settings) -> tuple[str, ...]:
     common = ("pairs.strategy", *MODEL, "seed")
     if settings.pairs.strategy == "positive_only":
         return (*common, "base_model", "sft", "eft", "judge.rubric")
+    trained = (*common, "dpo", "dpo.rehearsal")
     if settings.dpo.early_stopping.every:
-        return (*common, "dpo", "evaluation.max_new_tokens", *arbiters_read(settings))
-    return (*common, "dpo")
+        return (*trained, "evaluation.max_new_tokens", *arbiters_read(settings))
+    return trained
 
 
 def _contents(settings: Settings) -> list[str]:
@@ -57,7 +58,7 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     """Return what training reads beside pairs and policy: it follows how it trains."""
     if settings.pairs.strategy == "positive_only":
         return [ift_dataset, eft_dataset]
-    return [ranked_replies] if settings.dpo.early_stopping.every else []
+    return [ranked_replies] if settings.dpo.early_stopping.every or settings.dpo.rehearsal else []
 
 
 @srlm_asset(
@@ -121,18 +122,27 @@ class _Made:
 def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
     """Train M_t on its pairs with DPO (paper section 2.4)."""
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
+    from srlm_pipeline.training.human_pairs import rehearsed_pairs
 
     settings = stage.own_settings
-    stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
-    description = f"training {name} with DPO"
-    job = training_job(stage, name, entering, description, table_digest(pairs), settings=settings)
     # No two iterations draw alike.
-    job = replace(job, seed=job.seed + stage.iteration)
-    trained = train_dpo(job, preference_examples(pairs), settings.dpo, stopping)
-    facts = {}
+    seed = settings.seed + stage.iteration
+    stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
+    inputs, rehearsed = [table_digest(pairs)], []
+    if settings.dpo.rehearsal:
+        train = _ranked(stage.store, "train")
+        rehearsed = rehearsed_pairs(train, len(pairs), settings.dpo.rehearsal, seed)
+        inputs.append(table_digest(train))
+    job = training_job(stage, name, entering, f"training {name} with DPO", *inputs, settings=settings)
+    trained = train_dpo(replace(job, seed=seed), [*preference_examples(pairs), *rehearsed], settings.dpo, stopping)
+    facts: dict[str, Any] = {}
     if stopping is not None:
         facts = {"looks": len(stopping.history), "stopped_early": stopping.stopped_at or "no"}
-    return _Made(trained, "dpo", entering.digest, {"dpo": settings.dpo.model_dump()}, facts)
+    lineage: dict[str, Any] = {"dpo": settings.dpo.model_dump()}
+    if rehearsed:
+        facts["rehearsed"] = lineage["rehearsed"] = len(rehearsed)
+        stage.run.metrics({"rehearsed": len(rehearsed)})
+    return _Made(trained, "dpo", entering.digest, lineage, facts)
 
 
 def _fine_tuned(stage: Stage, positives: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
@@ -177,6 +187,12 @@ def _positives(store: ProjectStore, iteration: int, settings: Settings) -> pd.Da
     return select(read_table(JUDGED_SCORES, store.table_path("judged_scores", iteration)), settings.pairs).pairs
 
 
+def _ranked(store: ProjectStore, split: str) -> pd.DataFrame:
+    """Return the human-ranked replies of one split."""
+    ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
+    return ranked[ranked["split"] == split]
+
+
 def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlyStopping":
     """Look at the replies to prompts that are neither trained on nor used in the evaluation."""
     from srlm_pipeline.evaluation.measuring import win_rate
@@ -185,8 +201,7 @@ def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlySt
 
     settings, store = stage.settings, stage.store
     chosen = settings.dpo.early_stopping
-    ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
-    held_out = ranked[ranked["split"] == "held_out"].drop_duplicates("group_id").head(chosen.prompts)
+    held_out = _ranked(store, "held_out").drop_duplicates("group_id").head(chosen.prompts)
     prompts = held_out.rename(columns={"group_id": "id"}).assign(reference=None)
     prompts = prompts[list(EVALUATION_PROMPTS.columns)].reset_index(drop=True)
 

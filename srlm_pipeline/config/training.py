@@ -142,6 +142,9 @@ class EarlyStoppingSettings(Section):
 class DpoSettings(TrainingSettings):
     """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
 
+    # Of the loop alone: the baseline that is trained on human pairs does without.
+    apart = frozenset({"rehearsal"})
+
     learning_rate: float = Field(1e-6, gt=0)
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
     beta: float = Field(0.1, gt=0)
@@ -157,6 +160,13 @@ class DpoSettings(TrainingSettings):
         ge=0,
         lt=0.5,
         description="how often a preference is taken to be the wrong way round; for loss robust",
+    )
+    rehearsal: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of an iteration's training pairs that people ranked: the best against the worst reply to "
+        "training prompts of data.ranked_replies, drawn anew each time (not in the paper)",
     )
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
 

@@ -393,6 +393,9 @@ class _Counter:
         pairs, limit = max(1, round(settings.prompt_generation.count * self.assumed.pairs_kept)), dpo.max_length
         replies = self._replies(settings.candidates.max_new_tokens)
         both = 2 * pairs * float(np.minimum(facts.messages.mean + replies, limit).mean())
+        rehearsed = min(facts.groups, round(pairs * dpo.rehearsal / (1 - dpo.rehearsal)))
+        both += 2 * rehearsed * min(facts.messages.mean + facts.responses.mean, limit)
+        pairs += rehearsed
         largest = min(facts.messages.largest + settings.candidates.max_new_tokens, limit)
         held = 2 * dpo.micro_batch_size * largest
         # The reference model reads both once.

@@ -619,6 +619,26 @@ def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(se
     assert not set(pairs["prompt"]) & set(ranked["prompt"])
 
 
+def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompts(seeded: Home) -> None:
+    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    m2 = seeded.store.checkpoint("M2")
+    tried = m2.lineage["interpolation"]
+    assert metadata["interpolation"].value == tried
+    assert metadata["interpolation_ratio"].value == tried[-1]["ratio"]
+    assert [one["ratio"] for one in tried] == [1.0, 0.5][: len(tried)]
+    assert tried[-1]["passed"] or len(tried) == 2
+    assert not any(one["passed"] for one in tried[:-1])
+    asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
+    assert asked == {"M1", *(f"ratio-{one['ratio']:g}" for one in tried)}
+    tracker = Tracker(load_settings(None, seeded.overrides))
+    ratios = tracker.client.get_metric_history(tracker.curves_run, "dpo/interpolation_ratio")
+    assert [(point.step, point.value) for point in ratios] == [(1, tried[-1]["ratio"])]
+    assert metadata["final_loss"].value > 0
+    assert [path for path in (seeded.store.root / "work").rglob("*") if path.is_file()] == []
+    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0}) == {}
+
+
 SELF_INSTRUCTION = ("policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs")
 # Whatever a model does, it is promoted by these, and by those it is not.
 ANY = {"min_win_rate": None, "min_length_controlled_win_rate": None, "proven_gain": False, "max_length_growth": None,

@@ -320,6 +320,13 @@ def test_rehearsed_pairs_are_trained_on_as_well_as_far_as_there_are_any() -> Non
     assert stage(0.1).units["dpo"] > stage(0.0).units["dpo"]
 
 
+def test_interpolation_measures_every_model_that_may_be_tried_and_the_one_before() -> None:
+    without, tried = (work(changed(dpo={"interpolation": ratios}))["iteration_model"] for ratios in ((), (0.25, 0.5)))
+    assert kinds(tried)[len(kinds(without)) :] == ["writing", "judging"] * 3
+    assert [part.items for part in tried.parts[len(without.parts) :: 2]] == [FACTS.held_out_groups] * 3
+    assert tried.temporary_models == without.temporary_models + 2
+
+
 def test_dpo_computes_both_replies_with_their_prompt_and_the_reference_once() -> None:
     settings = changed(dpo={"epochs": 2, "max_length": 512}, candidates={"max_new_tokens": 128})
     stage = work(settings, pairs_kept=1.0)["iteration_model"]

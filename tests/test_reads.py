@@ -83,8 +83,10 @@ STALE: dict[str, set[str]] = {
     "pairs": {"preference_pairs", "collapse_monitors"},
     "pairs.strategy": {"preference_pairs", "collapse_monitors", "iteration_model"},
     "dpo": {"iteration_model", "human_dpo_model"},
-    # The baseline learns from human pairs alone.
+    # The baseline learns from human pairs alone, and from no model of the loop's.
     "dpo.rehearsal": {"iteration_model"},
+    "dpo.interpolation": {"iteration_model"},
+    "dpo.interpolation_tolerance": {"iteration_model"},
     "baselines.start_from": {"seed_model"},
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},
@@ -200,6 +202,11 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
         ({"dpo": {"early_stopping": {"every": 2}}}, "evaluation.tie_margin", MATCHES | {"iteration_model"}),
         (
             {"dpo": {"early_stopping": {"every": 2}}},
+            "evaluation.max_new_tokens",
+            expected("evaluation.max_new_tokens") | {"iteration_model"},
+        ),
+        (
+            {"dpo": {"interpolation": (0.5,)}},
             "evaluation.max_new_tokens",
             expected("evaluation.max_new_tokens") | {"iteration_model"},
         ),

@@ -4,7 +4,8 @@ With the strategy `positive_only` there are no pairs: the replies that M_t gave 
 """
 
 import shutil
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -36,16 +37,19 @@ if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.training.common import TrainingRun
     from srlm_pipeline.training.early_stopping import EarlyStopping
+    from srlm_pipeline.training.interpolation import DevelopmentFigures, Measure, Tried
 
 
 def _read(settings: Settings) -> tuple[str, ...]:
     common = ("pairs.strategy", *MODEL, "seed")
     if settings.pairs.strategy == "positive_only":
         return (*common, "base_model", "sft", "eft", "judge.rubric")
-    trained = (*common, "dpo", "dpo.rehearsal")
+    trained = [*common, "dpo", *(f"dpo.{setting}" for setting in sorted(settings.dpo.apart))]
+    if settings.dpo.early_stopping.every or settings.dpo.interpolation:
+        trained.append("evaluation.max_new_tokens")
     if settings.dpo.early_stopping.every:
-        return (*trained, "evaluation.max_new_tokens", *arbiters_read(settings))
-    return trained
+        trained += arbiters_read(settings)
+    return tuple(trained)
 
 
 def _contents(settings: Settings) -> list[str]:
@@ -58,7 +62,8 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     """Return what training reads beside pairs and policy: it follows how it trains."""
     if settings.pairs.strategy == "positive_only":
         return [ift_dataset, eft_dataset]
-    return [ranked_replies] if settings.dpo.early_stopping.every or settings.dpo.rehearsal else []
+    dpo = settings.dpo
+    return [ranked_replies] if dpo.early_stopping.every or dpo.rehearsal or dpo.interpolation else []
 
 
 @srlm_asset(
@@ -122,27 +127,64 @@ class _Made:
 def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
     """Train M_t on its pairs with DPO (paper section 2.4)."""
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
+    from srlm_pipeline.training.early_stopping import WIN_RATE
     from srlm_pipeline.training.human_pairs import rehearsed_pairs
+    from srlm_pipeline.training.interpolation import train_and_interpolate
 
     settings = stage.own_settings
     # No two iterations draw alike.
     seed = settings.seed + stage.iteration
     stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
-    inputs, rehearsed = [table_digest(pairs)], []
-    if settings.dpo.rehearsal:
-        train = _ranked(stage.store, "train")
-        rehearsed = rehearsed_pairs(train, len(pairs), settings.dpo.rehearsal, seed)
-        inputs.append(table_digest(train))
+    ranked = _ranked(stage.store, "train") if settings.dpo.rehearsal else None
+    rehearsed = [] if ranked is None else rehearsed_pairs(ranked, len(pairs), settings.dpo.rehearsal, seed)
+    inputs = [table_digest(table) for table in (pairs, ranked) if table is not None]
     job = training_job(stage, name, entering, f"training {name} with DPO", *inputs, settings=settings)
-    trained = train_dpo(replace(job, seed=seed), [*preference_examples(pairs), *rehearsed], settings.dpo, stopping)
-    facts: dict[str, Any] = {}
-    if stopping is not None:
-        facts = {"looks": len(stopping.history), "stopped_early": stopping.stopped_at or "no"}
+    job = replace(job, seed=seed)
+
+    def train() -> "TrainingRun":
+        return train_dpo(job, [*preference_examples(pairs), *rehearsed], settings.dpo, stopping)
+
     lineage: dict[str, Any] = {"dpo": settings.dpo.model_dump()}
+    facts: dict[str, Any] = {}
+    if settings.dpo.interpolation:
+        trained, tried = train_and_interpolate(job, entering, settings.dpo, train, _development(stage, name))
+        told = lineage["interpolation"] = _tell_interpolation(stage, tried)
+        facts |= {"interpolation_ratio": tried[-1].ratio, "interpolation": dg.MetadataValue.json(told)}
+    else:
+        trained = train()
+    if stopping is not None:
+        looks = [entry for entry in trained.history if WIN_RATE in entry]
+        lost = [int(look["step"]) for look in looks if look[WIN_RATE] < settings.dpo.early_stopping.min_win_rate]
+        facts |= {"looks": len(looks), "stopped_early": lost[0] if lost else "no"}
     if rehearsed:
         facts["rehearsed"] = lineage["rehearsed"] = len(rehearsed)
         stage.run.metrics({"rehearsed": len(rehearsed)})
     return _Made(trained, "dpo", entering.digest, lineage, facts)
+
+
+def _development(stage: Stage, name: str) -> "Measure":
+    """Measure models on the prompts that are neither trained on nor used in the evaluation."""
+    from srlm_pipeline.evaluation.development import development_figures
+
+    held_out = _ranked(stage.store, "held_out")
+
+    def measure(model: "Checkpoint") -> "DevelopmentFigures":
+        return development_figures(
+            model, held_out, stage.settings, stage.store, stage.engine, stage.progress, f"development/{name}"
+        )
+
+    return measure
+
+
+def _tell_interpolation(stage: Stage, tried: "Sequence[Tried]") -> list[dict[str, Any]]:
+    """Track what was tried, and return it as plain values; the last was chosen."""
+    for one in tried:
+        told = {"unfit": one.unfit, "unfit_more": one.unfit_more, "nats": one.nats, "nats_more": one.nats_more}
+        stage.run.metrics({f"interpolation/{one.ratio:g}/{name}": value for name, value in told.items()})
+    stage.curve({"dpo/interpolation_ratio": tried[-1].ratio})
+    if not tried[-1].passed:
+        stage.log.warning(f"no ratio of dpo.interpolation passed; the smallest, {tried[-1].ratio:g}, was taken")
+    return [asdict(one) for one in tried]
 
 
 def _fine_tuned(stage: Stage, positives: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -404,7 +404,17 @@ class _Counter:
         prompts = min(dpo.early_stopping.prompts, max(1, facts.held_out_groups))
         for _ in range(looks):
             parts += [self._answers(facts.evaluation, prompts), *self._match(new_replies=2 * prompts, pairs=prompts)]
-        return self._trained("iteration_model", "iteration", parts, "pairs", looks)
+        # At most: the first ratio that passes is the last.
+        measured = len(dpo.interpolation) + 1 if dpo.interpolation else 0
+        best, batch_size = facts.best_replies, settings.judge.batch_size
+        for _ in range(measured):
+            parts += [
+                self._answers(facts.evaluation, facts.held_out_groups),
+                self._reading(best.count, best.mean, batch_size, best.largest),
+            ]
+        made = self._trained("iteration_model", "iteration", parts, "pairs", looks + 2 * measured)
+        # What was trained, and what lies between.
+        return replace(made, temporary_models=made.temporary_models + 2 * bool(measured))
 
     def _trained(
         self, stage: str, phase: Phase, parts: Sequence[Part], unit: str = "examples", engines: int = 0

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.store import ProjectStore
 
-SMOKE_WAYS = ["as scored", "as scored, rehearsal 0.5", "as scored, interpolation"]
-SMOKE = {"prompts": 2, "work": SMOKE_RESULTS / "recipes", "seeds": ["base, order balanced"], "ways": SMOKE_WAYS}
 _ORDER = {"length_balance": True, "score_weight": 0.0, "mismatched_negatives": 1, "corrupted_negatives": 1}
 # M1: whether it comes from the base model or from SFT on the instruction data, and what it learns of judging.
 SEEDS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -43,7 +41,16 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the same, 1e-4": ({**_FIT, "length_control": 0.4}, {"learning_rate": 1e-4}),
     # Remedies against forgetting, each alone.
     "as scored, rehearsal 0.5": (_PLAIN, {"rehearsal": 0.5}),
+    # In the first round M1 is the model that training starts from, and by that the reference.
+    "as scored, base model as reference": (_PLAIN, {"reference": "base"}),
     "as scored, interpolation": (_PLAIN, {"interpolation": (0.25, 0.5, 0.75, 1.0)}),
+}
+SMOKE = {
+    "prompts": 2,
+    "work": SMOKE_RESULTS / "recipes",
+    "seeds": ["base, order balanced"],
+    # A tiny model writes little that is fit.
+    "ways": [way for way, (pairs, _) in WAYS.items() if pairs == _PLAIN],
 }
 
 
@@ -196,7 +203,8 @@ class Kitchen:
         job = TrainingJob(m1.path, self._settings.model, seed, work, name, self._progress)
 
         def trained() -> TrainingRun:
-            return train_dpo(job, examples, settings.dpo)
+            reference = self.base.path if settings.dpo.reference == "base" else None
+            return train_dpo(job, examples, settings.dpo, reference=reference)
 
         def made() -> TrainingRun:
             if not settings.dpo.interpolation:

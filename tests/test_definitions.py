@@ -78,6 +78,7 @@ def code_versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CodeVer
         ),
         ("dpo: {early_stopping: {every: 20}}", {"policy", "preference_pairs", "ranked_replies"}),
         ("dpo: {rehearsal: 0.5}", {"policy", "preference_pairs", "ranked_replies"}),
+        ("dpo: {reference: seed}", {"policy", "preference_pairs", "seed_model"}),
         ("dpo: {interpolation: [0.5]}", {"policy", "preference_pairs", "ranked_replies"}),
     ],
 )

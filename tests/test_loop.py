@@ -639,6 +639,17 @@ def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompt
     assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0}) == {}
 
 
+def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None:
+    seeded.run(2, dpo={"reference": "seed"})
+    m1, m2, m3 = (seeded.store.checkpoint(name) for name in ("M1", "M2", "M3"))
+    assert "reference" not in m2.lineage, "M1 is the model that training starts from"
+    assert m3.lineage["reference"] == {"name": "M1", "digest": m1.digest}
+    assert m3.parent == m2.digest
+    assert seeded.materialization("iteration_model", "iter_002").metadata["reference"].value == "M1"
+    seeded.run(1, dpo={"reference": "base"})
+    assert seeded.store.checkpoint("M2").lineage["reference"]["name"] == "base"
+
+
 SELF_INSTRUCTION = ("policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs")
 # Whatever a model does, it is promoted by these, and by those it is not.
 ANY = {"min_win_rate": None, "min_length_controlled_win_rate": None, "proven_gain": False, "max_length_growth": None,

@@ -84,6 +84,7 @@ STALE: dict[str, set[str]] = {
     "pairs.strategy": {"preference_pairs", "collapse_monitors", "iteration_model"},
     "dpo": {"iteration_model", "human_dpo_model"},
     # The baseline learns from human pairs alone, and from no model of the loop's.
+    "dpo.reference": {"iteration_model"},
     "dpo.rehearsal": {"iteration_model"},
     "dpo.interpolation": {"iteration_model"},
     "dpo.interpolation_tolerance": {"iteration_model"},
@@ -205,6 +206,7 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
             "evaluation.max_new_tokens",
             expected("evaluation.max_new_tokens") | {"iteration_model"},
         ),
+        ({"dpo": {"reference": "base"}}, "base_model", expected("base_model") | {"iteration_model"}),
         (
             {"dpo": {"interpolation": (0.5,)}},
             "evaluation.max_new_tokens",
@@ -230,6 +232,10 @@ def folder_of_weights(path: Path) -> Path:
     [
         (lambda p: {"base_model": p}, {"sft_baseline", "seed_model", "seed_assessment", "generated_prompts"}),
         (lambda p: {"prompt_generation": {"generator": p}}, {"generated_prompts"}),
+        (
+            lambda p: {"base_model": p, "dpo": {"reference": "base"}},
+            {"sft_baseline", "seed_model", "seed_assessment", "generated_prompts", "iteration_model"},
+        ),
         (lambda p: {"judge": {"panel": ["self", p]}}, {"judged_scores"}),
         (lambda p: {"evaluation": {"arbiters": ["self", p]}}, MATCHES),
     ],

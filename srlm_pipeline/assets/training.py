@@ -14,7 +14,7 @@ import pandas as pd
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.results import check, model_result, table_digest
-from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies
+from srlm_pipeline.assets.seed import M1, MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, seed_model
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
@@ -49,13 +49,16 @@ def _read(settings: Settings) -> tuple[str, ...]:
         trained.append("evaluation.max_new_tokens")
     if settings.dpo.early_stopping.every:
         trained += arbiters_read(settings)
+    if settings.dpo.reference == "base":
+        trained.append("base_model")
     return tuple(trained)
 
 
 def _contents(settings: Settings) -> list[str]:
     if settings.pairs.strategy == "positive_only":
         return base_contents(settings)
-    return arbiter_contents(settings) if settings.dpo.early_stopping.every else []
+    arbiters = arbiter_contents(settings) if settings.dpo.early_stopping.every else []
+    return [*arbiters, *(base_contents(settings) if settings.dpo.reference == "base" else [])]
 
 
 def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -63,7 +66,8 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     if settings.pairs.strategy == "positive_only":
         return [ift_dataset, eft_dataset]
     dpo = settings.dpo
-    return [ranked_replies] if dpo.early_stopping.every or dpo.rehearsal or dpo.interpolation else []
+    ranked = [ranked_replies] if dpo.early_stopping.every or dpo.rehearsal or dpo.interpolation else []
+    return [*ranked, *([seed_model] if dpo.reference == "seed" else [])]
 
 
 @srlm_asset(
@@ -76,7 +80,7 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     check_specs=[dg.AssetCheckSpec("margins_moved", asset="iteration_model")],
 )
 def iteration_model(stage: Stage, preference_pairs: pd.DataFrame) -> dg.MaterializeResult:
-    """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference."""
+    """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference unless the settings name another."""
     wanted = stage.settings.pairs.strategy
     positive_only = wanted == "positive_only"
     if (preference_pairs["strategy"] != wanted).any():
@@ -95,20 +99,25 @@ def iteration_model(stage: Stage, preference_pairs: pd.DataFrame) -> dg.Material
     checks = [
         check("margins_moved", True, "there are no margins: the model is trained on good replies alone", margin=0.0)
         if positive_only
-        else margins_moved(margin)
+        else margins_moved(margin, trained.first("rewards/margins"))
     ]
     return model_result(saved, {"pairs": len(preference_pairs), **made.facts, **training_facts(trained)}, checks)
 
 
-def margins_moved(margin: float | None) -> dg.AssetCheckResult:
-    """Return whether DPO has learned anything, by the reward margin at its end."""
-    moved = margin is not None and margin > 0.01
+def margins_moved(margin: float | None, before: float | None = None) -> dg.AssetCheckResult:
+    """Return whether DPO has learned anything, by the reward margin at its end.
+
+    Args:
+        margin: At the end.
+        before: At the beginning; it is zero where a model is its own reference.
+    """
+    moved = margin is not None and margin - (before or 0.0) > 0.01
     return check(
         "margins_moved",
         moved,
         "chosen replies have become likelier than rejected ones"
         if moved
-        else "the reward margin stayed at zero: nothing was learned; raise dpo.learning_rate or dpo.epochs",
+        else "the reward margin stayed where it was: nothing was learned; raise dpo.learning_rate or dpo.epochs",
         margin=margin if margin is not None else 0.0,
     )
 
@@ -137,15 +146,21 @@ def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "C
     stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
     ranked = _ranked(stage.store, "train") if settings.dpo.rehearsal else None
     rehearsed = [] if ranked is None else rehearsed_pairs(ranked, len(pairs), settings.dpo.rehearsal, seed)
+    reference = _reference(stage, entering)
     inputs = [table_digest(table) for table in (pairs, ranked) if table is not None]
+    inputs += [reference.digest] if reference else []
     job = training_job(stage, name, entering, f"training {name} with DPO", *inputs, settings=settings)
     job = replace(job, seed=seed)
 
     def train() -> "TrainingRun":
-        return train_dpo(job, [*preference_examples(pairs), *rehearsed], settings.dpo, stopping)
+        examples = [*preference_examples(pairs), *rehearsed]
+        return train_dpo(job, examples, settings.dpo, stopping, reference.path if reference else None)
 
     lineage: dict[str, Any] = {"dpo": settings.dpo.model_dump()}
     facts: dict[str, Any] = {}
+    if reference:
+        facts["reference"] = reference.name
+        lineage["reference"] = {"name": reference.name, "digest": reference.digest}
     if settings.dpo.interpolation:
         trained, tried = train_and_interpolate(job, entering, settings.dpo, train, _development(stage, name))
         told = lineage["interpolation"] = _tell_interpolation(stage, tried)
@@ -160,6 +175,15 @@ def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "C
         facts["rehearsed"] = lineage["rehearsed"] = len(rehearsed)
         stage.run.metrics({"rehearsed": len(rehearsed)})
     return _Made(trained, "dpo", entering.digest, lineage, facts)
+
+
+def _reference(stage: Stage, entering: "Checkpoint") -> "Checkpoint | None":
+    """Return the model from which training is not to stray far; None: M_t itself."""
+    chosen, store = stage.settings.dpo.reference, stage.store
+    if chosen == "policy":
+        return None
+    found = store.checkpoint(M1) if chosen == "seed" else store.base_checkpoint(stage.settings)
+    return None if found.digest == entering.digest else found
 
 
 def _development(stage: Stage, name: str) -> "Measure":

@@ -143,7 +143,7 @@ class DpoSettings(TrainingSettings):
     """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
 
     # Of the loop alone: the baseline that learns from human pairs does without.
-    apart = frozenset({"rehearsal", "interpolation", "interpolation_tolerance"})
+    apart = frozenset({"reference", "rehearsal", "interpolation", "interpolation_tolerance"})
 
     learning_rate: float = Field(1e-6, gt=0)
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
@@ -160,6 +160,11 @@ class DpoSettings(TrainingSettings):
         ge=0,
         lt=0.5,
         description="how often a preference is taken to be the wrong way round; for loss robust",
+    )
+    reference: Literal["policy", "seed", "base"] = Field(
+        "policy",
+        description="the model from which training is not to stray far; policy: the one that training starts from (the "
+        "paper); seed: M1; base: the base model",
     )
     rehearsal: float = Field(
         0.0,

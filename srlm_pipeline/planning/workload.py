@@ -412,7 +412,9 @@ class _Counter:
                 self._answers(facts.evaluation, facts.held_out_groups),
                 self._reading(best.count, best.mean, batch_size, best.largest),
             ]
-        made = self._trained("iteration_model", "iteration", parts, "pairs", looks + 2 * measured)
+        made = self._trained(
+            "iteration_model", "iteration", parts, "pairs", looks + 2 * measured + (dpo.reference != "policy")
+        )
         # What was trained, and what lies between.
         return replace(made, temporary_models=made.temporary_models + 2 * bool(measured))
 

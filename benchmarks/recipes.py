@@ -43,6 +43,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as scored, rehearsal 0.5": (_PLAIN, {"rehearsal": 0.5}),
     # In the first round M1 is the model that training starts from, and by that the reference.
     "as scored, base model as reference": (_PLAIN, {"reference": "base"}),
+    "as scored, KL budget 10": (_PLAIN, {"kl_budget": 10.0}),
     "as scored, interpolation": (_PLAIN, {"interpolation": (0.25, 0.5, 0.75, 1.0)}),
 }
 SMOKE = {

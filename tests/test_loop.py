@@ -650,6 +650,15 @@ def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None
     assert seeded.store.checkpoint("M2").lineage["reference"]["name"] == "base"
 
 
+def test_a_training_with_a_budget_says_whether_that_ended_it(seeded: Home) -> None:
+    seeded.run(1, dpo={"epochs": 3, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 0.01, "kl_budget": 1e-3})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    lineage = seeded.store.checkpoint("M2").lineage
+    assert metadata["ended_by_kl_budget"].value == lineage["ended_by_kl_budget"]
+    assert metadata["kl_estimate"].value == pytest.approx(lineage["kl_estimate"])
+    assert (lineage["ended_by_kl_budget"] == "no") == (lineage["kl_estimate"] <= 1e-3)
+
+
 SELF_INSTRUCTION = ("policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs")
 # Whatever a model does, it is promoted by these, and by those it is not.
 ANY = {"min_win_rate": None, "min_length_controlled_win_rate": None, "proven_gain": False, "max_length_growth": None,

@@ -16,7 +16,7 @@ from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.results import check, model_result, table_digest
 from srlm_pipeline.assets.seed import M1, MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, seed_model
 from srlm_pipeline.assets.stage import Stage, srlm_asset
-from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
+from srlm_pipeline.assets.trained import dpo_facts, save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.preference.pairs import select
@@ -167,6 +167,9 @@ def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "C
         facts |= {"interpolation_ratio": tried[-1].ratio, "interpolation": dg.MetadataValue.json(told)}
     else:
         trained = train()
+    moved = dpo_facts(trained, settings.dpo)
+    lineage |= moved
+    facts |= moved
     if stopping is not None:
         looks = [entry for entry in trained.history if WIN_RATE in entry]
         lost = [int(look["step"]) for look in looks if look[WIN_RATE] < settings.dpo.early_stopping.min_win_rate]

@@ -161,6 +161,12 @@ class DpoSettings(TrainingSettings):
         lt=0.5,
         description="how often a preference is taken to be the wrong way round; for loss robust",
     )
+    kl_budget: float | None = Field(
+        None,
+        gt=0,
+        description="nats per reply; training ends at the first logged step at which the policy is estimated to be "
+        "farther from its reference (not in the paper); None: train to the end",
+    )
     reference: Literal["policy", "seed", "base"] = Field(
         "policy",
         description="the model from which training is not to stray far; policy: the one that training starts from (the "

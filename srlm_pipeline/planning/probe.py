@@ -317,7 +317,8 @@ def _lessons(material: _Material, settings: Settings) -> dict[Any, _Lesson]:
         ),
         "dpo": _Lesson(
             train_dpo,
-            settings.dpo,
+            # Of steps that are not taken nothing is measured.
+            settings.dpo.model_copy(update={"kl_budget": None}),
             [PreferenceExample(g.prompt, *_best_and_worst(g)) for g in material.groups],
             lambda e: texts(settings.dpo.max_length, e.prompt, e.chosen, e.rejected),
         ),

@@ -27,6 +27,7 @@ from srlm_pipeline.training.common import (
     trainer_arguments,
 )
 from srlm_pipeline.training.early_stopping import EarlyStopping
+from srlm_pipeline.training.kl_budget import budget_callback
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,7 +89,7 @@ def train_dpo(
         reference: Another model that reads text as the same tokens; None: M_t itself.
 
     Returns:
-        The trained model; where training was ended early, the model of the look before.
+        The trained model; where early stopping ended the training, the model of the look before.
 
     Raises:
         EmptyDataError: If there are no pairs, or all prompts are too long.
@@ -106,6 +107,7 @@ def train_dpo(
         dataset = _trainer(replace(job, source=reference), settings, dataset, adapted=False).train_dataset
         gc.collect()
     trainer = _trainer(job, settings, dataset)
+    trainer.add_callback(budget_callback(settings.beta, settings.kl_budget))
     if early_stopping is not None:
 
         def export(folder: Path, step: int) -> Checkpoint:

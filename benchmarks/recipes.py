@@ -7,7 +7,7 @@ measured as the gate measures. What is finished stays in the work folder, and is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.store import ProjectStore
 
-SMOKE = {"prompts": 2, "work": SMOKE_RESULTS / "recipes", "seeds": ["base, order balanced"], "ways": ["as scored"]}
 _ORDER = {"length_balance": True, "score_weight": 0.0, "mismatched_negatives": 1, "corrupted_negatives": 1}
 # M1: whether it comes from the base model or from SFT on the instruction data, and what it learns of judging.
 SEEDS: dict[str, tuple[bool, dict[str, Any]]] = {
@@ -40,6 +39,19 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the same, upper half of the layers": ({**_FIT, "length_control": 0.4}, {"lora": {"top_layers": 0.5}}),
     "the same, likelihood 0.2": ({**_FIT, "length_control": 0.4}, {"nll_weight": 0.2}),
     "the same, 1e-4": ({**_FIT, "length_control": 0.4}, {"learning_rate": 1e-4}),
+    # Remedies against forgetting, each alone.
+    "as scored, rehearsal 0.5": (_PLAIN, {"rehearsal": 0.5}),
+    # In the first round M1 is the model that training starts from, and by that the reference.
+    "as scored, base model as reference": (_PLAIN, {"reference": "base"}),
+    "as scored, KL budget 10": (_PLAIN, {"kl_budget": 10.0}),
+    "as scored, interpolation": (_PLAIN, {"interpolation": (0.25, 0.5, 0.75, 1.0)}),
+}
+SMOKE = {
+    "prompts": 2,
+    "work": SMOKE_RESULTS / "recipes",
+    "seeds": ["base, order balanced"],
+    # A tiny model writes little that is fit.
+    "ways": [way for way, (pairs, _) in WAYS.items() if pairs == _PLAIN],
 }
 
 
@@ -68,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         | ({"base_model": args.model} if args.model else {}),
     )
     store = ProjectStore(args.work, open_store(settings).shared)
-    kitchen = Kitchen(settings, store)
+    kitchen = Kitchen(settings, store, bench.say)
     rows = []
     first: Checkpoint | None = None
     made = {"base model": kitchen.base}
@@ -103,13 +115,14 @@ class Kitchen:
     Args:
         settings: That all recipes share.
         store: Where everything is kept.
+        say: Where it is told how something was chosen.
     """
 
-    def __init__(self, settings: Settings, store: ProjectStore) -> None:
+    def __init__(self, settings: Settings, store: ProjectStore, say: Callable[[str], None]) -> None:
         from srlm_pipeline.commands.terminal import terminal_reporter
         from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 
-        self._settings, self._store, self._progress = settings, store, terminal_reporter()
+        self._settings, self._store, self._say, self._progress = settings, store, say, terminal_reporter()
         self.base = store.base_checkpoint(settings)
         self._ift = load_instructions(settings.data).table
         self._ranked = load_ranked_replies(settings.data).table
@@ -180,16 +193,48 @@ class Kitchen:
         """Make an M2."""
         from srlm_pipeline.config import load_settings
         from srlm_pipeline.preference.pairs import select
-        from srlm_pipeline.training.common import TrainingJob
+        from srlm_pipeline.training.common import TrainingJob, TrainingRun
         from srlm_pipeline.training.dpo import preference_examples, train_dpo
+        from srlm_pipeline.training.human_pairs import rehearsed_pairs
+        from srlm_pipeline.training.interpolation import train_and_interpolate
 
         pairs, dpo = WAYS[name]
         least = self._settings.pairs.min_margin
         settings = load_settings("quickstart", {"pairs": {**pairs, "min_margin": least}, "dpo": dpo})
-        examples = preference_examples(select(scored, settings.pairs).pairs)
+        own = preference_examples(select(scored, settings.pairs).pairs)
         work, seed = self._store.root / "work" / name, self._settings.seed + 1
+        train = self._ranked[self._ranked["split"] == "train"]
+        examples = [*own, *rehearsed_pairs(train, len(own), settings.dpo.rehearsal, seed)]
         job = TrainingJob(m1.path, self._settings.model, seed, work, name, self._progress)
-        return self._kept(name, m1, lambda: train_dpo(job, examples, settings.dpo).loaded)
+
+        def trained() -> TrainingRun:
+            reference = self.base.path if settings.dpo.reference == "base" else None
+            return train_dpo(job, examples, settings.dpo, reference=reference)
+
+        def made() -> TrainingRun:
+            if not settings.dpo.interpolation:
+                return trained()
+            run, tried = train_and_interpolate(job, m1, settings.dpo, trained, self._on_development)
+            for one in tried:
+                self._say(f"{name}: {one}")
+            return run
+
+        return self._kept(name, m1, lambda: made().loaded)
+
+    def _on_development(self, checkpoint: Checkpoint) -> Any:
+        from srlm_pipeline.evaluation.development import development_figures
+        from srlm_pipeline.generation.opening import open_engine
+
+        settings = self._settings
+        return development_figures(
+            checkpoint,
+            self._ranked[self._ranked["split"] == "held_out"],
+            settings,
+            self._store,
+            lambda model, batch_size: open_engine(model, settings, batch_size),
+            self._progress,
+            "development",
+        )
 
     def measured(self, checkpoint: Checkpoint) -> Any:
         """Return what is known of a model."""

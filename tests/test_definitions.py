@@ -77,6 +77,9 @@ def code_versions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CodeVer
             {"policy", "preference_pairs", "ift_dataset", "eft_dataset"},
         ),
         ("dpo: {early_stopping: {every: 20}}", {"policy", "preference_pairs", "ranked_replies"}),
+        ("dpo: {rehearsal: 0.5}", {"policy", "preference_pairs", "ranked_replies"}),
+        ("dpo: {reference: seed}", {"policy", "preference_pairs", "seed_model"}),
+        ("dpo: {interpolation: [0.5]}", {"policy", "preference_pairs", "ranked_replies"}),
     ],
 )
 def test_what_training_depends_on_follows_how_it_trains(lines: str, parents: set[str], tmp_path: Path) -> None:

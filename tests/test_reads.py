@@ -85,6 +85,11 @@ STALE: dict[str, set[str]] = {
     "pairs": {"preference_pairs", "collapse_monitors"},
     "pairs.strategy": {"preference_pairs", "collapse_monitors", "iteration_model"},
     "dpo": {"iteration_model", "human_dpo_model"},
+    # The baseline learns from human pairs alone, and from no model of the loop's.
+    "dpo.reference": {"iteration_model"},
+    "dpo.rehearsal": {"iteration_model"},
+    "dpo.interpolation": {"iteration_model"},
+    "dpo.interpolation_tolerance": {"iteration_model"},
     "baselines.start_from": {"seed_model"},
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},
@@ -204,6 +209,12 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
             "evaluation.max_new_tokens",
             expected("evaluation.max_new_tokens") | {"iteration_model"},
         ),
+        ({"dpo": {"reference": "base"}}, "base_model", expected("base_model") | {"iteration_model"}),
+        (
+            {"dpo": {"interpolation": (0.5,)}},
+            "evaluation.max_new_tokens",
+            expected("evaluation.max_new_tokens") | {"iteration_model"},
+        ),
         ({"evaluation": {"arbiters": ["verifiers"]}}, "evaluation.verifiable.limit", ASSESSED | MATCHES),
         ({"evaluation": {"arbiters": ["reference"]}}, "evaluation.encoder", ASSESSED | MATCHES),
     ],
@@ -224,6 +235,10 @@ def folder_of_weights(path: Path) -> Path:
     [
         (lambda p: {"base_model": p}, {"sft_baseline", "seed_model", "seed_assessment", "generated_prompts"}),
         (lambda p: {"prompt_generation": {"generator": p}}, {"generated_prompts"}),
+        (
+            lambda p: {"base_model": p, "dpo": {"reference": "base"}},
+            {"sft_baseline", "seed_model", "seed_assessment", "generated_prompts", "iteration_model"},
+        ),
         (lambda p: {"judge": {"panel": ["self", p]}}, {"judged_scores"}),
         (lambda p: {"evaluation": {"arbiters": ["self", p]}}, MATCHES),
     ],

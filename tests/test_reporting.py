@@ -410,6 +410,12 @@ def test_without_sft_the_base_model_is_shown_once_as_the_sft_baseline_too(tmp_pa
     assert SFT_BASELINE not in page.all("main")[0]["text"]
 
 
+def test_rehearsed_pairs_are_told_apart_from_the_model_s_own(tmp_path: Path) -> None:
+    it = iterations_of(make_project(tmp_path))[0]
+    mixed = Checkpoint(tmp_path, "M2", "", "", {"dpo": {}, "pairs": 3, "iteration": 1, "rehearsed": 2})
+    assert it.origin(mixed) == "DPO on 3 pairs of iteration 1 and 2 of people"
+
+
 def test_verdicts_are_said_in_words_the_broken_rules_first(pages: dict[str, str]) -> None:
     page = Page(pages["iteration"])
     assert [row[1] for row in page.rows("rules")[1:]] == ["\u2717 failed", "\u2013 not judged", "\u2713 passed"]

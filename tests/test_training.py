@@ -1,5 +1,6 @@
 """SFT, ranking and DPO on a tiny random model: they learn, they resume, adapters end up merged."""
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -115,6 +116,53 @@ def test_dpo_moves_the_preferences_apart(
             for m in (base, run.loaded)
         ]
         assert gaps[1] > gaps[0] + 1
+
+
+def another_model(tiny_model: Path, folder: Path) -> Path:
+    loaded = load_model(tiny_model, MODEL)
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return save_checkpoint(loaded, folder, "another", None, {}, "float32").path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_model_can_be_the_reference_and_is_gone_when_training_begins(
+    base: LoadedModel, tiny_model: Path, tmp_path: Path, method: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from srlm_pipeline.training import dpo as module
+
+    loaded: list[tuple[str, weakref.ref[Any]]] = []
+    load, run = module.load_for_training, module.run_trainer
+
+    def watched(job: TrainingJob, settings: Any) -> LoadedModel:
+        assert all(model() is None for _, model in loaded), "two models at once"
+        made = load(job, settings)
+        loaded.append((str(job.source), weakref.ref(made.model)))
+        return made
+
+    def started(job: TrainingJob, trainer: Any) -> Any:
+        assert [model() is not None for _, model in loaded] == [False, True]
+        return run(job, trainer)
+
+    monkeypatch.setattr(module, "load_for_training", watched)
+    monkeypatch.setattr(module, "run_trainer", started)
+    reference = another_model(tiny_model, tmp_path / "reference")
+    settings = DpoSettings(method=method, learning_rate=RATES[method], epochs=2, **(COMMON | {"batch_size": 8}))
+    trained = train_dpo(job(tiny_model, tmp_path / "work"), PAIRS, settings, reference=reference)
+    assert [source for source, _ in loaded] == [str(reference), str(tiny_model)]
+    other = load_model(reference, MODEL)
+    margins = [
+        sum(
+            sign * (log_likelihood(base, pair.prompt, reply) - log_likelihood(other, pair.prompt, reply))
+            for sign, reply in ((1, f"{pair.chosen}<|im_end|>"), (-1, f"{pair.rejected}<|im_end|>"))
+        )
+        for pair in PAIRS
+    ]
+    expected = settings.beta * sum(margins) / len(margins)
+    assert abs(expected) > 0.01
+    assert trained.first("rewards/margins") == pytest.approx(expected, abs=2e-3)
+    assert trained.final("rewards/margins") > expected + 0.01
 
 
 @pytest.mark.parametrize("loss", get_args(DpoSettings.model_fields["loss"].annotation))

@@ -14,7 +14,7 @@ from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.results import check, model_result, table_digest
 from srlm_pipeline.assets.seed import M1, MODEL, seed_model, sft_baseline
 from srlm_pipeline.assets.stage import Stage, srlm_asset
-from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
+from srlm_pipeline.assets.trained import dpo_facts, save_trained, training_facts, training_job
 from srlm_pipeline.assets.training import iteration_model, margins_moved
 from srlm_pipeline.checks.text_measures import describe_replies
 from srlm_pipeline.errors import EmptyDataError
@@ -143,11 +143,12 @@ def human_dpo_model(stage: Stage, ranked_replies: pd.DataFrame) -> dg.Materializ
     description = "training with DPO on human pairs"
     job = training_job(stage, HUMAN_DPO_MODEL, baseline, description, table_digest(train))
     trained = train_dpo(job, best_worst_pairs(train), settings.dpo)
-    lineage = {"pairs": trained.n_examples, "dpo": settings.dpo.model_dump()}
+    moved = dpo_facts(trained, settings.dpo)
+    lineage = {"pairs": trained.n_examples, "dpo": settings.dpo.model_dump(), **moved}
     saved = save_trained(stage, trained, HUMAN_DPO_MODEL, baseline.digest, lineage)
     margin = trained.final("rewards/margins")
     stage.run.metrics({"final_margin": margin})
-    return model_result(saved, training_facts(trained), [margins_moved(margin)])
+    return model_result(saved, {**moved, **training_facts(trained)}, [margins_moved(margin)])
 
 
 @srlm_asset(

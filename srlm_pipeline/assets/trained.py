@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.assets.stage import Stage
-from srlm_pipeline.config import Settings
+from srlm_pipeline.config import DpoSettings, Settings
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.reads import STAGES
 
@@ -54,4 +54,17 @@ def training_facts(trained: TrainingRun) -> dict[str, float | int]:
     loss = trained.final("loss")
     if loss is not None:
         facts["final_loss"] = loss
+    return facts
+
+
+def dpo_facts(trained: TrainingRun, settings: DpoSettings) -> dict[str, float | int | str]:
+    """Return how far DPO has moved a model, in nats per reply, and whether that ended it; for lineage and metadata."""
+    from srlm_pipeline.training.kl_budget import KL, step_beyond
+
+    facts: dict[str, float | int | str] = {}
+    moved = trained.final(KL)
+    if moved is not None:
+        facts["kl_estimate"] = moved
+    if settings.kl_budget is not None:
+        facts["ended_by_kl_budget"] = step_beyond(trained.history, settings.kl_budget) or "no"
     return facts

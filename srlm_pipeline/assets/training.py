@@ -4,7 +4,8 @@ With the strategy `positive_only` there are no pairs: the replies that M_t gave 
 """
 
 import shutil
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -13,9 +14,9 @@ import pandas as pd
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
 from srlm_pipeline.assets.results import check, model_result, table_digest
-from srlm_pipeline.assets.seed import MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies
+from srlm_pipeline.assets.seed import M1, MODEL, base_contents, eft_dataset, ift_dataset, ranked_replies, seed_model
 from srlm_pipeline.assets.stage import Stage, srlm_asset
-from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
+from srlm_pipeline.assets.trained import dpo_facts, save_trained, training_facts, training_job
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.preference.pairs import select
@@ -36,28 +37,37 @@ if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.training.common import TrainingRun
     from srlm_pipeline.training.early_stopping import EarlyStopping
+    from srlm_pipeline.training.interpolation import DevelopmentFigures, Measure, Tried
 
 
 def _read(settings: Settings) -> tuple[str, ...]:
     common = ("pairs.strategy", *MODEL, "seed")
     if settings.pairs.strategy == "positive_only":
         return (*common, "base_model", "sft", "eft", "judge.rubric")
+    trained = [*common, "dpo", *(f"dpo.{setting}" for setting in sorted(settings.dpo.apart))]
+    if settings.dpo.early_stopping.every or settings.dpo.interpolation:
+        trained.append("evaluation.max_new_tokens")
     if settings.dpo.early_stopping.every:
-        return (*common, "dpo", "evaluation.max_new_tokens", *arbiters_read(settings))
-    return (*common, "dpo")
+        trained += arbiters_read(settings)
+    if settings.dpo.reference == "base":
+        trained.append("base_model")
+    return tuple(trained)
 
 
 def _contents(settings: Settings) -> list[str]:
     if settings.pairs.strategy == "positive_only":
         return base_contents(settings)
-    return arbiter_contents(settings) if settings.dpo.early_stopping.every else []
+    arbiters = arbiter_contents(settings) if settings.dpo.early_stopping.every else []
+    return [*arbiters, *(base_contents(settings) if settings.dpo.reference == "base" else [])]
 
 
 def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     """Return what training reads beside pairs and policy: it follows how it trains."""
     if settings.pairs.strategy == "positive_only":
         return [ift_dataset, eft_dataset]
-    return [ranked_replies] if settings.dpo.early_stopping.every else []
+    dpo = settings.dpo
+    ranked = [ranked_replies] if dpo.early_stopping.every or dpo.rehearsal or dpo.interpolation else []
+    return [*ranked, *([seed_model] if dpo.reference == "seed" else [])]
 
 
 @srlm_asset(
@@ -70,7 +80,7 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     check_specs=[dg.AssetCheckSpec("margins_moved", asset="iteration_model")],
 )
 def iteration_model(stage: Stage, preference_pairs: pd.DataFrame) -> dg.MaterializeResult:
-    """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference."""
+    """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference unless the settings name another."""
     wanted = stage.settings.pairs.strategy
     positive_only = wanted == "positive_only"
     if (preference_pairs["strategy"] != wanted).any():
@@ -89,20 +99,25 @@ def iteration_model(stage: Stage, preference_pairs: pd.DataFrame) -> dg.Material
     checks = [
         check("margins_moved", True, "there are no margins: the model is trained on good replies alone", margin=0.0)
         if positive_only
-        else margins_moved(margin)
+        else margins_moved(margin, trained.first("rewards/margins"))
     ]
     return model_result(saved, {"pairs": len(preference_pairs), **made.facts, **training_facts(trained)}, checks)
 
 
-def margins_moved(margin: float | None) -> dg.AssetCheckResult:
-    """Return whether DPO has learned anything, by the reward margin at its end."""
-    moved = margin is not None and margin > 0.01
+def margins_moved(margin: float | None, before: float | None = None) -> dg.AssetCheckResult:
+    """Return whether DPO has learned anything, by the reward margin at its end.
+
+    Args:
+        margin: At the end.
+        before: At the beginning; it is zero where a model is its own reference.
+    """
+    moved = margin is not None and margin - (before or 0.0) > 0.01
     return check(
         "margins_moved",
         moved,
         "chosen replies have become likelier than rejected ones"
         if moved
-        else "the reward margin stayed at zero: nothing was learned; raise dpo.learning_rate or dpo.epochs",
+        else "the reward margin stayed where it was: nothing was learned; raise dpo.learning_rate or dpo.epochs",
         margin=margin if margin is not None else 0.0,
     )
 
@@ -121,18 +136,82 @@ class _Made:
 def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
     """Train M_t on its pairs with DPO (paper section 2.4)."""
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
+    from srlm_pipeline.training.early_stopping import WIN_RATE
+    from srlm_pipeline.training.human_pairs import rehearsed_pairs
+    from srlm_pipeline.training.interpolation import train_and_interpolate
 
     settings = stage.own_settings
-    stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
-    description = f"training {name} with DPO"
-    job = training_job(stage, name, entering, description, table_digest(pairs), settings=settings)
     # No two iterations draw alike.
-    job = replace(job, seed=job.seed + stage.iteration)
-    trained = train_dpo(job, preference_examples(pairs), settings.dpo, stopping)
-    facts = {}
+    seed = settings.seed + stage.iteration
+    stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
+    ranked = _ranked(stage.store, "train") if settings.dpo.rehearsal else None
+    rehearsed = [] if ranked is None else rehearsed_pairs(ranked, len(pairs), settings.dpo.rehearsal, seed)
+    reference = _reference(stage, entering)
+    inputs = [table_digest(table) for table in (pairs, ranked) if table is not None]
+    inputs += [reference.digest] if reference else []
+    job = training_job(stage, name, entering, f"training {name} with DPO", *inputs, settings=settings)
+    job = replace(job, seed=seed)
+
+    def train() -> "TrainingRun":
+        examples = [*preference_examples(pairs), *rehearsed]
+        return train_dpo(job, examples, settings.dpo, stopping, reference.path if reference else None)
+
+    lineage: dict[str, Any] = {"dpo": settings.dpo.model_dump()}
+    facts: dict[str, Any] = {}
+    if reference:
+        facts["reference"] = reference.name
+        lineage["reference"] = {"name": reference.name, "digest": reference.digest}
+    if settings.dpo.interpolation:
+        trained, tried = train_and_interpolate(job, entering, settings.dpo, train, _development(stage, name))
+        told = lineage["interpolation"] = _tell_interpolation(stage, tried)
+        facts |= {"interpolation_ratio": tried[-1].ratio, "interpolation": dg.MetadataValue.json(told)}
+    else:
+        trained = train()
+    moved = dpo_facts(trained, settings.dpo)
+    lineage |= moved
+    facts |= moved
     if stopping is not None:
-        facts = {"looks": len(stopping.history), "stopped_early": stopping.stopped_at or "no"}
-    return _Made(trained, "dpo", entering.digest, {"dpo": settings.dpo.model_dump()}, facts)
+        looks = [entry for entry in trained.history if WIN_RATE in entry]
+        lost = [int(look["step"]) for look in looks if look[WIN_RATE] < settings.dpo.early_stopping.min_win_rate]
+        facts |= {"looks": len(looks), "stopped_early": lost[0] if lost else "no"}
+    if rehearsed:
+        facts["rehearsed"] = lineage["rehearsed"] = len(rehearsed)
+        stage.run.metrics({"rehearsed": len(rehearsed)})
+    return _Made(trained, "dpo", entering.digest, lineage, facts)
+
+
+def _reference(stage: Stage, entering: "Checkpoint") -> "Checkpoint | None":
+    """Return the model from which training is not to stray far; None: M_t itself."""
+    chosen, store = stage.settings.dpo.reference, stage.store
+    if chosen == "policy":
+        return None
+    found = store.checkpoint(M1) if chosen == "seed" else store.base_checkpoint(stage.settings)
+    return None if found.digest == entering.digest else found
+
+
+def _development(stage: Stage, name: str) -> "Measure":
+    """Measure models on the prompts that are neither trained on nor used in the evaluation."""
+    from srlm_pipeline.evaluation.development import development_figures
+
+    held_out = _ranked(stage.store, "held_out")
+
+    def measure(model: "Checkpoint") -> "DevelopmentFigures":
+        return development_figures(
+            model, held_out, stage.settings, stage.store, stage.engine, stage.progress, f"development/{name}"
+        )
+
+    return measure
+
+
+def _tell_interpolation(stage: Stage, tried: "Sequence[Tried]") -> list[dict[str, Any]]:
+    """Track what was tried, and return it as plain values; the last was chosen."""
+    for one in tried:
+        told = {"unfit": one.unfit, "unfit_more": one.unfit_more, "nats": one.nats, "nats_more": one.nats_more}
+        stage.run.metrics({f"interpolation/{one.ratio:g}/{name}": value for name, value in told.items()})
+    stage.curve({"dpo/interpolation_ratio": tried[-1].ratio})
+    if not tried[-1].passed:
+        stage.log.warning(f"no ratio of dpo.interpolation passed; the smallest, {tried[-1].ratio:g}, was taken")
+    return [asdict(one) for one in tried]
 
 
 def _fine_tuned(stage: Stage, positives: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
@@ -177,6 +256,12 @@ def _positives(store: ProjectStore, iteration: int, settings: Settings) -> pd.Da
     return select(read_table(JUDGED_SCORES, store.table_path("judged_scores", iteration)), settings.pairs).pairs
 
 
+def _ranked(store: ProjectStore, split: str) -> pd.DataFrame:
+    """Return the human-ranked replies of one split."""
+    ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
+    return ranked[ranked["split"] == split]
+
+
 def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlyStopping":
     """Look at the replies to prompts that are neither trained on nor used in the evaluation."""
     from srlm_pipeline.evaluation.measuring import win_rate
@@ -185,8 +270,7 @@ def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlySt
 
     settings, store = stage.settings, stage.store
     chosen = settings.dpo.early_stopping
-    ranked = read_table(RANKED_REPLIES, store.table_path("ranked_replies"))
-    held_out = ranked[ranked["split"] == "held_out"].drop_duplicates("group_id").head(chosen.prompts)
+    held_out = _ranked(store, "held_out").drop_duplicates("group_id").head(chosen.prompts)
     prompts = held_out.rename(columns={"group_id": "id"}).assign(reference=None)
     prompts = prompts[list(EVALUATION_PROMPTS.columns)].reset_index(drop=True)
 

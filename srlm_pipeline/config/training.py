@@ -142,6 +142,9 @@ class EarlyStoppingSettings(Section):
 class DpoSettings(TrainingSettings):
     """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
 
+    # Of the loop alone: the baseline that learns from human pairs does without.
+    apart = frozenset({"reference", "rehearsal", "interpolation", "interpolation_tolerance"})
+
     learning_rate: float = Field(1e-6, gt=0)
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
     beta: float = Field(0.1, gt=0)
@@ -158,7 +161,43 @@ class DpoSettings(TrainingSettings):
         lt=0.5,
         description="how often a preference is taken to be the wrong way round; for loss robust",
     )
+    kl_budget: float | None = Field(
+        None,
+        gt=0,
+        description="nats per reply; training ends at the first logged step at which the policy is estimated to be "
+        "farther from its reference (not in the paper); None: train to the end",
+    )
+    reference: Literal["policy", "seed", "base"] = Field(
+        "policy",
+        description="the model from which training is not to stray far; policy: the one that training starts from (the "
+        "paper); seed: M1; base: the base model",
+    )
+    rehearsal: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of an iteration's training pairs that people ranked: the best against the worst reply to "
+        "training prompts of data.ranked_replies, drawn anew each time (not in the paper)",
+    )
+    interpolation: tuple[float, ...] = Field(
+        (),
+        description="shares of the trained model that are tried, the rest being the model that training started from; "
+        "the largest that loses nothing on held-out prompts of data.ranked_replies is taken (not in the paper); "
+        "empty: the trained model itself",
+    )
+    interpolation_tolerance: float = Field(
+        0.05, ge=0, description="nats per token by which the best human replies may become less likely"
+    )
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+
+    @field_validator("interpolation")
+    @classmethod
+    def _are_different_shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < ratio <= 1 for ratio in value):
+            raise ValueError("shares of the trained model lie above 0 and are 1 at most")
+        if len(set(value)) < len(value):
+            raise ValueError("a share is given twice")
+        return value
 
     @model_validator(mode="after")
     def _smoothing_is_used(self) -> DpoSettings:

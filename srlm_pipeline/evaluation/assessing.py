@@ -19,7 +19,7 @@ from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.measures import SHOWN, figure
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies
 from srlm_pipeline.evaluation.opening import open_encoder
-from srlm_pipeline.evaluation.references import Encoder
+from srlm_pipeline.evaluation.references import Encoder, best_replies
 from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable, verifiable_table
 from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
 from srlm_pipeline.generation.opening import OpenEngine, release_engines
@@ -229,7 +229,7 @@ def _likelihood(
     checkpoint: Checkpoint, ranked: pd.DataFrame, settings: Settings, progress: ProgressReporter
 ) -> pd.DataFrame:
     """Read the best human reply to every held-out prompt with the model; returns table `LIKELIHOOD`."""
-    best = ranked.sort_values("rank", kind="stable").drop_duplicates("group_id").sort_values("group_id")
+    best = best_replies(ranked)
     written = pd.DataFrame({"prompt": best["prompt"].tolist(), "reply": best["text"].tolist(), "finish_reason": "stop"})
     read = reply_log_probabilities(
         load_model(checkpoint.path, settings.model),

@@ -73,8 +73,17 @@ def references_of(prompts: pd.DataFrame, ranked: pd.DataFrame) -> dict[str, str]
         ranked: Table `RANKED_REPLIES`: the best reply to a held-out prompt is the reference for the others, by which
             the arbiter shows how often it agrees with people.
     """
-    best = ranked.sort_values("rank", kind="stable").drop_duplicates("group_id")
+    best = best_replies(ranked)
     known = prompts[prompts["reference"].notna()]
     return dict(zip(best["prompt"], best["text"], strict=True)) | dict(
         zip(known["prompt"], known["reference"], strict=True)
     )
+
+
+def best_replies(ranked: pd.DataFrame) -> pd.DataFrame:
+    """Return the best human reply to every prompt, by `group_id`; of equals the first.
+
+    Args:
+        ranked: Rows of table `RANKED_REPLIES`.
+    """
+    return ranked.sort_values("rank", kind="stable").drop_duplicates("group_id").sort_values("group_id")

@@ -200,13 +200,15 @@ def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dic
         return sum(min(measure.conversation(prompt, reply), chosen.max_length) for reply in replies)
 
     sft, dpo, rubric = settings.sft, settings.dpo, settings.judge.rubric
+    # Of steps that a budget would spare nothing is measured.
+    whole = dpo.model_copy(update={"kl_budget": None})
     texts = [*(SftExample(row.prompt, row.response) for row in data.ift.itertuples()), *data.judgements]
     # Best and worst as people see them: replies made up for the judge are of other lengths.
     ranked = [group for _, group in data.train.sort_values("rank", kind="stable").groupby("group_id")]
     pairs = [PreferenceExample(g["prompt"].iloc[0], g["text"].iloc[0], g["text"].iloc[-1]) for g in ranked]
     lessons: dict[Trainer, Lesson] = {
         "sft": Lesson(train_sft, sft, texts, lambda e: tokens(sft, e.prompt, e.response)),
-        "dpo": Lesson(train_dpo, dpo, pairs, lambda e: tokens(dpo, e.prompt, e.chosen, e.rejected)),
+        "dpo": Lesson(train_dpo, whole, pairs, lambda e: tokens(dpo, e.prompt, e.chosen, e.rejected)),
     }
     if settings.eft.enabled and settings.eft.ranking:
         lessons["ranking"] = Lesson(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -296,15 +296,29 @@ class _Stages:
             positive = max(1, round(n * settings.candidates.per_prompt * self.assumed.positive))
             parts = self._seed_training(self.facts["instruction"].of(positive))
             return self._model("iteration_model", "iteration", parts)
+        facts = self.facts
         pairs = exchanges.of(max(1, round(n * self.assumed.pairs_kept))).cut(dpo.max_length).times(2)
+        taught = [pairs]
+        by_people = min(facts["group"].count, round(pairs.count * dpo.rehearsal / (1 - dpo.rehearsal)))
+        if by_people:
+            exchange = facts["prompt"] + facts["template"] + facts["response"]
+            taught.append(exchange.of(by_people).cut(dpo.max_length).times(2))
         # The reference model reads both once.
-        parts, looks = [self._train("dpo", dpo, pairs), self._read(pairs, dpo.micro_batch_size)], 0
+        parts = [self._train("dpo", dpo, *taught), *(self._read(texts, dpo.micro_batch_size) for texts in taught)]
+        looks = 0
         if dpo.early_stopping.every:
             looks = optimiser_steps(pairs.count, dpo) // dpo.early_stopping.every
-            asked = min(dpo.early_stopping.prompts, max(1, self.facts["best"].count))
-            look = self._answers(self.facts["evaluation"].of(asked), settings.evaluation.max_new_tokens)
+            asked = min(dpo.early_stopping.prompts, max(1, facts["best"].count))
+            look = self._answers(facts["evaluation"].of(asked), settings.evaluation.max_new_tokens)
             parts += [look, *self._matches(2 * asked, asked)[0]] * looks
-        return self._model("iteration_model", "iteration", parts, "pairs", looks)
+        # At most: the first ratio that passes is the last, and M_t is measured beside them.
+        measured = len(dpo.interpolation) + 1 if dpo.interpolation else 0
+        answers = self._answers(facts["evaluation"].of(facts["best"].count), settings.evaluation.max_new_tokens)
+        parts += [answers, self._read(facts["best"], settings.judge.batch_size)] * measured
+        opened = looks + 2 * measured + (dpo.reference != "policy")
+        made = self._model("iteration_model", "iteration", parts, "pairs", opened)
+        # What was trained, and what lies between it and M_t.
+        return replace(made, temporary_models=made.temporary_models + 2 * bool(measured))
 
 
 def optimiser_steps(examples: int, settings: TrainingSettings) -> int:

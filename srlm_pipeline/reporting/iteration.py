@@ -146,7 +146,8 @@ class Iteration:
     def origin(self, model: Checkpoint) -> str:
         """Return how a model of the lineage was made, in words."""
         if "dpo" in model.lineage:
-            return f"DPO on {model.lineage['pairs']} pairs of iteration {model.lineage['iteration']}"
+            made = f"DPO on {model.lineage['pairs']} pairs of iteration {model.lineage['iteration']}"
+            return made + (f" and {people} of people" if (people := model.lineage.get("rehearsed")) else "")
         if "positives" in model.lineage:
             return f"seed data and {model.lineage['positives']} replies with top marks"
         if model.name == BASE:

@@ -62,6 +62,10 @@ class TrainingRun:
     n_examples: int = 0
     n_left_out: int = 0
 
+    def first(self, name: str) -> float | None:
+        """Return the first logged value of a metric, or None."""
+        return next((float(entry[name]) for entry in self.history if name in entry), None)
+
     def final(self, name: str) -> float | None:
         """Return the last logged value of a metric, or None."""
         return next((float(entry[name]) for entry in reversed(self.history) if name in entry), None)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from srlm_pipeline.config import DpoSettings
 from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from srlm_pipeline.models.loading import load_model
+from srlm_pipeline.models.loading import load_model, load_tokenizer
 from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
@@ -26,9 +27,12 @@ from srlm_pipeline.training.common import (
     trainer_arguments,
 )
 from srlm_pipeline.training.early_stopping import EarlyStopping
+from srlm_pipeline.training.kl_budget import budget_callback
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+    from trl import DPOTrainer
 
 
 @dataclass(frozen=True)
@@ -70,52 +74,40 @@ def train_dpo(
     examples: Sequence[PreferenceExample],
     settings: DpoSettings,
     early_stopping: EarlyStopping | None = None,
+    reference: str | Path | None = None,
 ) -> TrainingRun:
-    """Train the policy `job.source` on preference pairs with TRL's DPOTrainer, itself being the reference.
+    """Train the policy `job.source` on preference pairs with TRL's DPOTrainer.
 
-    Reference log-probabilities are computed once before training: no second model is held in memory, and with full
-    fine-tuning none is read from disk.
+    The reference's log-probabilities are computed once before training, and before the policy is loaded if it is
+    another model: two are never in memory together.
 
     Args:
-        job: Its source is M_t, policy and reference.
+        job: Its source is M_t.
         examples: Preference pairs.
         settings: Method, learning rate, beta, loss, ...
         early_stopping: Looks at the policy's replies meanwhile.
+        reference: Another model that reads text as the same tokens; None: M_t itself.
 
     Returns:
-        The trained model; where training was ended early, the model of the look before.
+        The trained model; where early stopping ended the training, the model of the look before.
 
     Raises:
         EmptyDataError: If there are no pairs, or all prompts are too long.
     """
     require_rows(examples, "preference pairs", "every prompt was a tie or had too few scored candidates")
     from datasets import Dataset
-    from trl import DPOConfig
 
-    from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
-    from srlm_pipeline.training.trainers import TokenizedDPOTrainer
-
-    loaded = load_for_training(job, settings)
-    tokenizer = loaded.tokenizer
+    tokenizer = load_tokenizer(job.source, job.model)
     encoded = [encode_preference(tokenizer, example, settings.max_length) for example in examples]
     rows = [row for row in encoded if row is not None]
     require_rows(rows, "preference pairs", "all prompts are longer than dpo.max_length")
-    # The trainer asks the reference while it is built.
-    with cheap_log_probabilities(loaded.model.device.type):
-        trainer = TokenizedDPOTrainer(
-            model=loaded.model,
-            args=DPOConfig(
-                **trainer_arguments(job, settings, loaded),
-                max_length=settings.max_length,
-                beta=settings.beta,
-                **_loss(settings),
-                precompute_ref_log_probs=True,
-                precompute_ref_batch_size=settings.micro_batch_size * 2,
-            ),
-            train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
-            peft_config=adapter_config(settings, loaded.model),
-        )
+    dataset = Dataset.from_list(rows)
+    if reference is not None:
+        # A trainer of the reference alone has computed them when it is built; nothing else of it is kept.
+        dataset = _trainer(replace(job, source=reference), settings, dataset, adapted=False).train_dataset
+        gc.collect()
+    trainer = _trainer(job, settings, dataset)
+    trainer.add_callback(budget_callback(settings.beta, settings.kl_budget))
     if early_stopping is not None:
 
         def export(folder: Path, step: int) -> Checkpoint:
@@ -134,6 +126,38 @@ def train_dpo(
             return TrainingRun(best, history, len(rows), len(encoded) - len(rows))
     trained = finish(job, settings, trainer, tokenizer)
     return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
+
+
+def _trainer(job: TrainingJob, settings: DpoSettings, dataset: Dataset, adapted: bool = True) -> DPOTrainer:
+    """Load a model and return its trainer; it asks the model for the reference's log-probabilities if none are known.
+
+    Args:
+        job: Its source is the model.
+        settings: Of the training.
+        dataset: Encoded pairs.
+        adapted: Whether the model gets adapters, where the settings say so.
+    """
+    from trl import DPOConfig
+
+    from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
+    from srlm_pipeline.training.trainers import TokenizedDPOTrainer
+
+    loaded = load_for_training(job, settings)
+    with cheap_log_probabilities(loaded.model.device.type):
+        return TokenizedDPOTrainer(
+            model=loaded.model,
+            args=DPOConfig(
+                **trainer_arguments(job, settings, loaded),
+                max_length=settings.max_length,
+                beta=settings.beta,
+                **_loss(settings),
+                precompute_ref_log_probs=True,
+                precompute_ref_batch_size=settings.micro_batch_size * 2,
+            ),
+            train_dataset=dataset,
+            processing_class=loaded.tokenizer,
+            peft_config=adapter_config(settings, loaded.model) if adapted else None,
+        )
 
 
 def _loss(settings: DpoSettings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from srlm_pipeline.training.dpo import PreferenceExample
@@ -33,6 +34,27 @@ def best_worst_pairs(ranked: pd.DataFrame) -> list[PreferenceExample]:
         return [(ranks.index(best), ranks.index(worst))] if best < worst else []
 
     return _pairs(ranked, extremes)
+
+
+def rehearsed_pairs(ranked: pd.DataFrame, n_own: int, share: float, seed: int) -> list[PreferenceExample]:
+    """Draw human pairs to be mixed with a model's own, so that what people taught is not forgotten.
+
+    The experience replay of DICE (Chen et al. 2024, arXiv 2406.09760), which mixes offline human pairs into every
+    round.
+
+    Args:
+        ranked: Training rows of table `RANKED_REPLIES`.
+        n_own: Pairs that the model made.
+        share: Of all pairs together that are human ones, in [0, 1).
+        seed: Of the draw.
+
+    Returns:
+        Different pairs in random order; all that there are where fewer than are needed.
+    """
+    pairs = best_worst_pairs(ranked)
+    wanted = min(len(pairs), round(n_own * share / (1 - share)))
+    drawn = np.random.default_rng(seed).permutation(len(pairs))[:wanted]
+    return [pairs[place] for place in drawn]
 
 
 def _pairs(ranked: pd.DataFrame, choose: Callable[[Sequence[int]], list[tuple[int, int]]]) -> list[PreferenceExample]:

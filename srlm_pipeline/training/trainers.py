@@ -61,7 +61,13 @@ class TokenizedDPOTrainer(_LengthSorted, DPOTrainer):
 
     Given texts, TRL ends every reply with the end token, cut-off ones too, and lets the tokenizer put a second
     beginning-of-text token before the one of the chat template.
+
+    Rows that have the reference's log-probabilities, as the `train_dataset` of a trainer of the reference model has,
+    keep them.
     """
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, *more: Any) -> Dataset:
+        return dataset if "ref_chosen_logps" in dataset.column_names else super()._precompute_ref_logps(dataset, *more)

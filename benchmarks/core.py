@@ -40,7 +40,8 @@ class Iteration:
 
 def score(engine: TextEngine, candidates: pd.DataFrame, settings: Settings, stage: str) -> pd.DataFrame:
     """Return the candidates with their scores, as `select_best_worst` takes them."""
-    from srlm_pipeline.judging.judges import JudgeItem, make_judge
+    from srlm_pipeline.judging.choosing import make_judge
+    from srlm_pipeline.judging.judges import JudgeItem
     from srlm_pipeline.progress import NullProgress
 
     judge = make_judge(engine, settings.judge, settings.seed, stage)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from srlm_pipeline.config import EMBEDDED_MODEL, JudgeSettings
 from srlm_pipeline.data.chat import render_user_turn, template_turn_marks, tokenizer_control_tokens
 from srlm_pipeline.generation.engine import Completion, FinishReason
-from srlm_pipeline.judging.judges import JudgeItem, Judgement, expected_score, make_judge
+from srlm_pipeline.judging.choosing import make_judge
+from srlm_pipeline.judging.judges import JudgeItem, Judgement, expected_score
 from srlm_pipeline.judging.parser import parse_score, rationale_before_score
 from srlm_pipeline.judging.rubric import SCORE_START, comparison_prompt, judge_prompt
 from srlm_pipeline.models.embedded import gguf_path

@@ -87,6 +87,7 @@ FACTS = DataFacts(
     explaining=Lengths(40, (90,) * 40),
     held_out=Lengths(12, (80,) * 12),
     held_out_groups=3,
+    held_out_of_no_kind=0,
     held_out_pairs=18,
     evaluation=Lengths(7, (15,) * 7),
     verifiable=Lengths(6, (25,) * 6),
@@ -94,6 +95,8 @@ FACTS = DataFacts(
     best_replies=Lengths(3, (45,) * 3),
     few_shot=Lengths(5, (150,) * 5),
     bare_prompt=10.0,
+    kinds=Lengths(4, (60,) * 4),
+    checklists=Lengths(4, (70,) * 4),
     judge_frame=40,
     comparison_frame=30,
 )

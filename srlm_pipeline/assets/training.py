@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def _read(settings: Settings) -> tuple[str, ...]:
     common = ("pairs.strategy", *MODEL, "seed")
     if settings.pairs.strategy == "positive_only":
-        return (*common, "base_model", "sft", "eft", "judge.rubric")
+        return (*common, "base_model", "sft", "eft", "judge.taught_rubric")
     if settings.dpo.early_stopping.every:
         return (*common, "dpo", "evaluation.max_new_tokens", *arbiters_read(settings))
     return (*common, "dpo")

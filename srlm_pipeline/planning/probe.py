@@ -68,7 +68,7 @@ _PROBED_SETTINGS = (
     "eft.enabled",
     "eft.ranking",
     "judge.batch_size",
-    "judge.rubric",
+    "judge.taught_rubric",
     "candidates.batch_size",
     "candidates.max_new_tokens",
     "prompt_generation.batch_size",
@@ -272,7 +272,7 @@ class _Material:
         self.messages = [(prompt, "") for prompt in prompts]
         shown = settings.prompt_generation.seed_examples + settings.prompt_generation.generated_examples
         self.few_shot = [few_shot_exchange(prompts[i : i + shown]) for i in range(0, len(prompts), shown)]
-        rubric = settings.judge.rubric
+        rubric = settings.judge.taught_rubric
         self.judging = [
             (judge_prompt(rubric, r.prompt, r.text, "direct"), SCORE_START) for r in evenly(list(ranked.itertuples()))
         ]
@@ -296,7 +296,7 @@ def _lessons(material: _Material, settings: Settings) -> dict[Any, _Lesson]:
     from srlm_pipeline.training.ranking import train_ranking
     from srlm_pipeline.training.sft import train_sft
 
-    measure, rubric = material.measure, settings.judge.rubric
+    measure, rubric = material.measure, settings.judge.taught_rubric
 
     def texts(limit: int, prompt: str, *replies: str) -> float:
         return sum(min(measure.exchange(prompt, reply), limit) for reply in replies)

@@ -16,13 +16,26 @@ import pandas as pd
 
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.checks.verifiable import load_verifiable
-from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings, TrainingSettings
+from srlm_pipeline.config import PROGRAMS, ArbiterSettings, JudgeSettings, Settings, TrainingSettings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.generation.prefill import common_length
+from srlm_pipeline.judging.checklists import LONGEST_CHECKLIST
 from srlm_pipeline.judging.eft import eft_from_dataset
+from srlm_pipeline.judging.kind_rubrics import kind_rubrics
+from srlm_pipeline.judging.kinds import kind_place
 from srlm_pipeline.judging.negatives import with_negatives
-from srlm_pipeline.judging.rubric import COMPARISON_START, SCORE_START, comparison_prompt, judge_prompt
+from srlm_pipeline.judging.rubric import (
+    COMPARISON_START,
+    SCORE_START,
+    YES_NO_START,
+    comparison_prompt,
+    dimension_prompt,
+    judge_prompt,
+    kind_rubric_prompt,
+    questions_exchange,
+    yes_no_prompt,
+)
 from srlm_pipeline.prompting.few_shot import ROUND, few_shot_exchange
 from srlm_pipeline.training.seed import judgement_examples
 
@@ -111,14 +124,17 @@ class DataFacts:
         ranked: Judging prompts of the training replies with those made up for the judge, that ask for a score.
         groups: Prompts that these belong to.
         explaining: Judging prompts of the training replies, that ask for a rationale.
-        held_out: Judging prompts of the held-out replies, that ask for a score, without their common beginning.
+        held_out: What is read of the held-out replies to judge them, without their common beginning.
         held_out_groups: Prompts that these belong to.
+        held_out_of_no_kind: Those of them whose kind the data does not tell.
         held_out_pairs: Ordered pairs among them.
         evaluation: Evaluation prompts as a model is asked them.
         verifiable: The same of verifiable prompts.
         closed: The same of closed tasks.
         best_replies: The best human replies to held-out prompts, with these.
         few_shot: Exchanges after which a model writes a new prompt, without their common beginning.
+        kinds: Prompts as a model is asked of which kind they are, without their common beginning.
+        checklists: The same as it is asked for checklists.
         bare_prompt: Mean tokens of an IFT prompt alone.
         judge_frame: Tokens around prompt and reply that are not the same beginning every time.
         comparison_frame: The same around a prompt and two replies.
@@ -133,12 +149,15 @@ class DataFacts:
     explaining: Lengths
     held_out: Lengths
     held_out_groups: int
+    held_out_of_no_kind: int
     held_out_pairs: int
     evaluation: Lengths
     verifiable: Lengths
     closed: Lengths
     best_replies: Lengths
     few_shot: Lengths
+    kinds: Lengths
+    checklists: Lengths
     bare_prompt: float
     judge_frame: int
     comparison_frame: int
@@ -240,7 +259,7 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     Raises:
         SrlmError: If a data file is missing or wrong.
     """
-    eft, rubric, invented = settings.eft, settings.judge.rubric, settings.prompt_generation
+    eft, rubric, invented = settings.eft, settings.judge.taught_rubric, settings.prompt_generation
     ift = load_instructions(settings.data).table
     ranked = load_ranked_replies(settings.data).table
     train, held_out = (ranked[ranked["split"] == split] for split in ("train", "held_out"))
@@ -256,8 +275,11 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
     prompts = ift["prompt"].tolist()
     shown = invented.seed_examples + invented.generated_examples
 
-    def judging(prompt: str, reply: str) -> str:
+    def teaching(prompt: str, reply: str) -> str:
         return measure.render(judge_prompt(rubric, prompt, reply, "direct"), SCORE_START)
+
+    def judging(prompt: str, reply: str, kind: str | None = None) -> str:
+        return read_to_judge(settings.judge, measure, prompt, reply, kind)
 
     def comparing(prompt: str, reply: str) -> str:
         return measure.render(comparison_prompt(prompt, reply, reply), COMPARISON_START)
@@ -277,11 +299,12 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
         messages=asked(prompts),
         responses=lengths(ift["response"].tolist()),
         judgements=Lengths(len(taught), tuple(measure.exchange(t.prompt, t.response) for t in evenly(taught))),
-        ranked=lengths([judging(r.prompt, r.text) for r in known.table.itertuples()]),
+        ranked=lengths([teaching(r.prompt, r.text) for r in known.table.itertuples()]),
         groups=known.table["group_id"].nunique(),
         explaining=asked([judge_prompt(rubric, r.prompt, r.text, "rationale") for r in train.itertuples()]),
-        held_out=lengths(unshared([judging(r.prompt, r.text) for r in held_out.itertuples()])),
+        held_out=lengths(unshared([judging(r.prompt, r.text, r.kind) for r in held_out.itertuples()])),
         held_out_groups=len(best),
+        held_out_of_no_kind=int((~best["kind"].isin(kind_rubrics().by_kind)).sum()),
         held_out_pairs=_ordered_pairs(held_out),
         evaluation=asked(load_evaluation_prompts(settings.data).table["prompt"].tolist()),
         verifiable=asked([p.prompt for p in load_verifiable(settings.evaluation.verifiable)]),
@@ -295,10 +318,36 @@ def measure_data(settings: Settings, measure: TextMeasure) -> DataFacts:
         ),
         best_replies=Lengths(len(best), tuple(measure.exchange(r.prompt, r.text) for r in _rows(best))),
         few_shot=lengths(unshared([measure.render(*exchange) for exchange in few_shot])),
+        kinds=lengths(unshared([measure.render(p.message, p.start) for p in map(kind_place, prompts)])),
+        checklists=lengths(unshared([measure.render(*questions_exchange(prompt)) for prompt in prompts])),
         bare_prompt=lengths(prompts).mean,
         judge_frame=frame(judging),
         comparison_frame=frame(comparing),
     )
+
+
+def read_to_judge(judge: JudgeSettings, measure: TextMeasure, prompt: str, reply: str, kind: str | None = None) -> str:
+    """Return all that is read of a reply to judge it, once: of several questions about it the later ones' ends follow.
+
+    The questions of the kind stand for those of a checklist, which nobody has written yet.
+
+    Args:
+        judge: Rubric and mode.
+        measure: How texts are rendered.
+        prompt: The user's instruction.
+        reply: To be judged.
+        kind: Of the prompt, where it is known.
+    """
+    if judge.rubric == "additive" or judge.rubric == "short":
+        return measure.render(judge_prompt(judge.rubric, prompt, reply, "direct"), SCORE_START)
+    rubric = kind_rubrics().of(kind)
+    if judge.mode != "distribution":
+        return measure.render(kind_rubric_prompt(rubric, prompt, reply), "")
+    if judge.rubric == "by_kind":
+        texts = [measure.render(dimension_prompt(d.question, prompt, reply), SCORE_START) for d in rubric.dimensions]
+    else:
+        texts = [measure.render(yes_no_prompt(d.question, prompt, reply), YES_NO_START) for d in rubric.dimensions]
+    return "".join([texts[0], *unshared(texts)[1:]])
 
 
 def count_work(
@@ -364,7 +413,11 @@ class _Counter:
             "iteration",
             n,
             "replies",
-            tuple(part for mode in modes for part in self._judge(n, mean, longest, mode)),
+            tuple(
+                part
+                for mode in modes
+                for part in (*self._before_judging(invented.count), *self._judge(n, mean, longest, mode))
+            ),
             engines=len(modes),
             requests=(len(members) - len(here)) * n * settings.judge.samples,
         )
@@ -463,7 +516,10 @@ class _Counter:
     def _assessed(self, stage: str, phase: Phase, models: int) -> StageWork:
         """Everything that is asked of a model, and the best human replies read as if it had written them."""
         facts, chosen = self.facts, self.settings.evaluation
-        judging = self._judge(facts.held_out.count, facts.held_out.mean, facts.held_out.largest)
+        judging = (
+            *self._before_judging(facts.held_out_groups, facts.held_out_of_no_kind),
+            *self._judge(facts.held_out.count, facts.held_out.mean, facts.held_out.largest),
+        )
         best = facts.best_replies
         parts = (
             self._answers(facts.evaluation),
@@ -479,11 +535,17 @@ class _Counter:
         """M1 meets base model and SFT baseline, all of which have answered; the arbiter is measured by people."""
         facts, n, held_out = self.facts, self.facts.evaluation.count, self.facts.held_out
         parts = self._match(new_replies=3 * n, pairs=2 * n)
+        judge = self.settings.judge
+        # M1 as a distribution judge has these scores in its journal, unless it knew the kinds that it now has to tell.
+        same = judge.rubric != "by_kind" or facts.held_out_of_no_kind == facts.held_out_groups
+        known = judge.mode == "distribution" and same
         for arbiter in self._arbiters_here:
             if arbiter.method == "comparison":
                 parts.append(self._comparing(facts.held_out_pairs))
-            elif arbiter.model != "self" or self.settings.judge.mode != "distribution":
-                # M1 as a distribution judge has these scores in its journal.
+                continue
+            parts += self._before_judging(n)
+            if arbiter.model != "self" or not known:
+                parts += self._before_judging(facts.held_out_groups)
                 parts.append(self._judging(held_out.count, held_out.mean, held_out.largest))
         requests = self._requests(3 * n, 2 * n) + self._requests(held_out.count, facts.held_out_pairs)
         return StageWork("seed_evaluation", "seed", n, "prompts", tuple(parts), self._opened(3), requests=requests)
@@ -521,6 +583,23 @@ class _Counter:
         # Prompt and rationale are read once more, up to the place of the score.
         reading = self._judging(n, mean + self._judgement(), longest + judge.max_new_tokens)
         return self._rationales(n, mean, longest, 1), reading
+
+    def _before_judging(self, prompts: int, of_no_kind: int | None = None) -> tuple[Part, ...]:
+        """What a judge has to find out of prompts first; a checklist is taken to be as long as a judgement.
+
+        Args:
+            prompts: Different ones.
+            of_no_kind: Those of them whose kind the data does not tell; None for all.
+        """
+        judge, facts = self.settings.judge, self.facts
+        if judge.rubric == "by_kind":
+            n = prompts if of_no_kind is None else of_no_kind
+            return (self._judging(n, facts.kinds.mean, facts.kinds.largest),) if n else ()
+        if judge.rubric == "checklist":
+            length, limit = min(self.assumed.judgement_tokens, LONGEST_CHECKLIST), LONGEST_CHECKLIST
+            read, longest = prompts * facts.checklists.mean, facts.checklists.largest
+            return (self._writing(prompts, read, length, judge.batch_size, limit, longest),)
+        return ()
 
     def _rationales(self, n: int, mean: float, longest: int, samples: int) -> Part:
         judge = self.settings.judge

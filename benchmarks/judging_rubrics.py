@@ -307,9 +307,7 @@ def render(record: Mapping[str, Any]) -> str:
     overall = [
         [
             name,
-            _interval(
-                r["accuracy"]["pairwise_accuracy"], r["accuracy"]["pairwise_low"], r["accuracy"]["pairwise_high"]
-            ),
+            _interval(r["accuracy"]),
             _share(r["accuracy"]["length_balanced_accuracy"]),
             "" if name == SHORT else _points(r["beyond_short"]),
             _share(r["accuracy"]["parse_rate"]),

@@ -34,6 +34,7 @@ from srlm_pipeline.config import (
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.evaluation.measuring import judge_ranked_replies
+from srlm_pipeline.judging.kind_rubrics import kind_rubrics
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.planning.machines import (
     GPUS,
@@ -62,6 +63,7 @@ from srlm_pipeline.planning.workload import (
     count_work,
     measure_data,
     optimiser_steps,
+    read_to_judge,
     tokenizer_measure,
     unshared,
 )
@@ -463,6 +465,35 @@ def test_a_hybrid_judge_is_asked_for_as_many_rationales_and_scores_as_planned(tm
     *_, writing, reading, _ = work(settings, measure_data(settings, character_measure()))["assessment"].parts
     assert (len(engine.requests), len(engine.prefixes)) == (writing.items, reading.items), "once, by the journal"
     assert all((table["score"] == 4.0).all() for table in judged)
+
+
+@pytest.mark.parametrize("rubric", ["by_kind", "checklist"])
+def test_of_several_questions_about_a_reply_only_the_ends_are_counted_again(rubric: str) -> None:
+    judge = changed(judge={"mode": "distribution", "rubric": rubric}).judge
+    read = read_to_judge(judge, character_measure(), "the prompt", "the reply", "code")
+    assert (read.count("the prompt"), read.count("the reply")) == (1, 1)
+    assert all(read.count(dimension.question) == 1 for dimension in kind_rubrics().of("code").dimensions)
+
+
+@pytest.mark.parametrize("rubric", ["by_kind", "checklist"])
+def test_what_is_found_out_of_a_prompt_before_its_replies_are_judged_is_counted(rubric: str, tmp_path: Path) -> None:
+    settings = changed(judge={"mode": "distribution", "rubric": rubric}, data={"ranked_limit": 12})
+    ranked = load_ranked_replies(settings.data).table
+    held_out = ranked[ranked["split"] == "held_out"].assign(kind="")
+    kinds, options = len(kind_rubrics().by_kind), {"by_kind": 6, "checklist": 2}[rubric]
+    engine = FakeEngine(
+        lambda _: " say why?\n2. Is the response short?\n3. Is the response clear?",
+        lambda prefix: [0.1] * (kinds if "letter of the kind" in prefix else options),
+    )
+    checkpoint, store = Checkpoint(tmp_path, "M1", "fake", None), ProjectStore(tmp_path, tmp_path)
+    judge_ranked_replies(checkpoint, held_out, settings, store, lambda *_: engine, CountingProgress())
+    n = held_out["group_id"].nunique()
+    facts = replace(measure_data(settings, character_measure()), held_out_of_no_kind=n)
+    *_, before, judging, _ = work(settings, facts)["assessment"].parts
+    told = {prefix for prefix in engine.prefixes if "letter of the kind" in prefix}
+    # Prompts without content are read beside those whose kinds are told.
+    assert before.items == (len(engine.requests) if rubric == "checklist" else len(told) - 3) == n
+    assert judging.items == len(held_out)
 
 
 @pytest.mark.slow

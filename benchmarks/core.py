@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from benchmarks.common import synchronise
 if TYPE_CHECKING:
     import pandas as pd
 
+    from srlm_pipeline.checks.checkable import Checks
     from srlm_pipeline.config import Settings
     from srlm_pipeline.generation.engine import TextEngine
     from srlm_pipeline.models.checkpoint import Checkpoint
@@ -38,16 +39,23 @@ class Iteration:
     steps: int = 0
 
 
-def score(engine: TextEngine, candidates: pd.DataFrame, settings: Settings, stage: str) -> pd.DataFrame:
-    """Return the candidates with their scores, as `select_best_worst` takes them."""
+def score(
+    engine: TextEngine,
+    candidates: pd.DataFrame,
+    settings: Settings,
+    stage: str,
+    checks: Mapping[str, Checks] | None = None,
+) -> pd.DataFrame:
+    """Return the candidates with their scores, by the model and, where something can be checked, by verifiers."""
     from srlm_pipeline.judging.choosing import make_judge
-    from srlm_pipeline.judging.judges import JudgeItem
+    from srlm_pipeline.judging.panel import Member, PanelJudge
+    from srlm_pipeline.judging.scoring import score_candidates
+    from srlm_pipeline.judging.verifiers import VerifierJudge
     from srlm_pipeline.progress import NullProgress
 
-    judge = make_judge(engine, settings.judge, settings.seed, stage)
-    items = [JudgeItem(f"{r.prompt_id}#{r.sample}", r.prompt, r.completion) for r in candidates.itertuples()]
-    judgements = judge.judge(items, NullProgress())
-    return candidates.assign(judge=judge.name, score=[j.score for j in judgements]).astype({"score": float})
+    own = make_judge(engine, settings.judge, settings.seed, stage)
+    judge = PanelJudge([Member(own), Member(VerifierJudge(checks))]) if checks else own
+    return score_candidates(judge, candidates, NullProgress())
 
 
 def run_iteration(
@@ -62,6 +70,7 @@ def run_iteration(
         work: Folder for the training and the saved model.
         save: Whether to write the trained model, as the pipeline does.
     """
+    from srlm_pipeline.checks.checkable import checks_of
     from srlm_pipeline.config import DataSettings
     from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions
     from srlm_pipeline.generation.candidates import write_candidates
@@ -69,7 +78,9 @@ def run_iteration(
     from srlm_pipeline.models.checkpoint import save_checkpoint
     from srlm_pipeline.preference.pairs import select_best_worst
     from srlm_pipeline.progress import NullProgress
-    from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+    from srlm_pipeline.prompting.creation import create_prompts
+    from srlm_pipeline.prompting.evolution import Earlier
+    from srlm_pipeline.prompting.few_shot import SeedPrompt
     from srlm_pipeline.training.common import TrainingJob
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
 
@@ -86,9 +97,10 @@ def run_iteration(
     seeds = [SeedPrompt(str(row.id), str(row.prompt)) for row in load_instructions(data).table.itertuples()]
     forbidden = list(load_evaluation_prompts(data).table["prompt"])
     with part("prompts"):
-        made = generate_prompts(
+        made = create_prompts(
             open_engine(generator, settings, settings.prompt_generation.batch_size),
             seeds,
+            Earlier(),
             forbidden,
             settings.prompt_generation,
             settings.seed,
@@ -107,7 +119,11 @@ def run_iteration(
         )
     with part("judging"):
         scored = score(
-            open_engine(policy, settings, settings.judge.batch_size), candidates, settings, "judging/iter_001"
+            open_engine(policy, settings, settings.judge.batch_size),
+            candidates,
+            settings,
+            "judging/iter_001",
+            checks_of(made.prompts),
         )
     with part("pairs"):
         pairs = select_best_worst(scored, settings.pairs.min_margin).pairs

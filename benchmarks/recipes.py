@@ -145,17 +145,21 @@ class Kitchen:
         """Return scored candidates of a model for invented prompts."""
         import pandas as pd
 
+        from srlm_pipeline.checks.checkable import checks_of
         from srlm_pipeline.generation.candidates import write_candidates
         from srlm_pipeline.generation.opening import open_engine, release_engines
-        from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+        from srlm_pipeline.prompting.creation import create_prompts
+        from srlm_pipeline.prompting.evolution import Earlier
+        from srlm_pipeline.prompting.few_shot import SeedPrompt
 
         path = self._store.root / f"scored-{m1.digest}-{self._settings.prompt_generation.count}.parquet"
         if path.is_file():
             return pd.read_parquet(path)
         settings = self._settings
-        made = generate_prompts(
+        made = create_prompts(
             open_engine(self.base, settings, settings.prompt_generation.batch_size),
             [SeedPrompt(str(row.id), str(row.prompt)) for row in self._ift.itertuples()],
+            Earlier(),
             list(self._prompts["prompt"]),
             settings.prompt_generation,
             settings.seed,
@@ -167,7 +171,7 @@ class Kitchen:
         candidates = write_candidates(
             engine, prompts, settings.candidates, settings.seed, "candidates/iter_001", self._progress
         )
-        scored = score(engine, candidates, settings, "judging/iter_001")
+        scored = score(engine, candidates, settings, "judging/iter_001", checks_of(made.prompts))
         release_engines()
         scored.to_parquet(path)
         return scored

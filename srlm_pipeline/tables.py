@@ -74,8 +74,13 @@ GENERATED_PROMPTS = _schema(
     {
         "prompt_id": _text(filled=True),
         "prompt": _text(filled=True),
-        "source": pa.Column(str, pa.Check.isin(["few_shot"])),
+        # few_shot: invented from the examples `parent_ids`; else made out of the one prompt there, or by program.
+        "operator": pa.Column(str, pa.Check.isin(["few_shot", "deepen", "concretise", "broaden", "constrain", "task"])),
+        # How many operators lie between it and an invention.
+        "round": pa.Column("int64", _NOT_NEGATIVE),
         "parent_ids": _text(),
+        # What a program checks of its replies, as `checkable.write_checks` writes it; blank if nothing.
+        "checks": _text(),
         "nearest_rouge_l": pa.Column("float64", pa.Check.in_range(0, 1)),
         "n_words": pa.Column("int64", _NOT_NEGATIVE),
     },
@@ -118,6 +123,9 @@ JUDGED_SCORES = _schema(
         "spread": pa.Column("float64", _NOT_NEGATIVE, nullable=True),
         # Standard deviation between the judges of a panel.
         "disagreement": pa.Column("float64", _NOT_NEGATIVE, nullable=True),
+        # Where verifiers judged along: share of the prompt's checks that are passed, and what the others think.
+        "passed": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
+        "opinion": pa.Column("float64", _SCORE_RANGE, nullable=True),
         "raw": _text(),
     },
     ["prompt_id", "sample"],
@@ -140,6 +148,9 @@ PREFERENCE_PAIRS = _schema(
         "chosen_score": pa.Column("float64", _SCORE_RANGE),
         "rejected_score": pa.Column("float64", _SCORE_RANGE, nullable=True),
         "margin": pa.Column("float64", nullable=True),
+        # Share of the checks that each passes, where verifiers judged along.
+        "chosen_passed": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
+        "rejected_passed": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
         # What was wrong with the rejected reply, where that is why it was rejected.
         "rejected_for": _text(),
         "judge": _text(filled=True),

@@ -112,11 +112,11 @@ def write_iteration(store: ProjectStore, number: int, text: str, other: str) -> 
     write(WIN_RATES, "win_rates", [row for opponent in met for row in _verdicts(opponent)])
     monitors = [("kl", True, 0.1, 1.0, "close by" + text), ("tie_rate", number == 1, 0.1, 0.2, "12.0% tied" + text)]
     write(MONITORS, "collapse_monitors", [*monitors, ("variety", None, None, 0.1, "not measured" + text)])
-    write(GENERATED_PROMPTS, "generated_prompts", [("p0", "Plan a trip." + text, "few_shot", "", 0.1, 3)])
+    write(GENERATED_PROMPTS, "generated_prompts", [("p0", "Plan a trip." + text, "few_shot", 0, "", "", 0.1, 3)])
     refused = [(0, "not_novel", "Write a poem." + text), (1, "too_long", ""), (2, "not_novel", "Write again." + text)]
     write(REFUSED_PROMPTS, "refused_prompts", refused)
     scored = [
-        (f"p{n // 2}", n % 2, "Sum?" + text, f"Sum {n}.", 1, "stop", "", "M1", score, 1, 0, None, None, "")
+        (f"p{n // 2}", n % 2, "Sum?" + text, f"Sum {n}.", 1, "stop", "", "M1", score, 1, 0, None, None, None, None, "")
         for n, score in enumerate((4.3, 1.9, 3.0, 3.0, None, 2.0))
     ]
     write(JUDGED_SCORES, "judged_scores", scored)
@@ -135,6 +135,8 @@ def write_iteration(store: ProjectStore, number: int, text: str, other: str) -> 
         4.3,
         1.9,
         2.4,
+        None,
+        None,
         "",
         "M1",
     )

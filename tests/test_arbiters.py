@@ -390,7 +390,7 @@ def panel_of(*members: Any, **judge: Any) -> Settings:
 def judged(
     settings: Settings, store: ProjectStore, open_one: Callable[[Checkpoint, int], TextEngine], model: str = "M2"
 ) -> list[float | None]:
-    judge = open_judge(settings, store, open_one, store.checkpoint(model), "judging/iter_002")
+    judge = open_judge(settings, store, open_one, store.checkpoint(model), "judging/iter_002", {})
     items = [JudgeItem(f"p#{n}", "q", f"grade={n}") for n in (4, 1)]
     return [judgement.score for judgement in judge.judge(items, NullProgress())]
 

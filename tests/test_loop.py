@@ -18,6 +18,7 @@ from recorded import Recorder, is_resource
 from srlm_pipeline.assets.automation import iteration_assets
 from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
+from srlm_pipeline.checks.checkable import check, checks_of
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
@@ -61,9 +62,10 @@ OVERRIDES: dict[str, Any] = {
         "banned_words": [],
         "max_attempts_factor": 200,
         "batch_size": 50,
+        "evolution": {"constrain": 0.0, "task": 0.0},
     },
     "candidates": {"per_prompt": PER_PROMPT, "temperature": 1.5, "max_new_tokens": 8, "batch_size": 2},
-    "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8, "max_new_tokens": 8},
+    "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8, "max_new_tokens": 8, "panel": []},
     "pairs": {"min_margin": 0.0, "length_control": 0.0, "unfit": "scored"},
     "dpo": {**TRAINING, "batch_size": 2, "micro_batch_size": 2},
     "evaluation": {
@@ -665,6 +667,36 @@ def test_candidates_that_programs_find_fault_with_can_be_rejected(seeded: Home) 
     for pair in seeded.table("preference_pairs", "iter_001").itertuples():
         assert signs[pair.prompt_id, pair.chosen_sample] == ""
         assert signs[pair.prompt_id, pair.rejected_sample] == pair.rejected_for
+
+
+def test_prompts_that_programs_check_are_made_and_judged_along_from_iteration_to_iteration(seeded: Home) -> None:
+    # A random model follows what asks for nothing but brevity, and solves no task.
+    evolved = {**seeded.overrides["prompt_generation"], "count": 6, "evolution": {"constrain": 0.35, "task": 0.15}}
+    seeded.overrides |= {
+        "prompt_generation": evolved,
+        "judge": {**seeded.overrides["judge"], "panel": ["self", "verifiers"]},
+        "candidates": {**seeded.overrides["candidates"], "per_prompt": 3},
+    }
+    seeded.run(1)
+    prompts, scored = (seeded.table(asset, "iter_001") for asset in ("generated_prompts", "judged_scores"))
+    assert prompts["operator"].tolist() == ["few_shot"] * 3 + ["constrain"] * 2 + ["task"]
+    checks = checks_of(prompts)
+    assert list(checks) == prompts["prompt"].tolist()[3:]
+    for row in scored.itertuples():
+        if row.prompt not in checks:
+            assert pd.isna(row.passed) and pd.isna(row.opinion)
+            continue
+        found = check(checks[row.prompt], row.prompt, row.completion)
+        assert row.passed == pytest.approx(sum(one.passed for one in found) / len(found))
+        assert row.score == pytest.approx((row.opinion + 5 * row.passed) / 2)
+    for pair in seeded.table("preference_pairs", "iter_001").itertuples():
+        assert pair.prompt not in checks or pair.chosen_passed == 1
+    curve = Tracker(load_settings(None, seeded.overrides)).curve("difficulty/pass_rate/tasks")
+    assert [step for step, _ in curve] == [1]
+    assert seeded.run_assets("iter_002", "policy", "generated_prompts").success
+    again = seeded.table("generated_prompts", "iter_002")
+    assert set(again["prompt_id"]).isdisjoint(prompts["prompt_id"])
+    assert set(again["prompt"]).isdisjoint(prompts["prompt"])
 
 
 def test_after_iterations_that_made_pairs_good_replies_alone_are_learned_from_what_was_scored(seeded: Home) -> None:

@@ -13,8 +13,13 @@ SCORES = st.none() | st.sampled_from([0.0, 1.0, 2.5, 3.0, 5.0]) | st.floats(0, 5
 COMPLETIONS = st.sampled_from(["", " ", "\n", "good", "bad", "long reply", "same", "same"]) | st.text(max_size=6)
 
 
-def scored(*rows: tuple[str, int, str, float | None], signs: dict[int, str] | None = None) -> pd.DataFrame:
-    """Candidates as prompt, sample, text and score; what is wrong with them by the number of the sample."""
+def scored(
+    *rows: tuple[str, int, str, float | None],
+    signs: dict[int, str] | None = None,
+    checked: dict[int, tuple[float, float | None]] | None = None,
+) -> pd.DataFrame:
+    """Candidates as prompt, sample, text and score; by the number of the sample, what is wrong with them, and what
+    share of the checks they pass and what judges think of them."""
     full: list[dict[str, Any]] = [
         {
             "prompt_id": prompt_id,
@@ -30,6 +35,8 @@ def scored(*rows: tuple[str, int, str, float | None], signs: dict[int, str] | No
             "n_invalid": int(score is None),
             "spread": None,
             "disagreement": None,
+            "passed": (checked or {}).get(sample, (None, None))[0],
+            "opinion": (checked or {}).get(sample, (None, None))[1],
             "raw": "[]",
         }
         for prompt_id, sample, completion, score in rows
@@ -236,6 +243,62 @@ def test_no_unfit_reply_is_chosen_and_some_unfit_one_is_rejected_where_there_is_
         assert pair.rejected_for or pair.margin > margin
     found = len(pairs) + selection.n_ties + selection.n_too_few_valid + selection.n_unfit
     assert found == selection.n_prompts
+
+
+def test_a_checked_pair_needs_program_and_judge() -> None:
+    """The judge likes `flattery`, which fails; the program lets `dull` pass, which the judge dislikes."""
+    rows = [("p", 0, "flattery", 3.5), ("p", 1, "dull", 3.0), ("p", 2, "good", 4.5), ("p", 3, "bad", 1.0)]
+    told = {0: (0.5, 4.5), 1: (1.0, 1.0), 2: (1.0, 4.0), 3: (0.0, 2.0)}
+    (pair,) = select_best_worst(scored(*rows, checked=told)).pairs.to_dict("records")
+    assert (pair["chosen"], pair["rejected"]) == ("good", "bad")
+    assert (pair["chosen_passed"], pair["rejected_passed"]) == (1.0, 0.0)
+    # Without `good`, nothing passes and is liked as well.
+    selection = select_best_worst(scored(rows[0], rows[1], rows[3], checked={0: told[0], 1: told[1], 3: told[3]}))
+    assert selection.pairs.empty
+    assert (selection.n_failed, selection.n_ties, selection.tie_rate) == (1, 0, 0.0)
+
+
+def test_where_all_pass_the_disliked_one_is_rejected() -> None:
+    table = scored(("p", 0, "a", 4.0), ("p", 1, "b", 4.8), ("p", 2, "c", 4.5), checked={
+        0: (1.0, 3.0), 1: (1.0, 4.6), 2: (1.0, 4.0),
+    })  # fmt: skip
+    (pair,) = select_best_worst(table).pairs.to_dict("records")
+    assert (pair["chosen"], pair["rejected"]) == ("b", "a")
+
+
+def test_a_reply_that_only_programs_could_score_is_liked_by_nobody() -> None:
+    table = scored(("p", 0, "a", 5.0), ("p", 1, "b", 1.0), checked={0: (1.0, None), 1: (0.0, 2.0)})
+    assert select_best_worst(table).n_failed == 1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 5), st.booleans()), min_size=2, max_size=6),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from(["scored", "rejected"]),
+)
+@settings(max_examples=150)
+def test_whatever_is_checked_chosen_passes_and_is_liked_and_rejected_is_not_both(
+    replies: list[tuple[float, float, bool]], length_control: float, unfit: Any
+) -> None:
+    rows = [("p", n, f"reply {'x' * n}", (5 * passed + liked) / 2) for n, (passed, liked, _) in enumerate(replies)]
+    table = scored(
+        *rows,
+        signs={n: "loops" for n, (_, _, wrong) in enumerate(replies) if wrong},
+        checked={n: (passed, liked) for n, (passed, liked, _) in enumerate(replies)},
+    )
+    median = float(pd.Series([liked for _, liked, _ in replies]).median())
+    selection = select_best_worst(table, length_control=length_control, unfit=unfit)
+    assert len(selection.pairs) + selection.n_ties + selection.n_unfit + selection.n_failed == 1
+    for pair in selection.pairs.itertuples():
+        passed, liked, wrong = replies[pair.chosen_sample]
+        assert passed == 1 and liked >= median and not (wrong and unfit == "rejected")
+        passed, liked, wrong = replies[pair.rejected_sample]
+        assert passed < 1 or liked < median or (wrong and unfit == "rejected")
+
+
+def test_a_reply_that_fails_a_check_is_no_positive_example() -> None:
+    table = scored(("p", 0, "a", 4.5), ("p", 2, "b", 4.6), checked={0: (1.0, 4.0), 2: (0.9, 4.8)})
+    assert select_positives(table, 4.0).pairs["chosen"].tolist() == ["a"]
 
 
 def test_no_positive_example_is_unfit_where_such_replies_are_rejected() -> None:

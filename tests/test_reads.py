@@ -75,6 +75,8 @@ STALE: dict[str, set[str]] = {
     "eft.corrupted_negatives": {"eft_dataset", "seed_model"},
     "eft.min_prompts": {"eft_dataset"},
     "prompt_generation": {"generated_prompts"},
+    # A gain in what the loop trains on proves nothing.
+    "prompt_generation.evolution.constrain": {"generated_prompts", "promotion"},
     "candidates": {"candidates"},
     "judge": {"judged_scores", "baseline_comparison"} | ASSESSED,
     "judge.rubric": {"judged_scores", "seed_model"} | MATCHES | ASSESSED,

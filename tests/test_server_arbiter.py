@@ -363,7 +363,7 @@ def test_a_server_on_the_panel_judges_by_content(server: ChatServer, store: Proj
     server.say = scores_by_letters
     member = {"model": "big-one", "server": {"base_url": server.address}}
     config = load_settings("quickstart", {"judge": {"panel": [member], "samples": 2}})
-    judge = open_judge(config, store, no_model, Checkpoint(Path("m"), "M1", "abc", None), "judging/iter_001")
+    judge = open_judge(config, store, no_model, Checkpoint(Path("m"), "M1", "abc", None), "judging/iter_001", {})
     items = [JudgeItem("p0#0", "q", "better"), JudgeItem("p0#1", "q", "bad"), JudgeItem("p0#2", "q", "better")]
     judged = judge.judge(items, NullProgress())
     assert [(j.key, j.score, j.n_valid, j.disagreement) for j in judged] == [
@@ -374,7 +374,7 @@ def test_a_server_on_the_panel_judges_by_content(server: ChatServer, store: Proj
     assert len(server.requests) == 4
     assert (server.requests[0]["temperature"], server.requests[0]["top_p"]) == (0.7, 0.9)
     later = load_settings("quickstart", {"judge": {"panel": [member], "samples": 2}, "seed": 99})
-    again = open_judge(later, store, no_model, Checkpoint(Path("m"), "M2", "def", None), "judging/iter_002")
+    again = open_judge(later, store, no_model, Checkpoint(Path("m"), "M2", "def", None), "judging/iter_002", {})
     assert [j.score for j in again.judge(items, NullProgress())] == [3.0, 1.0, 3.0]
     assert len(server.requests) == 4, "another model, seed and iteration, the same replies"
 

@@ -94,6 +94,8 @@ def test_once_through_generate_judge_pair_and_a_dpo_step(smollm2: Path, tmp_path
         n_invalid=[j.n_invalid for j in judged],
         spread=[j.spread for j in judged],
         disagreement=None,
+        passed=None,
+        opinion=None,
         raw=[j.raw for j in judged],
     )
     pairs = select_best_worst(check_table(scored[list(JUDGED_SCORES.columns)], JUDGED_SCORES)).pairs

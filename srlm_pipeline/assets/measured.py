@@ -1,10 +1,10 @@
 """What measuring reads: the same settings and files wherever models are assessed, or replies are compared."""
 
 from srlm_pipeline.checks.verifiable import verifiable_digest
-from srlm_pipeline.config import PROGRAMS, Settings
+from srlm_pipeline.config import PROGRAMS, VERIFIERS, Settings
 from srlm_pipeline.evaluation.forbidden import forbidden_digests
 from srlm_pipeline.evaluation.independence import SELF
-from srlm_pipeline.evaluation.opening import REFERENCE, VERIFIERS
+from srlm_pipeline.evaluation.opening import REFERENCE
 from srlm_pipeline.store import model_contents
 
 # What a model is asked, and how it judges.

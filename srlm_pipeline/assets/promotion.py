@@ -14,7 +14,7 @@ from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, length_growth, opinion
-from srlm_pipeline.evaluation.independence import dependences
+from srlm_pipeline.evaluation.independence import dependences, trained_measures
 from srlm_pipeline.evaluation.matches import match_result
 from srlm_pipeline.evaluation.opponents import Role
 from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
@@ -32,8 +32,11 @@ def _votes(settings: Settings) -> list[str]:
 
 @srlm_asset(
     Reads(
-        # Three of them tell whether an arbiter is independent.
-        ("evaluation.bootstrap_samples", "evaluation.arbiters", "judge.panel", "base_model"),
+        # They tell whether an arbiter is independent, and which measures the loop trains on.
+        (
+            *("evaluation.bootstrap_samples", "evaluation.arbiters", "judge.panel", "base_model"),
+            "prompt_generation.evolution.constrain",
+        ),
         verdicts=("promotion",),
         contents=_votes,
     ),
@@ -72,7 +75,9 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
         champion=champion,
         opinion=said,
         dependences=dependences(settings),
-        compared=compare_all(new, before, settings.promotion, settings.evaluation.bootstrap_samples),
+        compared=compare_all(
+            new, before, settings.promotion, settings.evaluation.bootstrap_samples, trained_measures(settings)
+        ),
         people=opinion((read.wins, read.ties, read.losses), settings.promotion),
         length_growth=length_growth(new, before),
         failed_monitors=failed_monitors(collapse_monitors),

@@ -9,12 +9,15 @@ import pandas as pd
 from srlm_pipeline.assets.entering import policy
 from srlm_pipeline.assets.results import check, histogram, table_result
 from srlm_pipeline.assets.stage import Stage, srlm_asset
-from srlm_pipeline.config import Settings
+from srlm_pipeline.config import VERIFIERS, Settings
 from srlm_pipeline.evaluation.forbidden import forbidden_digests, forbidden_prompts
 from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.store import BASE, model_contents
 from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, REFUSED_PROMPTS, read_table, write_table
+
+# Of prompts and what was made out of them, in the metadata.
+SHOWN_TREES = 12
 
 
 def _generator(settings: Settings) -> list[str]:
@@ -43,44 +46,55 @@ def _invented(settings: Settings) -> tuple[str, ...]:
 def generated_prompts(
     stage: Stage, ift_dataset: pd.DataFrame, evaluation_prompts: pd.DataFrame
 ) -> dg.MaterializeResult[pd.DataFrame]:
-    """New prompts, invented few-shot from the seeds and from earlier inventions, filtered for novelty."""
-    from srlm_pipeline.prompting.few_shot import SeedPrompt, generate_prompts
+    """New prompts: invented few-shot from the seeds and from earlier inventions, and made harder out of these."""
+    from srlm_pipeline.prompting.creation import create_prompts
+    from srlm_pipeline.prompting.evolution import Earlier
+    from srlm_pipeline.prompting.family import family_trees, tree_lines
+    from srlm_pipeline.prompting.few_shot import SeedPrompt
 
     settings, store = stage.own_settings, stage.store
     draws = f"prompts/{stage.partition}"
     generator = store.generator(settings, stage.iteration)
-    seeds = [SeedPrompt(row.id, row.prompt) for row in ift_dataset.itertuples()]
-    known = [
-        SeedPrompt(row.prompt_id, row.prompt)
-        for earlier in range(1, stage.iteration)
-        for row in read_table(GENERATED_PROMPTS, store.table_path("generated_prompts", earlier)).itertuples()
-    ]
-    made = generate_prompts(
+    earlier = Earlier.of(
+        [
+            (
+                read_table(GENERATED_PROMPTS, store.table_path("generated_prompts", before)),
+                read_table(JUDGED_SCORES, store.table_path("judged_scores", before)),
+            )
+            for before in range(1, stage.iteration)
+        ]
+    )
+    made = create_prompts(
         stage.engine(generator, settings.prompt_generation.batch_size),
-        seeds,
+        [SeedPrompt(row.id, row.prompt) for row in ift_dataset.itertuples()],
+        earlier,
         forbidden_prompts(evaluation_prompts["prompt"], settings.evaluation),
         settings.prompt_generation,
         settings.seed,
         draws,
         stage.progress,
         stage.journal(draws),
-        known,
     )
     write_table(made.refused, REFUSED_PROMPTS, store.table_path("refused_prompts", stage.iteration))
     accepted = len(made.prompts) / made.attempts
     stage.curve({"prompts/accepted_share": accepted, "prompts/seconds": stage.seconds})
     duplicates = int(made.prompts["prompt"].str.lower().duplicated().sum())
+    trees = family_trees(made.prompts)[:SHOWN_TREES]
     metadata = {
         "attempts": made.attempts,
         "accepted_share": accepted,
         "rejected": dict(made.rejected.most_common()),
         "generator": generator.name,
+        "operators": made.prompts["operator"].value_counts().to_dict(),
+        "families": dg.MetadataValue.md("\n".join(line for tree in trees for line in tree_lines(tree))),
     }
     checks = [
         check("duplicate_prompts", duplicates == 0, f"{duplicates} repeated prompts", blocking=True),
         check("acceptance_rate", accepted >= 0.2, f"{accepted:.0%} of the attempts were accepted", share=accepted),
     ]
-    return table_result(made.prompts, metadata, checks, preview=["prompt_id", "prompt", "nearest_rouge_l", "n_words"])
+    return table_result(
+        made.prompts, metadata, checks, preview=["prompt_id", "operator", "prompt", "nearest_rouge_l", "n_words"]
+    )
 
 
 @srlm_asset(
@@ -134,7 +148,7 @@ def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeR
 def _panel(settings: Settings) -> list[str]:
     """Return what tells whether the weights of a panel's other models were replaced."""
     local = (member.model for member in settings.judge.panel if not member.server.base_url)
-    return [model_contents(model) for model in local if model != SELF]
+    return [model_contents(model) for model in local if model not in (SELF, VERIFIERS)]
 
 
 @srlm_asset(
@@ -147,27 +161,21 @@ def _panel(settings: Settings) -> list[str]:
         dg.AssetCheckSpec("judge_parse_rate", asset="judged_scores", blocking=True),
     ],
 )
-def judged_scores(stage: Stage, candidates: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
+def judged_scores(
+    stage: Stage, generated_prompts: pd.DataFrame, candidates: pd.DataFrame
+) -> dg.MaterializeResult[pd.DataFrame]:
     """Scores of M_t's replies, 0 to 5, by M_t itself (LLM-as-a-Judge) or by a panel."""
+    from srlm_pipeline.checks.checkable import checks_of
     from srlm_pipeline.evaluation.opening import open_judge
-    from srlm_pipeline.judging.judges import JudgeItem
+    from srlm_pipeline.judging.scoring import score_candidates
+    from srlm_pipeline.prompting.difficulty import difficulty_curve
 
     draws = f"judging/{stage.partition}"
     model = stage.store.entering_model(stage.iteration)
-    judge = open_judge(stage.own_settings, stage.store, stage.engine, model, draws)
-    items = [JudgeItem(f"{r.prompt_id}#{r.sample}", r.prompt, r.completion) for r in candidates.itertuples()]
+    judge = open_judge(stage.own_settings, stage.store, stage.engine, model, draws, checks_of(generated_prompts))
     journal = stage.journal(draws)
-    judgements = judge.judge(items, stage.progress, journal)
+    table = score_candidates(judge, candidates, stage.progress, journal)
     pace = stage.speed(len(journal.added))
-    table = candidates.assign(
-        judge=judge.name,
-        score=[j.score for j in judgements],
-        n_valid=[j.n_valid for j in judgements],
-        n_invalid=[j.n_invalid for j in judgements],
-        spread=[j.spread for j in judgements],
-        disagreement=[j.disagreement for j in judgements],
-        raw=[j.raw for j in judgements],
-    )[list(JUDGED_SCORES.columns)].astype({"score": float, "spread": float, "disagreement": float})
     valid = int(table["n_valid"].sum())
     parse_rate = valid / max(valid + int(table["n_invalid"].sum()), 1)
     disagreement = table["disagreement"].mean()
@@ -178,6 +186,7 @@ def judged_scores(stage: Stage, candidates: pd.DataFrame) -> dg.MaterializeResul
             "scores/std": float(table["score"].std()) if valid > 1 else None,
             "scores/judge_disagreement": None if pd.isna(disagreement) else float(disagreement),
             "judge/items_per_second": pace,
+            **difficulty_curve(generated_prompts, table),
         }
     )
     metadata = {
@@ -224,6 +233,7 @@ def preference_pairs(stage: Stage, judged_scores: pd.DataFrame) -> dg.Materializ
         {
             "pairs/kept": len(pairs),
             "pairs/tie_rate": selection.tie_rate,
+            "pairs/checked": int(pairs["chosen_passed"].notna().sum()),
             "pairs/margin_mean": margin,
             "pairs/length_ratio": lengths["chosen"] / lengths["rejected"] if len(lengths) == 2 else None,
         }
@@ -235,6 +245,7 @@ def preference_pairs(stage: Stage, judged_scores: pd.DataFrame) -> dg.Materializ
         "too_few_scores": selection.n_too_few_valid,
         "too_low_scores": selection.n_too_low,
         "all_unfit": selection.n_unfit,
+        "all_failed": selection.n_failed,
         "mean_margin": margin or 0.0,
         **{f"{side}_length_mean": length for side, length in lengths.items()},
     }

@@ -43,6 +43,21 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {}
+NEVER_TRAINED = frozenset(
+    {
+        "change_case:capital_word_frequency",
+        "combination:repeat_prompt",
+        "combination:two_responses",
+        "detectable_format:constrained_response",
+        "detectable_format:multiple_sections",
+        "keywords:letter_frequency",
+        "language:response_language",
+        "length_constraints:nth_paragraph_first_word",
+        "startend:quotation",
+    }
+)
+"""More than a third of the kinds: they are measured, and no invented prompt asks for them, so that what a model has
+learned about following instructions can be told from what it has learned about the others."""
 
 
 def _kind(name: str) -> Callable[[Callable[..., bool]], Callable[..., bool]]:

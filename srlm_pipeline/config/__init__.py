@@ -12,10 +12,11 @@ from srlm_pipeline.config.evaluation import (
     VerifiableSettings,
 )
 from srlm_pipeline.config.loading import OVERRIDES_VARIABLE, PRESETS, load_settings, merge_overrides, parse_override
-from srlm_pipeline.config.models import EngineSettings, ModelSettings, ServerSettings
+from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings, ServerSettings
 from srlm_pipeline.config.sections import EMBEDDED_DATA, EMBEDDED_MODEL, Role, Section, role_of
 from srlm_pipeline.config.self_instruction import (
     CandidateSettings,
+    EvolutionSettings,
     JudgeSettings,
     PairSettings,
     PanelMember,
@@ -46,6 +47,7 @@ __all__ = [
     "OVERRIDES_VARIABLE",
     "PRESETS",
     "PROGRAMS",
+    "VERIFIERS",
     "ArbiterSettings",
     "BaselineSettings",
     "CandidateSettings",
@@ -56,6 +58,7 @@ __all__ = [
     "EftSettings",
     "EngineSettings",
     "EvaluationSettings",
+    "EvolutionSettings",
     "JudgeSettings",
     "LoraSettings",
     "MarginSettings",

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from srlm_pipeline.config.models import ServerSettings, require_name
+from srlm_pipeline.config.models import VERIFIERS, ServerSettings, require_name
 from srlm_pipeline.config.sections import EMBEDDED_DATA, Section, path, resources
 
 # Arbiters that are no language model.
-PROGRAMS = ("verifiers", "reference", "people")
+PROGRAMS = (VERIFIERS, "reference", "people")
 
 
 class ArbiterSettings(Section):
@@ -130,6 +130,10 @@ class MarginSettings(Section):
     cut_off: float | None = Field(0.2, gt=0, le=1, description="share of replies that the token limit ended")
     closed_tasks: float | None = Field(0.08, gt=0, le=1, description="share of closed tasks that are solved")
     verifiable: float | None = Field(0.12, gt=0, le=1, description="share of verifiable instructions that are followed")
+    verifiable_seen: float | None = Field(None, gt=0, le=1, description="the same of the kinds that may be trained on")
+    verifiable_unseen: float | None = Field(
+        None, gt=0, le=1, description="the same of the kinds that are never trained on; as a gain it counts anyway"
+    )
     nearness: float | None = Field(
         0.06, gt=0, le=2, description="mean cosine to the reference replies, where both models' replies are fit"
     )

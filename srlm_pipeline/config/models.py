@@ -56,6 +56,10 @@ class EngineSettings(Section):
         return self
 
 
+# Programs in the place of a model: a judge of replies, an arbiter of matches.
+VERIFIERS = "verifiers"
+
+
 class ServerSettings(Section):
     """An OpenAI-compatible server that is asked for its opinion; the key comes from the environment alone."""
 

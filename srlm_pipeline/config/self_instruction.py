@@ -4,10 +4,36 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from srlm_pipeline.config.models import ServerSettings, require_name
+from srlm_pipeline.config.models import VERIFIERS, ServerSettings, require_name
 from srlm_pipeline.config.sections import Section, path, resources, verdict
+
+# Of the prompts, so that there are some to make others of.
+_MOST_EVOLVED = 0.9
+
+
+class EvolutionSettings(Section):
+    """Prompts made out of other prompts, each way's share of `prompt_generation.count`; the rest is invented.
+
+    Not in the paper, which invents all of them.
+    """
+
+    deepen: float = Field(0.0, ge=0, le=1, description="a model asks for more thought on the same subject")
+    concretise: float = Field(0.0, ge=0, le=1, description="a model asks the same of a particular case")
+    broaden: float = Field(0.0, ge=0, le=1, description="a model asks for something rarer from the same field")
+    constrain: float = Field(
+        0.0, ge=0, le=1, description="one to three instructions that a program can check are added"
+    )
+    task: float = Field(
+        0.0, ge=0, le=1, description="not made out of another: a closed task whose answer a program knows"
+    )
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> EvolutionSettings:
+        if sum(share for _, share in self) > _MOST_EVOLVED:
+            raise ValueError(f"the shares must not exceed {_MOST_EVOLVED} together: parents have to be invented")
+        return self
 
 
 class PromptGenerationSettings(Section):
@@ -31,6 +57,7 @@ class PromptGenerationSettings(Section):
     banned_words: tuple[str, ...] = (
         "image", "images", "picture", "graph", "video", "audio", "file", "attachment", "link", "website",
     )  # fmt: skip
+    evolution: EvolutionSettings = EvolutionSettings()
     max_attempts_factor: int = resources(8, ge=1, description="give up after count times this many attempts")
     batch_size: int = resources(32, ge=1)
 
@@ -52,8 +79,9 @@ class PanelMember(Section):
 
     model: str = path(
         "self",
-        description="self: M_t; else folder or hub name of another model, or with server.base_url the server's name "
-        "for it",
+        VERIFIERS,
+        description="self: M_t; verifiers: programs, of prompts that prompt_generation.evolution made checkable; else "
+        "folder or hub name of another model, or with server.base_url the server's name for it",
     )
     mode: Literal["sampled", "distribution", "hybrid"] | None = Field(
         None, description="as judge.mode; None: that one, or for a server sampled, the only one it can do"
@@ -63,7 +91,9 @@ class PanelMember(Section):
 
     @model_validator(mode="after")
     def _server_writes(self) -> PanelMember:
-        require_name(self.model, self.server, "self")
+        require_name(self.model, self.server, "self", VERIFIERS)
+        if self.model == VERIFIERS and self.mode is not None:
+            raise ValueError(f"{VERIFIERS} are programs and have no mode")
         if self.server.base_url and self.mode not in (None, "sampled"):
             raise ValueError(f"mode {self.mode} reads probabilities, a server that is asked in words has mode sampled")
         return self
@@ -95,8 +125,16 @@ class JudgeSettings(Section):
     panel: tuple[PanelMember, ...] = Field(
         (),
         description="who scores the candidates, by weighted mean; (): M_t alone. The seed's judgements and judge "
-        "accuracy remain the model's own",
+        "accuracy remain the model's own. With verifiers, a pair of a checkable prompt needs both: chosen passes its "
+        "checks and is liked by the others, rejected fails or is disliked",
     )
+
+    @field_validator("panel")
+    @classmethod
+    def _somebody_likes(cls, value: tuple[PanelMember, ...]) -> tuple[PanelMember, ...]:
+        if value and all(member.model == VERIFIERS for member in value):
+            raise ValueError(f"{VERIFIERS} have an opinion on checkable prompts only; name self beside them")
+        return value
 
     @property
     def taught_rubric(self) -> Literal["additive", "short"]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from srlm_pipeline.config.data import DataSettings
 from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
-from srlm_pipeline.config.models import EngineSettings, ModelSettings
+from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings
 from srlm_pipeline.config.sections import EMBEDDED_MODEL, Section, item_section_of, path, resources, section_of, verdict
 from srlm_pipeline.config.self_instruction import (
     CandidateSettings,
@@ -66,6 +66,18 @@ class Settings(Section):
     promotion: PromotionSettings = verdict(PromotionSettings())
     schedule: ScheduleSettings = resources(ScheduleSettings())
     tracking: TrackingSettings = resources(TrackingSettings())
+
+    @field_validator("judge")
+    @classmethod
+    def _verifiers_have_something_to_check(cls, value: JudgeSettings, info: Any) -> JudgeSettings:
+        made = info.data.get("prompt_generation")
+        if made is None or all(member.model != VERIFIERS for member in value.panel):
+            return value
+        if not made.evolution.constrain and not made.evolution.task:
+            raise ValueError(
+                f"panel: {VERIFIERS} need checkable prompts; set prompt_generation.evolution.constrain or .task"
+            )
+        return value
 
     @field_validator("pairs")
     @classmethod

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pandas as pd
 
 from srlm_pipeline.config import PromotionSettings
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.matches import length_ratio
-from srlm_pipeline.evaluation.measures import MEASURES, Measure, change, why_not_compared
+from srlm_pipeline.evaluation.measures import MEASURES, UNSEEN, Measure, change, why_not_compared
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES, Role
 from srlm_pipeline.evaluation.promotion import Compared, Opinion
 from srlm_pipeline.evaluation.statistics import win_rate_interval
@@ -18,7 +18,11 @@ CONFIDENCE = 0.95
 
 
 def compare_all(
-    new: Assessment, others: Mapping[Role, Assessment], settings: PromotionSettings, resamples: int
+    new: Assessment,
+    others: Mapping[Role, Assessment],
+    settings: PromotionSettings,
+    resamples: int,
+    trained: Collection[str] = (),
 ) -> list[Compared]:
     """Compare a new model with those that it must not be worse than, by every measure that has a margin.
 
@@ -27,6 +31,7 @@ def compare_all(
         others: By role; a model that is two of them is compared once.
         settings: `against` and `margins` are read.
         resamples: Of the bootstraps.
+        trained: Names of measures in which a gain is not asked for, because the loop trains on them.
     """
     asked = _asked(settings)
     roles: list[Role] = ["champion", *settings.against]
@@ -39,7 +44,7 @@ def compare_all(
             # Over one that does no better than chance a gain is one all the same, if it is above chance.
             counts = not untold or (measure.chance is not None and not why_not_compared(new, other, measure, resamples))
             # A gain is asked for over the champion alone.
-            asked_gain = counts and other is others["champion"]
+            asked_gain = counts and other is others["champion"] and measure.name not in trained
             gain = change(new, other, measure, sure_confidence(settings), resamples) if asked_gain else None
             found.append(
                 Compared(
@@ -111,4 +116,5 @@ def failed_monitors(monitors: pd.DataFrame) -> tuple[str, ...]:
 
 
 def _asked(settings: PromotionSettings) -> list[Measure]:
-    return [measure for measure in MEASURES if getattr(settings.margins, measure.name) is not None]
+    with_margin = {name for name, margin in settings.margins if margin is not None}
+    return [measure for measure in MEASURES if measure.name in with_margin or measure.name == UNSEEN]

@@ -6,7 +6,7 @@ shows that the training worked, not that the model got better.
 
 from __future__ import annotations
 
-from srlm_pipeline.config import PROGRAMS, ArbiterSettings, Settings
+from srlm_pipeline.config import PROGRAMS, VERIFIERS, ArbiterSettings, Settings
 
 SELF = "self"
 ADVICE = (
@@ -34,6 +34,18 @@ def dependence(chosen: ArbiterSettings, settings: Settings) -> str | None:
     if chosen.model == settings.base_model and not chosen.server.base_url:
         return f"{chosen.model} is the model that the loop started from"
     return None
+
+
+def trained_measures(settings: Settings) -> frozenset[str]:
+    """Return the names of the measures that the loop trains on, a gain in which proves no more than that it did.
+
+    Args:
+        settings: `judge.panel` and `prompt_generation.evolution` are read.
+    """
+    checked = any(member.model == VERIFIERS for member in settings.judge.panel)
+    return frozenset(
+        {"verifiable", "verifiable_seen"} if checked and settings.prompt_generation.evolution.constrain else ()
+    )
 
 
 def dependences(settings: Settings) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from srlm_pipeline.checks.instructions import NEVER_TRAINED
 from srlm_pipeline.checks.text_measures import repeated_ngrams
 from srlm_pipeline.checks.vital_signs import SIGNS
 from srlm_pipeline.evaluation.assessment import Assessment, Part
@@ -25,6 +26,7 @@ from srlm_pipeline.evaluation.statistics import (
     paired_difference,
     paired_shares,
 )
+from srlm_pipeline.evaluation.verifiable_accuracy import kinds_in
 
 Unit = Literal["share", "cosine", "nats"]
 Pairing = Literal["plain", "excused", "both_fit"]
@@ -136,6 +138,23 @@ def _followed(assessment: Assessment) -> Values:
     return {key: np.array([share]) for key, share in zip(rows["key"], shares, strict=True)}
 
 
+def _followed_of(seen: bool) -> Callable[[Assessment], Values]:
+    """Return the shares of instructions followed, of the kinds that may be trained on, or of the others."""
+
+    def values(assessment: Assessment) -> Values:
+        shares = {}
+        for row in assessment.verifiable.itertuples():
+            asked, failed = (
+                sum((kind not in NEVER_TRAINED) == seen for kind in kinds_in(names))
+                for names in (row.instructions, row.failed)
+            )
+            if asked:
+                shares[row.key] = np.array([1 - failed / asked])
+        return shares
+
+    return values
+
+
 def _nats(assessment: Assessment) -> Values:
     rows = assessment.likelihood
     return {k: np.array([n / t]) for k, n, t in zip(rows["group_id"], rows["nats"], rows["n_tokens"], strict=True)}
@@ -150,6 +169,9 @@ def _variety(assessment: Assessment) -> Values:
 
 
 _NO_REPLIES = "no replies were asked for"
+_NO_INSTRUCTIONS = "evaluation.verifiable.source is none"
+# What a loop whose verifiers judge along could not train on.
+UNSEEN = "verifiable_unseen"
 MEASURES: tuple[Measure, ...] = (
     Measure("unfit", "replies with something wrong at first sight", "share", False, _unfit, _NO_REPLIES),
     Measure("loops", "replies that go in circles", "share", False, _sign("loops"), _NO_REPLIES, "excused"),
@@ -181,7 +203,23 @@ MEASURES: tuple[Measure, ...] = (
         "share",
         True,
         _followed,
-        "evaluation.verifiable.source is none",
+        _NO_INSTRUCTIONS,
+    ),
+    Measure(
+        "verifiable_seen",
+        "verifiable instructions followed, of kinds that may be trained on",
+        "share",
+        True,
+        _followed_of(seen=True),
+        _NO_INSTRUCTIONS,
+    ),
+    Measure(
+        UNSEEN,
+        "verifiable instructions followed, of kinds that are never trained on",
+        "share",
+        True,
+        _followed_of(seen=False),
+        _NO_INSTRUCTIONS,
     ),
     Measure(
         "nearness",

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
-from srlm_pipeline.config import PROGRAMS, ArbiterSettings, EvaluationSettings, PanelMember, ServerSettings, Settings
+from srlm_pipeline.checks.checkable import Checks
+from srlm_pipeline.config import (
+    PROGRAMS,
+    VERIFIERS,
+    ArbiterSettings,
+    EvaluationSettings,
+    PanelMember,
+    ServerSettings,
+    Settings,
+)
 from srlm_pipeline.errors import SettingsError
 from srlm_pipeline.evaluation.arbiters import Arbiter, ComparisonArbiter, ScoreArbiter, VerdictArbiter
 from srlm_pipeline.evaluation.independence import SELF
@@ -20,6 +30,7 @@ from srlm_pipeline.judging.choosing import make_judge
 from srlm_pipeline.judging.judges import Judge, SampledJudge
 from srlm_pipeline.judging.panel import Member, PanelJudge
 from srlm_pipeline.judging.rubric import Rubric
+from srlm_pipeline.judging.verifiers import VerifierJudge
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.models.sentence_encoder import (
     ENCODER,
@@ -31,7 +42,7 @@ from srlm_pipeline.models.sentence_encoder import (
 from srlm_pipeline.store import ProjectStore, model_name, outside_checkpoint
 from srlm_pipeline.tables import EVALUATION_PROMPTS, RANKED_REPLIES, read_table
 
-VERIFIERS, REFERENCE, PEOPLE = PROGRAMS
+_, REFERENCE, PEOPLE = PROGRAMS
 # What third parties score by: they need not be taught the project's own rubric.
 _SERVER_RUBRIC: Rubric = "additive"
 
@@ -69,7 +80,12 @@ def open_encoder(settings: Settings, store: ProjectStore) -> SentenceEncoder | N
 
 
 def open_judge(
-    settings: Settings, store: ProjectStore, open_engine: OpenEngine, model: Checkpoint, stage: str
+    settings: Settings,
+    store: ProjectStore,
+    open_engine: OpenEngine,
+    model: Checkpoint,
+    stage: str,
+    checks: Mapping[str, Checks],
 ) -> Judge:
     """Return who scores the candidates: M_t alone, or a panel.
 
@@ -79,12 +95,20 @@ def open_judge(
         open_engine: Loads a checkpoint with a batch size.
         model: M_t.
         stage: Name that keeps stages' randomness apart, where M_t judges alone.
+        checks: What verifiers on the panel check, by prompt.
     """
     chosen = settings.judge
     if not chosen.panel:
         return make_judge(open_engine(model, chosen.batch_size), chosen, settings.seed, stage)
     slot = ModelSlot(open_engine)
-    return PanelJudge([_open_member(member, settings, store, slot, model) for member in chosen.panel])
+    return PanelJudge(
+        [
+            Member(VerifierJudge(checks), member.weight)
+            if member.model == VERIFIERS
+            else _open_member(member, settings, store, slot, model)
+            for member in chosen.panel
+        ]
+    )
 
 
 def juror_names(settings: EvaluationSettings) -> list[str]:

@@ -118,6 +118,11 @@ def verifiable_table(
     return pd.DataFrame(rows, columns=list(VERIFIABLE.columns))
 
 
+def kinds_in(names: str) -> list[str]:
+    """Return the kinds of instruction that a field of table `VERIFIABLE` names."""
+    return names.split(_SEPARATOR) if names else []
+
+
 def measure_verifiable(table: pd.DataFrame, resamples: int = DEFAULT_RESAMPLES) -> VerifiableAccuracy:
     """Count what a model's replies follow.
 
@@ -163,7 +168,6 @@ def _figures(name: str, share: float, interval: tuple[float, float]) -> dict[str
 
 def _by_kind(table: pd.DataFrame) -> list[KindShare]:
     asked, failed = (
-        Counter(name for names in table[column] for name in names.split(_SEPARATOR) if name)
-        for column in ("instructions", "failed")
+        Counter(name for names in table[column] for name in kinds_in(names)) for column in ("instructions", "failed")
     )
     return [KindShare(name, n, (n - failed[name]) / n) for name, n in sorted(asked.items())]

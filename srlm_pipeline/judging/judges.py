@@ -56,6 +56,8 @@ class Judgement:
             name); by a checklist one of ``questions`` (JSON list of objects). Of a panel, what every member said (JSON
             list of objects).
         disagreement: Standard deviation between the members of a panel; None without two that gave a score.
+        passed: Share of the prompt's checks that the reply passes, in 0..1; None where no program checked it.
+        opinion: Where one did, what the other members of the panel think, in 0..5; None if they gave no score.
     """
 
     key: str
@@ -65,6 +67,8 @@ class Judgement:
     spread: float | None
     raw: str
     disagreement: float | None = None
+    passed: float | None = None
+    opinion: float | None = None
 
 
 class Judge(Protocol):

@@ -63,6 +63,8 @@ class PanelJudge:
 
     def _combine(self, key: str, judgements: Sequence[Judgement]) -> Judgement:
         valid = [(m.weight, j) for m, j in zip(self._members, judgements, strict=True) if j.score is not None]
+        passed = next((j.passed for j in judgements if j.passed is not None), None)
+        thought = [(weight, j.score) for weight, j in valid if j.passed is None] if passed is not None else []
         raw = [
             {
                 "judge": member.judge.name,
@@ -93,4 +95,6 @@ class PanelJudge:
             within,
             told,
             between if len(valid) > 1 else None,
+            passed,
+            float(np.average([s for _, s in thought], weights=[w for w, _ in thought])) if thought else None,
         )

@@ -30,6 +30,7 @@ class PairSelection:
             one for a positive example.
         n_too_low: Prompts none of whose candidates was good enough for a positive example.
         n_unfit: Prompts none of whose candidates may be chosen, something being wrong with each at first sight.
+        n_failed: Prompts whose checks no candidate passes that is liked as well.
     """
 
     pairs: pd.DataFrame
@@ -38,11 +39,12 @@ class PairSelection:
     n_too_few_valid: int
     n_too_low: int = 0
     n_unfit: int = 0
+    n_failed: int = 0
 
     @property
     def tie_rate(self) -> float:
-        """Ties as a share of prompts with at least two scored candidates."""
-        comparable = self.n_prompts - self.n_too_few_valid - self.n_unfit
+        """Ties as a share of prompts that had a candidate to be chosen and one to be rejected."""
+        comparable = self.n_prompts - self.n_too_few_valid - self.n_unfit - self.n_failed
         return self.n_ties / comparable if comparable else 0.0
 
 
@@ -69,6 +71,10 @@ def select_best_worst(
     A judge can come to like replies that go in circles. Where unfit replies are rejected, only a fit one is chosen, and
     an unfit one is rejected wherever there is one, whatever the scores say.
 
+    Where programs judged along, both have to agree: chosen is a reply that passes all checks of its prompt and is liked
+    by the other judges, rejected is one that fails or is disliked. Liked means scored no lower than the prompt's median
+    (programs and judges together were found to beat either: RLCF, arXiv 2507.18624; AutoIF, arXiv 2406.13542).
+
     Args:
         scored: Table `JUDGED_SCORES`.
         min_margin: Differences between chosen and rejected up to this much are ties and dropped; 0 drops equal scores
@@ -77,7 +83,7 @@ def select_best_worst(
         unfit: Whether replies with signs are scored like any other, or rejected.
     """
     rows: list[dict[str, object]] = []
-    n_ties = n_too_few = n_unfit = 0
+    n_ties = n_too_few = n_unfit = n_failed = 0
     for usable in _usable_by_prompt(scored):
         if len(usable) < 2:
             n_too_few += 1
@@ -87,6 +93,12 @@ def select_best_worst(
         if fit.empty:
             n_unfit += 1
             continue
+        if usable["passed"].notna().any():
+            good = (usable["passed"] == 1) & (usable["opinion"] >= usable["opinion"].median())
+            fit, worse = fit[good[fit.index]], worse[(~good | wrong)[worse.index]]
+            if fit.empty or worse.empty:
+                n_failed += 1
+                continue
         reach = length_control * (usable["score"].max() - usable["score"].min())
         chosen = _nearest(fit, fit["score"] >= fit["score"].max() - reach, length_control, shortest=True)
         rejected = _nearest(worse, worse["score"] <= worse["score"].min() + reach, length_control, shortest=False)
@@ -104,16 +116,19 @@ def select_best_worst(
                 "rejected_finish_reason": rejected["finish_reason"],
                 "rejected_score": rejected["score"],
                 "margin": margin,
+                "rejected_passed": rejected["passed"],
                 "rejected_for": rejected["signs"] if wrong.any() else "",
             }
         )
-    return PairSelection(_table(rows), int(scored["prompt_id"].nunique()), n_ties, n_too_few, n_unfit=n_unfit)
+    return PairSelection(
+        _table(rows), int(scored["prompt_id"].nunique()), n_ties, n_too_few, n_unfit=n_unfit, n_failed=n_failed
+    )
 
 
 def select_positives(scored: pd.DataFrame, min_score: float, unfit: Unfit = "scored") -> PairSelection:
     """Take every reply that is good enough, and nothing to prefer it to (paper section 2.4, positive examples only).
 
-    Replies that the token limit cut off are no examples of a perfect reply, whatever their score.
+    Replies that the token limit cut off, or that fail a check, are no examples of a perfect reply, whatever they score.
 
     Args:
         scored: Table `JUDGED_SCORES`.
@@ -123,7 +138,8 @@ def select_positives(scored: pd.DataFrame, min_score: float, unfit: Unfit = "sco
     rows: list[dict[str, object]] = []
     n_too_few = n_too_low = 0
     for usable in _usable_by_prompt(scored):
-        allowed = (usable["signs"] == "") | (unfit == "scored")
+        # Whatever was not checked may be good enough.
+        allowed = ((usable["signs"] == "") | (unfit == "scored")) & ~(usable["passed"] < 1)
         good = usable[(usable["score"] >= min_score) & (usable["finish_reason"] == "stop") & allowed]
         n_too_few += usable.empty
         n_too_low += good.empty and not usable.empty
@@ -157,10 +173,12 @@ def _chosen(reply: pd.Series, strategy: str) -> dict[str, object]:
         "chosen": reply["completion"],
         "chosen_finish_reason": reply["finish_reason"],
         "chosen_score": reply["score"],
+        "chosen_passed": reply["passed"],
         "judge": reply["judge"],
     }
 
 
 def _table(rows: list[dict[str, object]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(PREFERENCE_PAIRS.columns))
-    return table.astype({"rejected_sample": "Int64", "rejected_score": float, "margin": float})
+    numbers = ("rejected_score", "margin", "chosen_passed", "rejected_passed")
+    return table.astype({"rejected_sample": "Int64", **dict.fromkeys(numbers, float)})

@@ -123,8 +123,10 @@ def generate_prompts(
                     {
                         "prompt_id": prompt_id,
                         "prompt": text,
-                        "source": "few_shot",
+                        "operator": "few_shot",
+                        "round": 0,
                         "parent_ids": ",".join(e.id for e in chosen[number]),
+                        "checks": "",
                         "nearest_rouge_l": nearest,
                         "n_words": len(text.split()),
                     }

@@ -211,6 +211,22 @@ def test_what_m1_is_taught_is_asked_by_a_rubric_for_all_kinds() -> None:
     assert judge_prompt("short", CODE.prompt, CODE.response, "rationale") in engine.requests[0].prompt
 
 
+@pytest.mark.slow
+def test_a_real_model_is_asked_several_questions_at_once_and_answers_as_one_by_one(tiny_model: Path) -> None:
+    from srlm_pipeline.config import ModelSettings
+    from srlm_pipeline.generation.transformers_engine import TransformersEngine
+    from srlm_pipeline.models.loading import load_model
+
+    loaded = load_model(tiny_model, ModelSettings(device="cpu", dtype="float32"))
+    items = [CODE, JudgeItem("b", "Translate cat into German.", "Katze"), JudgeItem("c", "Translate it.", "Hund")]
+    together, alone = (
+        judged(TransformersEngine(loaded.model, loaded.tokenizer, "tiny", rows), items)  # type: ignore[arg-type]
+        for rows in (8, 1)
+    )
+    assert [j.score for j in together] == pytest.approx([j.score for j in alone], abs=1e-3)
+    assert [json.loads(j.raw)["kind"] for j in together] == [json.loads(j.raw)["kind"] for j in alone]
+
+
 def test_a_panel_takes_a_judge_by_kind_like_any_other(tmp_path: Path) -> None:
     engine = Telling(lambda _: letters("A"), lambda _: masses(3))
     panel = PanelJudge([Member(KindRubricJudge(engine), 1.0, Journal(tmp_path))])

@@ -91,8 +91,10 @@ def questions_exchange(prompt: str) -> tuple[str, str]:
     A small model copies examples that stand in the message; a list that it believes to have begun itself, it continues
     with questions about the prompt.
     """
-    asked = f"{_template('question_examples')}\n\n{REQUEST}{' '.join(prompt.split())}\nQuestions:\n{QUESTION_START}"
-    return _template("questions"), asked
+    request = neutralise_tags(" ".join(prompt.split()))
+    return _template(
+        "questions"
+    ), f"{_template('question_examples')}\n\n{REQUEST}{request}\nQuestions:\n{QUESTION_START}"
 
 
 def example_requests() -> list[str]:

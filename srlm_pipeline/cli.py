@@ -1,4 +1,4 @@
-"""The command line: srlm run | plan | status | report | chat | read | ui | doctor."""
+"""The command line: srlm run | plan | status | report | chat | read | export | ui | doctor | ..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.markup import escape
@@ -207,6 +207,88 @@ def doctor(config: ConfigOption = None, set_: SetOption = None) -> None:
     prepare_home()
     healthy = diagnose(merge_overrides(set_ or []))
     raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def notify(
+    text: Annotated[str, typer.Argument(help="What to say.")] = "Notices of srlm_pipeline arrive here.",
+    config: ConfigOption = None,
+) -> None:
+    """Send a message to everybody who is told of verdicts and failures, to see whether it arrives."""
+    prepare(config)
+    from srlm_pipeline.notices import addresses, deliver
+
+    settings = load_settings()
+    told = addresses(settings.notices)
+    if not told:
+        raise SrlmError(f"{settings.notices.variable} holds no address; docs/usage.md has examples")
+    deliver(told, settings.project, text, settings.notices)
+    console.print(f"{len(told)} told")
+
+
+export_app = typer.Typer(help="Write what was made in the forms that other tools take.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+TargetArgument = Annotated[Path, typer.Argument(help="Folder to write to; it must not exist yet.")]
+IterationsOption = Annotated[
+    list[int] | None, typer.Option("--iteration", "-i", min=1, help="Which, repeatable; default: all that there are.")
+]
+FormatOption = Annotated[Literal["parquet", "jsonl"], typer.Option("--format", help="Of the data file.")]
+
+
+@export_app.command(name="pairs")
+def export_pairs_command(
+    target: TargetArgument,
+    iteration: IterationsOption = None,
+    format_: FormatOption = "parquet",
+    config: ConfigOption = None,
+) -> None:
+    """Preference pairs as TRL's DPOTrainer takes them, with a dataset card."""
+    prepare(config)
+    from srlm_pipeline.exports import export_pairs, iterations_with
+    from srlm_pipeline.store import open_store
+
+    settings = load_settings()
+    store = open_store(settings)
+    n = export_pairs(store, iteration or iterations_with(store, "preference_pairs"), settings, target, format_)
+    console.print(f"{n} pairs in {escape(str(target))}")
+
+
+@export_app.command(name="replies")
+def export_replies_command(
+    target: TargetArgument,
+    iteration: IterationsOption = None,
+    min_score: Annotated[float, typer.Option(min=0, max=5, help="What a reply has to score.")] = 4.0,
+    format_: FormatOption = "parquet",
+    config: ConfigOption = None,
+) -> None:
+    """Replies that the model judged good, as TRL's SFTTrainer takes them, with a dataset card."""
+    prepare(config)
+    from srlm_pipeline.exports import export_replies, iterations_with
+    from srlm_pipeline.store import open_store
+
+    settings = load_settings()
+    store = open_store(settings)
+    chosen = iteration or iterations_with(store, "judged_scores")
+    n = export_replies(store, chosen, min_score, settings, target, format_)
+    console.print(f"{n} replies in {escape(str(target))}")
+
+
+@export_app.command(name="model")
+def export_model_command(
+    model: Annotated[str, typer.Argument(help="sft_baseline, M1, M2, ...")],
+    target: TargetArgument,
+    config: ConfigOption = None,
+) -> None:
+    """A model as `from_pretrained` takes it, with a model card: lineage, verdict, figures, licence of the base."""
+    prepare(config)
+    quiet_libraries()
+    from srlm_pipeline.exports import export_model
+    from srlm_pipeline.store import open_store
+
+    settings = load_settings()
+    store = open_store(settings)
+    export_model(store, store.named_model(settings, model), settings, target)
+    console.print(f"{model} in {escape(str(target))}; `hf upload user/name {escape(str(target))}` puts it on the hub")
 
 
 @app.command(name="settings")

@@ -14,7 +14,13 @@ from srlm_pipeline.assets import (
     self_instruction,
     training,
 )
-from srlm_pipeline.assets.automation import continue_to_planned, iteration_job, nightly_iteration, seed_job
+from srlm_pipeline.assets.automation import (
+    continue_to_planned,
+    iteration_job,
+    nightly_iteration,
+    seed_job,
+    tell_of_failures,
+)
 from srlm_pipeline.assets.baselines import baselines_job
 from srlm_pipeline.resources.project import PROJECT, ProjectResource
 from srlm_pipeline.resources.table_io import TableIOManager
@@ -27,7 +33,7 @@ defs = dg.Definitions(
     ),
     jobs=[seed_job, iteration_job, baselines_job],
     schedules=[nightly_iteration],
-    sensors=[continue_to_planned],
+    sensors=[continue_to_planned, tell_of_failures],
     resources={PROJECT: project, "io_manager": TableIOManager(project=project)},
     # One process per step gives memory back after each; one at a time, because they share the accelerator.
     executor=dg.multiprocess_executor.configured({"max_concurrent": 1}),

@@ -124,6 +124,10 @@ class MissingPredecessorError(SrlmError):
         )
 
 
+class NoticeError(SrlmError):
+    """A message could not be sent. It never holds an address, which may hold a password."""
+
+
 class DiskSpaceError(SrlmError):
     """There is not enough free disk for what a stage is about to write.
 

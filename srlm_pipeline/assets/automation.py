@@ -9,8 +9,9 @@ import dagster as dg
 
 from srlm_pipeline.assets.stage import ATTEMPT_TAG, iterations
 from srlm_pipeline.config import ScheduleSettings
+from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import definition_settings
-from srlm_pipeline.store import iteration_number, partition_key
+from srlm_pipeline.store import iteration_number, open_store, partition_key
 
 LOOP_TAG = "srlm/loop"
 PARTITION_TAG = "dagster/partition"
@@ -195,6 +196,33 @@ def _request(
 def nightly_iteration(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Each night the next missing iteration; what an interrupted night left is completed first."""
     return decide_next_run(context)
+
+
+@dg.run_failure_sensor(default_status=dg.DefaultSensorStatus.RUNNING)
+def tell_of_failures(context: dg.RunFailureSensorContext) -> dg.SkipReason | None:
+    """Tells people of a failed run, where notices have addresses."""
+    settings = definition_settings()
+    steps = [event.step_failure_data for event in context.get_step_failure_events()]
+    reasons = [failure_of(data) for data in steps] or [context.failure_event.message or "see the run's page in Dagster"]
+    run = context.dagster_run
+    name = " ".join(filter(None, (run.job_name, run.tags.get(PARTITION_TAG))))
+    notice = failure(settings.project, run.run_id, name, reasons)
+    told = tell(notice, settings, open_store(settings), context.log.warning)
+    return None if told else dg.SkipReason("not told: there is no address, nobody asked for it, or it was told before")
+
+
+def failure_of(data: Any) -> str:
+    """Return why a step failed: in the words that were written for people, or in those of the innermost error.
+
+    Args:
+        data: Dagster's `StepFailureData`.
+    """
+    if data.user_failure_data and data.user_failure_data.description:
+        return str(data.user_failure_data.description)
+    deepest = data.error
+    while deepest is not None and deepest.cause is not None:
+        deepest = deepest.cause
+    return deepest.message.strip() if deepest else "failed"
 
 
 @dg.sensor(

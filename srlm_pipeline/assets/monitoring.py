@@ -12,6 +12,7 @@ from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measures import VARIETY, change, measure_named
 from srlm_pipeline.evaluation.monitors import Count, MonitorFigures, describe_scores, monitor_names, watch
+from srlm_pipeline.notices import Notice
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import definition_settings
@@ -63,6 +64,10 @@ def collapse_monitors(
     metadata: dict[str, Any] = {m.name: m.value for m in monitors if m.value is not None}
     failed = [m.name for m in monitors if m.passed is False]
     metadata["failed"] = ", ".join(failed) or "none"
+    if failed:
+        alarms = [f"- {m.name}: {m.explanation}" for m in monitors if m.passed is False]
+        key = f"alarm/{name}/{new.digest}/{','.join(failed)}"
+        stage.notify(Notice(key, "alarm", f"{stage.settings.project}: monitors of {name} failed", "\n".join(alarms)))
     # What could not be measured is no proof of health.
     checks = []
     for m in monitors:

@@ -9,7 +9,7 @@ from srlm_pipeline.assets.entering import champion as champion_asset
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.evaluation import seed_evaluation
 from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
-from srlm_pipeline.config import Settings
+from srlm_pipeline.config import Occasion, Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import champion_before
@@ -20,8 +20,21 @@ from srlm_pipeline.evaluation.opponents import Role
 from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
 from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
+from srlm_pipeline.notices import Notice
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.store import BASE, SFT_BASELINE, model_name, open_store
+
+
+def _verdict(decision: Decision, project: str) -> Notice:
+    occasion: Occasion = "promoted" if decision.promoted else "refused"
+    reasons = decision.failures or decision.rules[:1]
+    return Notice(
+        f"{occasion}/{decision.model}/{decision.digest}/{decision.champion}",
+        occasion,
+        f"{project}: {decision.model} is {occasion}"
+        + ("" if decision.promoted else f"; {decision.champion} remains the champion"),
+        "\n".join(f"- {rule.name}: {rule.explanation}" for rule in reasons),
+    )
 
 
 def _votes(settings: Settings) -> list[str]:
@@ -100,6 +113,7 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
         },
         champion=leader == checkpoint.name,
     )
+    stage.notify(_verdict(decision, settings.project))
     stage.curve({"promotion/promoted": float(decision.promoted)})
     publish(stage, "champion", store.checkpoint(champion_before(store, iteration + 1)).digest)
     words = {True: "passed", False: "FAILED", None: "not decided by"}

@@ -19,6 +19,7 @@ import dagster as dg
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.notices import Notice, tell
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.reads import STAGES, Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
@@ -118,6 +119,10 @@ class Stage:
     def curve(self, values: Mapping[str, float | None]) -> None:
         """Log figures with the iteration as step; those that are None are left out."""
         self.run.curve(values, self.iteration)
+
+    def notify(self, notice: Notice) -> None:
+        """Tell people, where there are addresses."""
+        tell(notice, self.settings, self.store, self.log.warning)
 
     def speed(self, n_done: int) -> float | None:
         """Return how much was done per second; None if everything was finished before."""

@@ -17,6 +17,7 @@ from rich.table import Table
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import EMBEDDED_MODEL, Settings, load_settings
 from srlm_pipeline.errors import DiskSpaceError, SrlmError
+from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "dagster", "dagster-webserver", "mlflow", "pandas")
@@ -63,6 +64,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("data", lambda: _data(settings())),
         ("arbiters", lambda: _arbiters(settings())),
         ("encoder", lambda: _encoder(settings())),
+        ("notices", lambda: _notices(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
         ("instance", lambda: os.environ["DAGSTER_HOME"]),
@@ -174,6 +176,13 @@ def _encoder(settings: Settings) -> str:
         # No obstacle: everything else is measured without it.
         return f"nearness to reference replies will not be measured: {how_to_get_it()}"
     return f"{ENCODER}, for nearness to reference replies"
+
+
+def _notices(settings: Settings) -> str:
+    names = service_names(settings.notices)
+    if not names:
+        return f"nobody is told of verdicts and failures: {settings.notices.variable} holds no address"
+    return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
 
 
 def _memory() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,11 +14,15 @@ import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContext
 
-from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight, metadata_of
+from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.stage import iterations
+from srlm_pipeline.config import load_settings
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import PROJECT
-from srlm_pipeline.store import partition_key
+from srlm_pipeline.store import open_store, partition_key
+
+log = logging.getLogger(__name__)
 
 PROCESS_TAG = "srlm/process"
 POLICY = dg.AssetKey("policy")
@@ -188,7 +193,9 @@ def _run_assets(
             key = f"{event.step_key}[{partition}]" if partition else str(event.step_key)
             times.seconds[key] = event.step_success_data.duration_ms / 1000
     if not result.success:
-        raise RunFailedError(name, _reasons(result))
+        reasons, settings = _reasons(result), load_settings(None, overrides)
+        tell(failure(settings.project, result.run_id, name, reasons), settings, open_store(settings), log.warning)
+        raise RunFailedError(name, reasons)
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:
@@ -200,12 +207,7 @@ def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:
                 name = f"{evaluation.asset_key.to_user_string()}: check {evaluation.check_name}"
                 reasons.append(f"{name}: {evaluation.description}")
         if event.is_step_failure:
-            data = event.step_failure_data
-            described = data.user_failure_data.description if data.user_failure_data else None
-            deepest = data.error
-            while deepest is not None and deepest.cause is not None:
-                deepest = deepest.cause
-            reasons.append(f"{event.step_key}: {described or (deepest.message.strip() if deepest else 'failed')}")
+            reasons.append(f"{event.step_key}: {failure_of(event.step_failure_data)}")
     return reasons or ["see the run's page in Dagster"]
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, field_validator
 from srlm_pipeline.config.data import DataSettings
 from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
 from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings
+from srlm_pipeline.config.notices import NoticeSettings
 from srlm_pipeline.config.sections import EMBEDDED_MODEL, Section, item_section_of, path, resources, section_of, verdict
 from srlm_pipeline.config.self_instruction import (
     CandidateSettings,
@@ -66,6 +67,7 @@ class Settings(Section):
     promotion: PromotionSettings = verdict(PromotionSettings())
     schedule: ScheduleSettings = resources(ScheduleSettings())
     tracking: TrackingSettings = resources(TrackingSettings())
+    notices: NoticeSettings = resources(NoticeSettings())
 
     @field_validator("judge")
     @classmethod

@@ -1,0 +1,101 @@
+"""What other tools are given: pairs, replies, a model."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import load_dataset
+from huggingface_hub import DatasetCard, ModelCard
+from reported import SETTINGS, make_project, measured
+from typer.testing import CliRunner
+
+from srlm_pipeline.cli import app
+from srlm_pipeline.errors import EmptyDataError, ModelError, TableError
+from srlm_pipeline.evaluation.assessment import write_assessment
+from srlm_pipeline.exports import Format, export_model, export_pairs, export_replies, iterations_with
+from srlm_pipeline.store import ProjectStore
+from srlm_pipeline.tables import PREFERENCE_PAIRS, read_table
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ProjectStore:
+    return make_project(tmp_path / "project")
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_pairs_can_be_loaded_as_trl_takes_them(store: ProjectStore, tmp_path: Path, form: Format) -> None:
+    target = tmp_path / "pairs"
+    assert export_pairs(store, [1, 2], SETTINGS, target, form) == 2
+    rows = load_dataset(str(target), split="train", cache_dir=str(tmp_path / "cache"))
+    pair = read_table(PREFERENCE_PAIRS, store.table_path("preference_pairs", 1)).iloc[0]
+    assert rows[0]["prompt"] == [{"role": "user", "content": pair["prompt"]}]
+    assert rows[0]["chosen"] == [{"role": "assistant", "content": pair["chosen"]}]
+    assert rows[0]["rejected"] == [{"role": "assistant", "content": pair["rejected"]}]
+    assert rows["iteration"] == [1, 2]
+    card = DatasetCard.load(target / "README.md")
+    assert "trl" in card.data.tags
+    assert "2 rows (1 of iter_001, 1 of iter_002)" in card.text
+    assert SETTINGS.base_model in card.text
+
+
+def test_replies_are_those_that_score_well(store: ProjectStore, tmp_path: Path) -> None:
+    target = tmp_path / "replies"
+    # Of 4.3, 1.9, 3, 3, none and 2, whole and different ones.
+    assert export_replies(store, [1], 3.0, SETTINGS, target, "jsonl") == 3
+    rows = [json.loads(line) for line in (target / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(row["score"] for row in rows) == [3.0, 3.0, 4.3]
+    assert rows[0]["completion"][0]["role"] == "assistant"
+    with pytest.raises(EmptyDataError, match=r"no replies that score at least 4\.9"):
+        export_replies(store, [1], 4.9, SETTINGS, tmp_path / "none", "jsonl")
+    assert not (tmp_path / "none").exists()
+
+
+def test_what_is_not_made_yet_is_said(store: ProjectStore, tmp_path: Path) -> None:
+    assert iterations_with(store, "preference_pairs") == [1, 2]
+    with pytest.raises(TableError, match="materialize"):
+        export_pairs(store, [3], SETTINGS, tmp_path / "pairs", "parquet")
+
+
+def test_a_model_carries_lineage_verdict_and_figures(store: ProjectStore, tmp_path: Path) -> None:
+    model = store.checkpoint("M3")
+    write_assessment(measured("M3"), store, model)
+    export_model(store, model, SETTINGS, tmp_path / "out" / "M3")
+    assert (tmp_path / "out" / "M3" / "weights").read_text() == "M3"
+    card = ModelCard.load(tmp_path / "out" / "M3" / "README.md")
+    assert card.data.base_model == SETTINGS.base_model
+    assert "refused it over M2" in card.text and "more than 55.0% needed" in card.text
+    assert "| closed tasks solved | 83.3% |" in card.text
+    assert model.digest in card.text and model.parent in card.text
+
+
+def test_the_licence_is_that_of_the_base(store: ProjectStore, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: mit\n---\n# Base\n", encoding="utf-8")
+    settings = SETTINGS.model_copy(update={"base_model": str(base)})
+    export_model(store, store.checkpoint("M1"), settings, tmp_path / "M1")
+    assert ModelCard.load(tmp_path / "M1" / "README.md").data.license == "mit"
+    export_model(store, store.checkpoint("M1"), SETTINGS, tmp_path / "again")
+    assert ModelCard.load(tmp_path / "again" / "README.md").data.license is None
+
+
+def test_nothing_is_written_over(store: ProjectStore, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for export in (
+        lambda: export_pairs(store, [1], SETTINGS, tmp_path / "mine", "jsonl"),
+        lambda: export_model(store, store.checkpoint("M1"), SETTINGS, tmp_path / "mine"),
+    ):
+        with pytest.raises(ModelError, match="is there already"):
+            export()
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_the_command_line_exports_all_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    make_project(home / "srlm" / "quickstart")
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.delenv("SRLM_CONFIG", raising=False)
+    done = CliRunner().invoke(app, ["export", "pairs", str(tmp_path / "pairs"), "--format", "jsonl"])
+    assert done.exit_code == 0, done.output
+    assert "2 pairs" in done.output
+    assert len((tmp_path / "pairs" / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 2

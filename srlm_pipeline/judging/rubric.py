@@ -92,9 +92,8 @@ def questions_exchange(prompt: str) -> tuple[str, str]:
     with questions about the prompt.
     """
     request = neutralise_tags(" ".join(prompt.split()))
-    return _template(
-        "questions"
-    ), f"{_template('question_examples')}\n\n{REQUEST}{request}\nQuestions:\n{QUESTION_START}"
+    begun = f"{_template('question_examples')}\n\n{REQUEST}{request}\nQuestions:\n{QUESTION_START}"
+    return _template("questions"), begun
 
 
 def example_requests() -> list[str]:

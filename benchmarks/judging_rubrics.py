@@ -302,7 +302,7 @@ def write_document(path: Path) -> None:
 
 
 def render(record: Mapping[str, Any]) -> str:
-    """Return a record as Markdown: all kinds together, each kind, and how kinds are told."""
+    """Return a record, finished or not, as Markdown: all kinds together, each kind, and how kinds are told."""
     rubrics = record["rubrics"]
     overall = [
         [
@@ -321,25 +321,29 @@ def render(record: Mapping[str, Any]) -> str:
     columns += ["seconds", "tokens read", "tokens written"]
     kinds = list(rubrics[SHORT]["by_kind"])
     each = [[kind, *(_share(r["by_kind"][kind]) for r in rubrics.values())] for kind in kinds]
-    told, checklist = record["kinds"], rubrics["checklist"]
-    errors = "; ".join(f"{e['label']} taken for {e['told']} ({e['prompts']})" for e in told["errors"][:5])
-    return "\n\n".join(
-        [
-            f"{record['model']}, {record['prompts']} prompts with {record['replies']} replies, "
-            f"{rubrics[SHORT]['accuracy']['n_pairs']} ordered pairs; the longer reply is the better one in "
-            f"{_share(rubrics[SHORT]['accuracy']['length_baseline'])} of them. Seconds and tokens are for each "
-            f"reply, on {record['device']} with {record['machine']['threads']} threads ({record['date'][:10]}).",
-            markdown_table(columns, overall),
-            "Pairwise accuracy by kind:",
-            markdown_table(["kind", *rubrics], each),
+    parts = [
+        f"{record['model']}, {record['prompts']} prompts with {record['replies']} replies, "
+        f"{rubrics[SHORT]['accuracy']['n_pairs']} ordered pairs; the longer reply is the better one in "
+        f"{_share(rubrics[SHORT]['accuracy']['length_baseline'])} of them. Seconds and tokens are for each reply, on "
+        f"{record['device']} (threads: {record['machine']['threads']}; {record['date'][:10]}); what any texts begin with is counted once.",
+        markdown_table(columns, overall),
+        "Pairwise accuracy by kind:",
+        markdown_table(["kind", *rubrics], each),
+    ]
+    if told := record["kinds"]:
+        errors = "; ".join(f"{e['label']} taken for {e['told']} ({e['prompts']})" for e in told["errors"][:5])
+        parts.append(
             f"Kinds: {told['right']} of {told['prompts']} prompts are told right "
             f"({_share(told['right'] / told['prompts'])}; chance {_share(1 / told['kinds'])}), and of "
-            f"{_share(told['right_rubric'] / told['prompts'])} the rubric. The most frequent errors: {errors}.",
+            f"{_share(told['right_rubric'] / told['prompts'])} the rubric. The most frequent errors: {errors}."
+        )
+    if checklist := rubrics.get("checklist"):
+        parts.append(
             f"Checklists have {checklist['questions_per_prompt']:.1f} questions on average, of which "
             f"{_share(checklist['general_share'])} are general ones of the kind; {checklist['all_general']} of "
-            f"{record['prompts']} have no other.",
-        ]
-    )
+            f"{record['prompts']} have no other."
+        )
+    return "\n\n".join(parts)
 
 
 def _share(value: float | None) -> str:

@@ -313,3 +313,6 @@ def test_rubrics_are_compared_by_the_same_replies_and_rendered(tmp_path: Path, m
     text = render(found)
     assert "| checklist | 100.0% (100.0% to 100.0%) |" in text
     assert "planning taken for" in text
+    unfinished = render({**found, "kinds": {}, "rubrics": {"short": rubrics["short"]}})
+    assert "| short | 0.0%" in unfinished
+    assert "Kinds: " not in unfinished

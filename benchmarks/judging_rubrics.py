@@ -325,7 +325,8 @@ def render(record: Mapping[str, Any]) -> str:
         f"{record['model']}, {record['prompts']} prompts with {record['replies']} replies, "
         f"{rubrics[SHORT]['accuracy']['n_pairs']} ordered pairs; the longer reply is the better one in "
         f"{_share(rubrics[SHORT]['accuracy']['length_baseline'])} of them. Seconds and tokens are for each reply, on "
-        f"{record['device']} (threads: {record['machine']['threads']}; {record['date'][:10]}); what any texts begin with is counted once.",
+        f"{record['device']} (threads: {record['machine']['threads']}; {record['date'][:10]}); what any texts "
+        "begin with is counted once.",
         markdown_table(columns, overall),
         "Pairwise accuracy by kind:",
         markdown_table(["kind", *rubrics], each),

@@ -187,6 +187,9 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     dagster_port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
     mlflow_port: Annotated[int, typer.Option(help="Port of the MLflow UI.")] = 5000,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Name by which others call this machine; repeatable.")
+    ] = None,
 ) -> None:
     """Start Dagster (web server and daemon) and MLflow together; Ctrl-C ends all."""
     prepare(config)
@@ -194,7 +197,7 @@ def ui(
 
     # Links from Dagster to MLflow lead to the port that was asked for.
     os.environ[OVERRIDES_VARIABLE] = json.dumps({"tracking": {"ui_url": f"http://{host}:{mlflow_port}"}})
-    serve(load_settings(), host, dagster_port, mlflow_port)
+    serve(load_settings(), host, dagster_port, mlflow_port, allowed_host or ())
 
 
 @app.command()

@@ -13,7 +13,7 @@ from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError, ModelError
 from srlm_pipeline.files import replacing_folder
 from srlm_pipeline.generation.journal import fingerprint
-from srlm_pipeline.models.checkpoint import MARKER, Checkpoint, is_checkpoint, read_checkpoint, write_marker
+from srlm_pipeline.models.checkpoint import COPY_OF, MARKER, Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
 
 SFT_BASELINE = "sft_baseline"
@@ -73,6 +73,13 @@ class ProjectStore:
             ModelError: If it is not there or not whole.
         """
         return read_checkpoint(self.model_folder(name))
+
+    @property
+    def baseline(self) -> str:
+        """Name of the SFT baseline; that of the base model where SFT is switched off and the two are one model."""
+        folder = self.model_folder(SFT_BASELINE)
+        copied = is_checkpoint(folder) and COPY_OF in read_checkpoint(folder).lineage
+        return BASE if copied else SFT_BASELINE
 
     def assessment_folder(self, checkpoint: Checkpoint) -> Path:
         """Return where everything that was measured of a model lies: its weights' digest is part of the name."""

@@ -15,8 +15,7 @@ from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.head_to_head import ORDERS
 from srlm_pipeline.evaluation.promotion import Decision, Rule, write_decision
 from srlm_pipeline.models.checkpoint import write_marker
-from srlm_pipeline.planning.plan import Range, StagePlan
-from srlm_pipeline.reporting.iteration import Iteration, StageCost, Surroundings
+from srlm_pipeline.reporting.iteration import Iteration, Surroundings
 from srlm_pipeline.reporting.reading import Reading, read_replies
 from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore
 from srlm_pipeline.tables import (
@@ -39,16 +38,15 @@ REPLIES = {
 }
 # What the two jurors say of the new model's reply: won, lost, undecided, disputed.
 OPINIONS = ((2.0, 1.0), (-1.0, -1.0), (0.0, 0.0), (1.0, -1.0))
-PLAN = StagePlan(
-    stage="candidates", phase="iteration", items=1, unit="prompts", tokens_read=9500, tokens_written=60000,
-    seconds=Range(low=80, likely=120, high=200), memory=0, disk_kept=0, disk_meanwhile=0,
-)  # fmt: skip
+PLANNED = {
+    "planned": 120, "planned_low": 80, "planned_high": 200, "tokens_planned": 60000, "read_planned": 9500,
+}  # fmt: skip
 AROUND = Surroundings(
     made_at="Made on 3 July.",
     agreement={"agreement of verifiers": 0.684, "decided by verifiers": 0.93},
     position_bias={"M1": -0.073},
-    tasks={("arc_easy", "acc"): (0.44, 0.41, 0.47)},
-    costs=(StageCost("candidates", 143.4, 61210, PLAN), StageCost("judged_scores", 61.0)),
+    tasks={("arc_easy", "acc"): {"score": 0.44, "score_low": 0.41, "score_high": 0.47}},
+    costs={"candidates": {"seconds": 143.4, "tokens": 61210} | PLANNED, "judged_scores": {"seconds": 61.0}},
     links={"MLflow run": "http://127.0.0.1:5000/#/runs/1"},
 )
 REFUSED = Rule("wins against the champion", False, "win rate 53.1%; more than 55.0% needed")
@@ -88,6 +86,8 @@ def make_project(root: Path, text: str = "", other: str = OTHER, rules: Sequence
         (folder / "weights").write_text(name)
         made = {"dpo": {}, "pairs": 1, "iteration": int(name[1]) - 1} if name in ("M2", "M3") else {}
         write_marker(folder, name, store.checkpoint(parent).digest if "/" not in parent else parent, made)
+    first = pd.DataFrame([row for name in (BASE, SFT_BASELINE) for row in _verdicts(name)], columns=WIN_RATES.columns)
+    write_table(first, WIN_RATES, store.table_path("seed_evaluation"))
     for number in (1, 2):
         write_iteration(store, number, text, other)
         promoted, name = number == 1, f"M{number + 1}"

@@ -10,7 +10,7 @@ from srlm_pipeline.errors import MissingPredecessorError
 from srlm_pipeline.evaluation.champion import champion_before, standing_decision
 from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.evaluation.promotion import Decision, write_decision
-from srlm_pipeline.models.checkpoint import is_checkpoint, read_checkpoint, write_marker
+from srlm_pipeline.models.checkpoint import COPY_OF, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.store import ProjectStore
 
 
@@ -70,6 +70,16 @@ def test_a_model_meets_everyone_once_whatever_they_are_to_it(store: ProjectStore
         ("M3", ("previous",)),
         ("M2", ("champion",)),
     ]
+
+
+def test_without_sft_the_baseline_is_the_base_model_and_is_met_once(store: ProjectStore) -> None:
+    assert [o.name for o in opponents_of(store, 0)] == ["base", "sft_baseline"]
+    train(store, "M1")
+    folder = store.model_folder("sft_baseline")
+    folder.mkdir()
+    write_marker(folder, "sft_baseline", "digest of base", {COPY_OF: "digest of base"})
+    assert [(o.name, o.description) for o in opponents_of(store, 0)] == [("base", "base model, SFT baseline")]
+    assert [o.name for o in opponents_of(store, 1)] == ["base", "M1"]
 
 
 def test_a_kept_model_survives_the_next_training(store: ProjectStore) -> None:

@@ -654,6 +654,10 @@ def test_without_sft_the_base_model_is_the_sft_baseline_and_is_asked_once(empty:
     assert assessed["base"].replies["reply"].tolist() == assessed["sft_baseline"].replies["reply"].tolist()
     assert set(assessed["sft_baseline"].replies["model"]) == {"sft_baseline"}
     assert not Journal(store.journal_folder("evaluation/sft_baseline")).items
+    assert set(empty.table("seed_evaluation")["opponent"]) == {"base"}
+    shown = overview_table(empty.instance, settings)
+    assert list(shown.columns[0].cells) == ["base", "M1"]
+    assert "base, the base model, is the SFT baseline" in str(shown.caption)
 
 
 def test_candidates_that_programs_find_fault_with_can_be_rejected(seeded: Home) -> None:

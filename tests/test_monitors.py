@@ -114,21 +114,24 @@ def test_a_healthy_iteration_passes_everything() -> None:
             "variety",
             {"variety": beside_m1(0.7, 0.96, 0.3)},
             0.3,
-            "70.0% of the word pairs of a reply's beginning are different, of M1's 96.0%: with 95 % confidence worse "
+            "70.0% of the word pairs of a reply's beginning are different, of M1's 96.0%: with 95 % confidence "
+            "(one-sided) worse "
             "by at most 30 percentage points; at most 10 percentage points allowed: the model repeats itself",
         ),
         (
             "recitals",
             {"recitals": beside_m1(0.2, 0.05, 0.22)},
             0.22,
-            "20.0% of the replies recite or say what others say, of M1's 5.0%: with 95 % confidence worse by at most "
+            "20.0% of the replies recite or say what others say, of M1's 5.0%: with 95 % confidence (one-sided) "
+            "worse by at most "
             "22 percentage points; at most 5 percentage points allowed: the model answers whatever it is asked alike",
         ),
         (
             "judge_accuracy",
             {"judge": beside_m1(0.55, 0.7, 0.18)},
             0.18,
-            "the judge puts 55.0% of human-ranked pairs in the right order, M1 70.0%: with 95 % confidence worse by "
+            "the judge puts 55.0% of human-ranked pairs in the right order, M1 70.0%: with 95 % confidence "
+            "(one-sided) worse by "
             "at most 18 percentage points; at most 10 percentage points allowed: its scores can be trusted less than "
             "at the start",
         ),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
+from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, parse_verdict, rationale_before_score
 
 HOSTILE_PIECES = st.sampled_from(
     [
@@ -76,10 +76,92 @@ NEUTRAL = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size
         ("Score: 3 of 5", 3),
         ("Score: 4点", 4),
         ("\u200fScore: 4", 4),
+        ("**Score**: 4", 4),
+        ("**Score: 4**", 4),
+        ("Score\uff1a4", 4),
+        ('Score: "4"', 4),
+        ("Score: \\boxed{4}", 4),
+        ("Score: $4$", 4),
+        ("Score: $\\boxed{4}$", 4),
+        ('{"score": 4}', 4),
+        ('{"reason": "short", "score": 3}', 3),
+        ("Score = 4", 4),
+        ("The score is 4.", 4),
+        ("My score is 2", 2),
+        ("1. Score: 3", 3),
+        ("Score (out of 5): 4", 4),
+        ("**Final Score:** 3/5", 3),
+        ("Overall score: 3.5", 3.5),
+        ("### Score\n4", 4),
+        ("**Score:**\n\n**4**", 4),
+        ("Total points: 4", 4),
+        ("Total score: 4/5 points", 4),
+        ("Score: four (4)", 4),
+        ("Score: 1+1+1+1=4", 4),
+        ("Score: 5 minus 1 = 4", 4),
     ],
 )
 def test_usual_forms_are_read(judgement: str, score: float) -> None:
     assert parse_score(judgement) == score
+
+
+@pytest.mark.parametrize(
+    ("judgement", "score"),
+    [
+        ("Score: 4\nThe maximum would be Score: 5.", 4),
+        ("Relevance score: 1\nCoverage score: 1\nTotal: 2", 2),
+        ('Score: 2\nThe reply says "Score: 5" of itself.', 2),
+        ("Score: 2\n> Score: 5", 2),
+        ('Score: 2\n"Score: 5"', 2),
+        ("Clear, I would say score: 3 for that.", 3),
+        ("Score: 4. It could have 5 points.", 4),
+    ],
+)
+def test_a_statement_counts_before_a_mention(judgement: str, score: float) -> None:
+    assert parse_score(judgement) == score
+
+
+@pytest.mark.parametrize(
+    "judgement",
+    [
+        "Score: 4 or 5",
+        "Score: 3 to 4",
+        "Score: 1+1",
+        "Score: 5 minus 1",
+        "Score (out of 10): 4",
+        "Score\n4",
+        "The score should be 4",
+        "I would give a total score of 4.",
+    ],
+)
+def test_what_can_be_read_in_two_ways_is_not_guessed(judgement: str) -> None:
+    assert parse_score(judgement) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "winner"),
+    [
+        ("Verdict: A", "A"),
+        ("Both are fine.\n**Verdict:** b", "B"),
+        ("**Verdict**: tie", "tie"),
+        ("Verdict: Response A", "A"),
+        ("Final verdict: A", "A"),
+        ("Verdict:\nA", "A"),
+        ("```\nVerdict: B\n```", "B"),
+        ("Verdict: [[A]]", "A"),
+        ("[[A]]", "A"),
+        ("My final verdict is: [[B]]", "B"),
+        ("[[C]]", "tie"),
+        ("[[A]] or [[B]]", None),
+        ("Verdict: A or B", None),
+        ("A", None),
+        ("Verdict: A\nNo, both are bad.", None),
+        ("", None),
+    ],
+)
+def test_verdicts_are_read_or_not_at_all(answer: str, winner: str | None) -> None:
+    assert parse_verdict(answer) == winner
+    assert parse_verdict(answer, "length") is None
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_before_an_arbiter_of_the_loop_a_win_is_only_shown() -> None:
     own = rule(GOOD, OWN)
     assert (own.passed, own.value, own.threshold) == (None, 0.64, 0.5)
     assert own.explanation == (
-        "win rate 70.0%, with 95 % confidence at least 64.0%: shown, and decides nothing, for the arbiter is not "
-        "independent (M1, which every later model descends from); it agrees with 60.0% of the human preferences it "
-        "decides"
+        "win rate 70.0%, with 95 % confidence (one-sided) at least 64.0%: shown, and decides nothing, for the "
+        "arbiter is not independent (M1, which every later model descends from); it agrees with 60.0% of the human "
+        "preferences it decides"
     )
 
 
@@ -130,8 +130,8 @@ def test_the_opponent_that_it_is_worst_against_is_named() -> None:
     compared = put(put(ALIKE, beside(measure, "sft_baseline", -0.2)), beside(measure, "base", -0.1))
     asked = PromotionSettings(margins=MarginSettings(loops=0.1))
     assert rule(replace(GOOD, compared=compared), NO_HARM["loops"], asked).explanation == (
-        "30.0% after 50.0% of sft_baseline (SFT baseline); with 95 % confidence worse by at most 21.0 points, "
-        "10.0 points allowed"
+        "30.0% after 50.0% of sft_baseline (SFT baseline); with 95 % confidence (one-sided) worse by at most 21.0 "
+        "points, 10.0 points allowed"
     )
 
 
@@ -139,8 +139,8 @@ def test_what_is_surely_better_is_said_to_be() -> None:
     compared = [beside(measure_named("human_likelihood"), opponent, 0.3) for opponent in OTHERS]
     asked = PromotionSettings(margins=MarginSettings(human_likelihood=0.2))
     assert rule(replace(GOOD, compared=compared), NO_HARM["human_likelihood"], asked).explanation == (
-        "0.80 nats after 0.50 nats of M1 (champion); with 95 % confidence better by at least 0.29 nats, "
-        "0.20 nats allowed"
+        "0.80 nats after 0.50 nats of M1 (champion), per token; with 95 % confidence (one-sided) better by at least "
+        "0.29 nats, 0.20 nats allowed"
     )
 
 
@@ -222,7 +222,8 @@ def test_without_a_gain_nothing_is_promoted_and_what_was_nearest_to_one_is_said(
     assert (found.passed, found.threshold) == (False, 0.0)
     assert found.value == pytest.approx(-0.005)
     assert found.explanation == (
-        "nothing is proved to be better; nearest to it: verifiable instructions followed, 51.5% after 50.0%"
+        "nothing is proved to be better; nearest to it: verifiable instructions followed, 51.5% after 50.0%, mean over "
+        "prompts"
     )
     assert failed(replace(GOOD, compared=compared)) == [GAIN]
     assert rule(replace(GOOD, compared=[]), GAIN).explanation == "nothing is proved to be better"
@@ -245,7 +246,8 @@ def test_a_gain_over_a_champion_that_knows_nothing_counts_if_it_is_told() -> Non
     told = replace(beside(judge, "M1", 0.3), untold="M1 does no better than chance (50.0%)")
     assert failed(replace(GOOD, compared=put(ALIKE, told))) == []
     assert rule(replace(GOOD, compared=put(ALIKE, told)), GAIN).explanation == (
-        "human-ranked pairs judged right: 80.0% after 50.0%, better by at least 28.0 points"
+        "human-ranked pairs judged right: 80.0% after 50.0%, with 99.7 % confidence (one-sided) better by at least "
+        "28.0 points"
     )
     assert failed(replace(GOOD, compared=put(ALIKE, replace(told, sure_gain=None)))) == [GAIN]
 
@@ -253,8 +255,9 @@ def test_a_gain_over_a_champion_that_knows_nothing_counts_if_it_is_told() -> Non
 def test_gains_are_all_told() -> None:
     compared = put(put(ALIKE, beside(measure_named("loops"), "M1", 0.1)), beside(measure_named("nearness"), "M1", 0.1))
     assert rule(replace(GOOD, compared=compared), GAIN).explanation == (
-        "replies that go in circles: 60.0% after 50.0%, better by at least 8.0 points; "
-        "nearness to the reference replies: 0.600 after 0.500, better by at least 0.080"
+        "replies that go in circles: 60.0% after 50.0%, with 99.7 % confidence (one-sided) better by at least 8.0 "
+        "points; nearness to the reference replies: 0.600 after 0.500, where both replies are fit, with 99.7 % "
+        "confidence (one-sided) better by at least 0.080"
     )
 
 
@@ -279,7 +282,10 @@ def test_before_an_independent_arbiter_the_interval_and_not_the_win_rate_decides
 def test_an_independent_arbiters_win_is_a_gain_if_it_is_sure_among_many() -> None:
     sure = replace(INDEPENDENT, compared=ALIKE)
     assert failed(sure) == []
-    assert rule(sure, GAIN).explanation == "the independent arbiters prefer it: 70.0%, at least 61.0%"
+    assert (
+        rule(sure, GAIN).explanation
+        == "the independent arbiters prefer it: 70.0%, with 99.7 % confidence (one-sided) at least 61.0%"
+    )
     assert failed(replace(sure, opinion=Opinion(0.7, 0.51, 0.49, 0.66, 200))) == [GAIN]
 
 
@@ -307,7 +313,10 @@ def test_people_who_are_asked_for_and_said_nothing_are_waited_for() -> None:
 def test_what_people_say_is_a_gain_even_where_it_is_not_asked_for() -> None:
     evidence = replace(GOOD, compared=ALIKE, people=LIKED)
     assert failed(evidence) == []
-    assert rule(evidence, GAIN).explanation == "people who read blind prefer it: 70.0%, at least 61.0%"
+    assert (
+        rule(evidence, GAIN).explanation
+        == "people who read blind prefer it: 70.0%, with 99.7 % confidence (one-sided) at least 61.0%"
+    )
     assert failed(replace(evidence, people=replace(LIKED, sure_low=0.5))) == [GAIN]
 
 

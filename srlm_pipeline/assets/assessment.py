@@ -10,13 +10,10 @@ from srlm_pipeline.assets.results import check, table_digest, table_result
 from srlm_pipeline.assets.seed import M1, base_contents, seed_model, sft_baseline
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.training import iteration_model
-from srlm_pipeline.checks.text_measures import describe_replies
-from srlm_pipeline.evaluation.assessing import assess_and_keep, vital_signs
+from srlm_pipeline.evaluation.assessing import assess_and_keep, assessment_metrics, vital_signs
 from srlm_pipeline.evaluation.assessment import Assessment, read_assessment, read_assessments, write_assessment
 from srlm_pipeline.evaluation.harness import run_harness
 from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy, measure_judge
-from srlm_pipeline.evaluation.measures import MEASURES, figure
-from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.checkpoint import COPY_OF
 from srlm_pipeline.models.loading import choose_device
@@ -104,22 +101,6 @@ def assessments(stage: Stage, names: list[str]) -> dict[str, Assessment]:
     """
     settings, store = stage.settings, stage.store
     return read_assessments(store, [store.named_model(settings, name) for name in dict.fromkeys(names)])
-
-
-def assessment_metrics(assessment: Assessment, resamples: int) -> dict[str, float]:
-    """Return one model's figures under their names in MLflow: ``vital/loops``, ``judge/pairwise_accuracy``, ..."""
-    figures: dict[str, float] = {}
-    for measure in MEASURES:
-        found = figure(assessment, measure, resamples)
-        ends = {"": found.value, "_low": found.low, "_high": found.high}
-        figures |= {f"vital/{measure.name}{end}": value for end, value in ends.items() if value is not None}
-    figures |= {f"judge/{k}": v for k, v in measure_judge(assessment.judgements).metrics().items()}
-    if len(assessment.verifiable):
-        followed = measure_verifiable(assessment.verifiable, resamples)
-        figures |= {f"verifiable/{k}": v for k, v in followed.metrics().items()}
-    replies = assessment.evaluation_replies()
-    described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
-    return figures | {f"length/{k.removeprefix('length_')}": v for k, v in described.items()}
 
 
 def short_names(figures: dict[str, float]) -> dict[str, float]:

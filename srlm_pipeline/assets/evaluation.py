@@ -19,12 +19,12 @@ from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measuring import arbiter_agreement, match
 from srlm_pipeline.evaluation.opening import open_arbiter
-from srlm_pipeline.evaluation.opponents import Role, opponents_of
+from srlm_pipeline.evaluation.opponents import opponents_of
 from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.store import BASE, SFT_BASELINE, model_name
+from srlm_pipeline.store import BASE, model_name
 
 OVERLAP_ROUGE_L = 0.7
 
@@ -45,18 +45,20 @@ def seed_evaluation(
     """Where everything starts: how far the arbiters can be trusted, and M1 against base model and SFT baseline."""
     settings, store = stage.settings, stage.store
     held_out = ranked_replies[ranked_replies["split"] == "held_out"]
-    replies = {k: v.evaluation_replies() for k, v in assessments(stage, [BASE, SFT_BASELINE, M1]).items()}
+    opponents = opponents_of(store, 0)
+    found = assessments(stage, [*(o.name for o in opponents), M1])
+    replies = {model: assessed.evaluation_replies() for model, assessed in found.items()}
     arbiter = open_arbiter(settings, store, stage.engine)
     agreement = arbiter_agreement(arbiter, held_out, stage.progress, settings.evaluation.tie_margin)
     stage.run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
     metadata: dict[str, Any] = {f"arbiter_{k}": v for k, v in agreement.items()}
     tables: list[pd.DataFrame] = []
-    met: dict[Role, str] = {"base": BASE, "baseline": SFT_BASELINE}
-    for role, opponent in met.items():
-        table, outcome = match(replies[M1], replies[opponent], opponent, arbiter, settings, stage.progress)
+    for opponent in opponents:
+        table, outcome = match(replies[M1], replies[opponent.name], opponent.name, arbiter, settings, stage.progress)
         tables.append(table)
-        stage.curve(win_metrics(role, outcome.metrics()))
-        metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
+        for role in opponent.roles:
+            stage.curve(win_metrics(role, outcome.metrics()))
+            metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
     _register_seed_model(stage)
     trained_on = NoveltyIndex([*ift_dataset["prompt"], *ranked_replies["prompt"].unique()])
     overlapping = [p for p in evaluation_prompts["prompt"] if trained_on.nearest(p) >= OVERLAP_ROUGE_L]
@@ -172,7 +174,7 @@ def comparable_iterations(stage: Stage, iteration: int, others: list[int]) -> li
 
 def _taking_part(stage: Stage, iterations: list[int]) -> list[str]:
     met = [o.name for iteration in iterations for o in opponents_of(stage.store, iteration)]
-    return [BASE, SFT_BASELINE, M1, *met, *(model_name(iteration + 1) for iteration in iterations)]
+    return [BASE, stage.store.baseline, M1, *met, *(model_name(iteration + 1) for iteration in iterations)]
 
 
 def _other_answers(stage: Stage, prompts: pd.DataFrame) -> list[OtherAnswers]:

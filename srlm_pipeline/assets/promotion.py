@@ -22,7 +22,7 @@ from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.notices import Notice
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.store import BASE, SFT_BASELINE, model_name, open_store
+from srlm_pipeline.store import BASE, model_name, open_store
 
 
 def _verdict(decision: Decision, project: str) -> Notice:
@@ -65,7 +65,7 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
 
     settings, store, iteration = stage.settings, stage.store, stage.iteration
     checkpoint, champion = store.checkpoint(model_name(iteration + 1)), champion_before(store, iteration)
-    found = assessments(stage, [BASE, SFT_BASELINE, champion, checkpoint.name])
+    found = assessments(stage, [BASE, store.baseline, champion, checkpoint.name])
     new, leader_before = found[checkpoint.name], found[champion]
     mine, theirs = new.evaluation_replies(), leader_before.evaluation_replies()
     played = win_rates[win_rates["opponent"] == champion]
@@ -81,7 +81,7 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
     read = tally(VoteBook(store.votes_path).all(), new, leader_before)
     before: dict[Role, Assessment] = {
         "champion": leader_before,
-        "baseline": found[SFT_BASELINE],
+        "baseline": found[store.baseline],
         "base": found[BASE],
     }
     evidence = Evidence(

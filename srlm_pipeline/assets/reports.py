@@ -19,12 +19,12 @@ from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
 from srlm_pipeline.reads import Reads
-from srlm_pipeline.reporting.iteration import Iteration, StageCost, Surroundings
+from srlm_pipeline.reporting.iteration import Iteration, Surroundings
 from srlm_pipeline.reporting.overview import overview_html
-from srlm_pipeline.reporting.pages import OVERVIEW, reading_name, report_name, write_report
+from srlm_pipeline.reporting.pages import OVERVIEW, Figures, reading_name, report_name, write_report
 from srlm_pipeline.reporting.reading import read_iteration, reading_html
 from srlm_pipeline.reporting.report import iteration_pages, verdict
-from srlm_pipeline.reporting.words import Estimate
+from srlm_pipeline.reporting.words import Cell
 from srlm_pipeline.store import partition_key
 
 SEED_STAGES = ("sft_baseline", "eft_dataset", "seed_model", "seed_assessment", "seed_evaluation")
@@ -123,26 +123,34 @@ def _surroundings(stage: Stage) -> Surroundings:
     )
 
 
-def task_scores(recorded: Mapping[str, Any]) -> dict[tuple[str, str], Estimate]:
+def task_scores(recorded: Mapping[str, Any]) -> dict[Cell, Figures]:
     """Return by task and metric what lm-evaluation-harness gave, with 95 % of a normal distribution around it."""
-    found = {}
+    found: dict[Cell, Figures] = {}
     for key, score in recorded.items():
         if not key.startswith(HARNESS) or "_stderr" in key:
             continue
         task, metric, *way = key.removeprefix(HARNESS).split("/")
         reach = 1.96 * float(recorded.get(HARNESS + "/".join([task, f"{metric}_stderr", *way]), "nan"))
-        found[task, "/".join([metric, *way])] = (score, score - reach, score + reach)
+        ends = {"score_low": score - reach, "score_high": score + reach}
+        found[task, "/".join([metric, *way])] = {"score": score, **ends}
     return found
 
 
-def _costs(stage: Stage) -> list[StageCost]:
+def _costs(stage: Stage) -> dict[str, Figures]:
     """Put what was planned beside what was needed; the seed's stages in the first report only."""
     plan = read_record(Plan, plan_path(stage.store.root, stage.settings))
-    planned = {planned.stage: planned for planned in plan.stages} if plan else {}
     stages: dict[str, str | None] = dict.fromkeys(SEED_STAGES) if stage.iteration == 1 else {}
     stages |= dict.fromkeys(ITERATION_STAGES, stage.partition)
-    recorded = {name: metadata_of(stage.context.instance, name, key) for name, key in stages.items()}
-    return [StageCost(s, told.get("seconds"), told.get("tokens"), planned.get(s)) for s, told in recorded.items()]
+    costs: dict[str, dict[str, Any]] = {}
+    for name, key in stages.items():
+        recorded = metadata_of(stage.context.instance, name, key)
+        costs[name] = {"seconds": recorded.get("seconds"), "tokens": recorded.get("tokens")}
+    for planned in plan.stages if plan else ():
+        if planned.stage in costs:
+            expected = {"planned": planned.seconds.likely, "tokens_planned": planned.tokens_written}
+            ends = {"planned_low": planned.seconds.low, "planned_high": planned.seconds.high}
+            costs[planned.stage] |= expected | ends | {"read_planned": planned.tokens_read}
+    return dict(costs)
 
 
 def _seconds(instance: dg.DagsterInstance, partition: str) -> float:

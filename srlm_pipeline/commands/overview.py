@@ -13,11 +13,13 @@ from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.independence import dependences
+from srlm_pipeline.evaluation.opponents import Role
 from srlm_pipeline.evaluation.promotion import Decision
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
-from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore, iteration_number, model_name, open_store
+from srlm_pipeline.store import BASE, ProjectStore, iteration_number, model_name, open_store
 
 NONE = "\u2013"
+_SHORT: dict[Role, str] = {"base": "base", "baseline": "SFT", "previous": "prev"}
 _FIGURES = ("loops", "recites", "closed_tasks", "pairwise_accuracy")
 
 
@@ -26,26 +28,26 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
     store = open_store(settings)
     seed = metadata_of(instance, "seed_evaluation", None)
     assessed = metadata_of(instance, "seed_assessment", None)
+    baseline, first = store.baseline, model_name(1)
+    # Without SFT the baseline is the base model, and the match the same.
+    roles = [role for role in _SHORT if role != "baseline" or baseline != BASE]
     table = Table(
         Column("model", no_wrap=True),
         # Of all columns these alone may be broken where a terminal is narrow; nothing is cut off.
-        *(Column(f"vs {who}\nw/t/l", overflow="fold") for who in ("base", "SFT", "prev")),
+        *(Column(f"vs {_SHORT[role]}\nw/t/l", overflow="fold") for role in roles),
         *(Column(head, no_wrap=True) for head in ("loops", "re-\ncites", "tasks", "judge", "pairs")),
         Column("verdict", no_wrap=True),
         padding=(0, 0),
         box=box.SIMPLE,
         title=f"Project {settings.project}",
-        caption=caption(assessed, settings),
+        caption=caption(assessed, settings, baseline),
     )
-    first = model_name(1)
-    for name in (BASE, SFT_BASELINE, first):
+    for name in dict.fromkeys((BASE, baseline, first)):
         exists = name == BASE or is_checkpoint(store.model_folder(name))
         measured = name == BASE or (exists and assessed.get(f"{name}_digest") == store.checkpoint(name).digest)
-        met = [match_text(seed, f"M1_vs_{role}_") if name == first else NONE for role in ("base", "baseline")]
         table.add_row(
             name,
-            *met,
-            NONE,
+            *(match_text(seed, f"M1_vs_{role}_") if name == first else NONE for role in roles),
             *(rounded(assessed.get(f"{name}_{figure}") if measured else None) for figure in _FIGURES),
             NONE,
             NONE,
@@ -61,7 +63,7 @@ def overview_table(instance: dg.DagsterInstance, settings: Settings) -> Table:
         current = descends(store, iteration, made)
         table.add_row(
             name,
-            *(match_text(wins, f"vs_{role}_") for role in ("base", "baseline", "previous")),
+            *(match_text(wins, f"vs_{role}_") for role in roles),
             *(rounded(own.get(figure)) for figure in _FIGURES),
             str(metadata_of(instance, "preference_pairs", key).get("pairs_kept", NONE)),
             _verdict(standing_decision(store, iteration)) if current else "outdated",
@@ -87,16 +89,18 @@ def _verdict(decision: Decision | None) -> str:
     return "promoted" if decision.promoted else "rejected"
 
 
-def caption(assessed: dict[str, Any], settings: Settings) -> str | None:
+def caption(assessed: dict[str, Any], settings: Settings, baseline: str) -> str | None:
     """Return what the columns mean, once something was measured, and how far the matches can be believed."""
-    baseline = assessed.get(f"{BASE}_length_baseline")
-    if baseline is None:
+    by_length = assessed.get(f"{BASE}_length_baseline")
+    if by_length is None:
         return None
+    without = f"SFT is switched off: {BASE}, the base model, is the SFT baseline. " if baseline == BASE else ""
     own = " The arbiter is not independent of the loop: matches are its own opinion." if dependences(settings) else ""
     return (
-        "M2 is made in partition iter_001, M3 in iter_002, ... w/t/l: wins, ties, losses. loops, recites: share of "
-        "replies that go in circles, or recite. tasks: closed tasks solved. Judge accuracy: share of held-out human "
-        f"preferences that the model's scores agree with; preferring the longer reply gets {share(baseline)}. "
+        f"{without}M2 is made in partition iter_001, M3 in iter_002, ... w/t/l: wins, ties, losses. loops, recites: "
+        "share of replies that go in circles, or recite. tasks: closed tasks solved. Judge accuracy: share of "
+        f"held-out human preferences that the model's scores agree with; preferring the longer reply gets "
+        f"{share(by_length)}. "
         f"Outdated: made from a model that is another one now.{own} Read the replies: srlm report --open, srlm read."
     )
 

@@ -12,11 +12,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from srlm_pipeline.commands.terminal import console
+from srlm_pipeline.commands.webserver import ALLOWED_HOSTS_VARIABLE, LOOPBACK
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.tracking import artifact_location, tracking_uri
@@ -25,7 +27,9 @@ START_SECONDS = 120
 STOP_SECONDS = 15
 
 
-def serve(settings: Settings, host: str, dagster_port: int, mlflow_port: int) -> None:
+def serve(
+    settings: Settings, host: str, dagster_port: int, mlflow_port: int, allowed_hosts: Sequence[str] = ()
+) -> None:
     """Run all servers until Ctrl-C or SIGTERM, or until one of them ends.
 
     Args:
@@ -33,6 +37,7 @@ def serve(settings: Settings, host: str, dagster_port: int, mlflow_port: int) ->
         host: Address to listen on.
         dagster_port: Port of the Dagster UI.
         mlflow_port: Port of the MLflow UI.
+        allowed_hosts: Names by which people call this machine, beside the address itself and the loopback.
 
     Raises:
         SrlmError: If a port is taken or a server ends by itself.
@@ -45,8 +50,9 @@ def serve(settings: Settings, host: str, dagster_port: int, mlflow_port: int) ->
     addresses = {"Dagster": f"http://{host}:{dagster_port}", "MLflow": f"http://{host}:{mlflow_port}"}
     signal.signal(signal.SIGTERM, _interrupt)
     processes: dict[str, subprocess.Popen[bytes]] = {}
+    os.environ[ALLOWED_HOSTS_VARIABLE] = ",".join((*LOOPBACK, host, *allowed_hosts))
     try:
-        for name, command in server_commands(settings, host, dagster_port, mlflow_port).items():
+        for name, command in server_commands(settings, host, dagster_port, mlflow_port, allowed_hosts).items():
             with (logs / f"{name}.log").open("wb") as log:
                 # A group of its own, so that children end with it.
                 processes[name] = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
@@ -65,16 +71,32 @@ def serve(settings: Settings, host: str, dagster_port: int, mlflow_port: int) ->
         stop_all(processes)
 
 
-def server_commands(settings: Settings, host: str, dagster_port: int, mlflow_port: int) -> dict[str, list[str]]:
+def server_commands(
+    settings: Settings, host: str, dagster_port: int, mlflow_port: int, allowed_hosts: Sequence[str]
+) -> dict[str, list[str]]:
     """Return the command line of each server."""
     location = ["-m", "srlm_pipeline.definitions"]
     python = sys.executable
+    # Without names MLflow allows the loopback and private addresses.
+    names = (*LOOPBACK, host, *allowed_hosts)
+    listed = ",".join(form for name in names for form in (name, f"{name}:{mlflow_port}"))
+    named = ["--allowed-hosts", listed] if allowed_hosts else []
     return {
         "mlflow": [
             *(python, "-m", "mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"),
+            *named,
             *("--backend-store-uri", tracking_uri(settings), "--default-artifact-root", artifact_location()),
         ],
-        "dagster-webserver": [python, "-m", "dagster_webserver", "-h", host, "-p", str(dagster_port), *location],
+        "dagster-webserver": [
+            python,
+            "-m",
+            "srlm_pipeline.commands.webserver",
+            "-h",
+            host,
+            "-p",
+            str(dagster_port),
+            *location,
+        ],
         "dagster-daemon": [python, "-m", "dagster._daemon", "run", *location],
     }
 

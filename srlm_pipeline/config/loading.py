@@ -59,15 +59,23 @@ def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any]
         if own.get("storage"):
             own["storage"] = str((folder / Path(str(own["storage"])).expanduser()).resolve())
         merged = _lay_over(_read_preset(preset), own)
-    merged = _lay_over(merged, _long_form(json.loads(os.environ.get(OVERRIDES_VARIABLE, "{}"))))
-    merged = _lay_over(merged, _long_form(overrides or {}))
-    problems = _unknown_keys(merged, Settings)
+    over = _lay_over(_long_form(json.loads(os.environ.get(OVERRIDES_VARIABLE, "{}"))), _long_form(overrides or {}))
+    merged = _lay_over(merged, over)
+    problems = _unknown_keys(merged, Settings) or _not_from_outside(over)
     if not problems:
         try:
             return Settings.model_validate(merged)
         except ValidationError as error:
             problems = [f"{_key(e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
     raise SettingsError(problems, str(source))
+
+
+def _not_from_outside(over: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with overrides: whoever reaches the launchpad must not have other people's code run."""
+    model = over.get("model")
+    if isinstance(model, Mapping) and model.get("trust_remote_code"):
+        return ["model.trust_remote_code: can be switched on in the configuration file alone, by no override"]
+    return []
 
 
 def parse_override(text: str) -> dict[str, Any]:

@@ -8,17 +8,19 @@ import numpy as np
 import pandas as pd
 
 from srlm_pipeline.checks.closed_tasks import ClosedTask, is_right, load_closed_tasks
+from srlm_pipeline.checks.text_measures import describe_replies
 from srlm_pipeline.checks.verifiable import VerifiablePrompt, load_verifiable
 from srlm_pipeline.checks.vital_signs import SIGNS, WRECKS, Exchange, Sign, read_signs
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.chat import template_system_prompt
 from srlm_pipeline.evaluation.assessment import Assessment, Part, write_assessment
 from srlm_pipeline.evaluation.divergence import reply_log_probabilities
+from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.measures import MEASURES, figure
 from srlm_pipeline.evaluation.measuring import evaluation_replies, judge_ranked_replies
 from srlm_pipeline.evaluation.opening import open_encoder
 from srlm_pipeline.evaluation.references import Encoder
-from srlm_pipeline.evaluation.verifiable_accuracy import verifiable_table
+from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable, verifiable_table
 from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
 from srlm_pipeline.generation.opening import OpenEngine, release_engines
 from srlm_pipeline.models.checkpoint import Checkpoint
@@ -136,6 +138,22 @@ def vital_signs(assessments: Sequence[Assessment], resamples: int) -> pd.DataFra
             rows.append((assessment.model, measure.name, found.value, found.low, found.high, found.n, found.note))
     columns = list(VITAL_SIGNS.columns)
     return pd.DataFrame(rows, columns=columns).astype({"value": float, "low": float, "high": float})
+
+
+def assessment_metrics(assessment: Assessment, resamples: int) -> dict[str, float]:
+    """Return one model's figures under their names in MLflow: ``vital/loops``, ``judge/pairwise_accuracy``, ..."""
+    figures: dict[str, float] = {}
+    for measure in MEASURES:
+        found = figure(assessment, measure, resamples)
+        ends = {"": found.value, "_low": found.low, "_high": found.high}
+        figures |= {f"vital/{measure.name}{end}": value for end, value in ends.items() if value is not None}
+    figures |= {f"judge/{k}": v for k, v in measure_judge(assessment.judgements).metrics().items()}
+    if len(assessment.verifiable):
+        followed = measure_verifiable(assessment.verifiable, resamples)
+        figures |= {f"verifiable/{k}": v for k, v in followed.metrics().items()}
+    replies = assessment.evaluation_replies()
+    described = describe_replies(replies["reply"].tolist(), replies["n_tokens"].tolist())
+    return figures | {f"length/{k.removeprefix('length_')}": v for k, v in described.items()}
 
 
 def _verifiable_prompts(prompts: Sequence[VerifiablePrompt]) -> pd.DataFrame:

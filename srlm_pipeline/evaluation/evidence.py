@@ -9,12 +9,10 @@ import pandas as pd
 from srlm_pipeline.config import PromotionSettings
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.matches import length_ratio
-from srlm_pipeline.evaluation.measures import MEASURES, UNSEEN, Measure, change, why_not_compared
+from srlm_pipeline.evaluation.measures import change, why_not_compared
 from srlm_pipeline.evaluation.opponents import ROLE_NAMES, Role
-from srlm_pipeline.evaluation.promotion import Compared, Opinion
+from srlm_pipeline.evaluation.promotion import CONFIDENCE, Compared, Opinion, asked_measures, sure_confidence
 from srlm_pipeline.evaluation.statistics import win_rate_interval
-
-CONFIDENCE = 0.95
 
 
 def compare_all(
@@ -33,11 +31,10 @@ def compare_all(
         resamples: Of the bootstraps.
         trained: Names of measures in which a gain is not asked for, because the loop trains on them.
     """
-    asked = _asked(settings)
     roles: list[Role] = ["champion", *settings.against]
     named = {others[role].model: others[role] for role in roles}
     found = []
-    for measure in asked:
+    for measure in asked_measures(settings):
         for name, other in named.items():
             in_words = ", ".join(ROLE_NAMES[role] for role in roles if others[role].model == name)
             untold = why_not_compared(other, new, measure, resamples)
@@ -68,15 +65,6 @@ def length_growth(new: Assessment, others: Mapping[Role, Assessment]) -> float:
     """
     mine = new.evaluation_replies()
     return min(length_ratio(mine, other.evaluation_replies()) for other in others.values())
-
-
-def sure_confidence(settings: PromotionSettings) -> float:
-    """Return the confidence at which one of several measures has to be better, so that none is by chance alone.
-
-    Among many measures one is soon better by accident: with Bonferroni's correction that happens in at most 5 % of all
-    cases where nothing is better. Two more are counted, for arbiters and readers.
-    """
-    return 1 - (1 - CONFIDENCE) / (len(_asked(settings)) + 2)
 
 
 def opinion(
@@ -113,8 +101,3 @@ def failed_monitors(monitors: pd.DataFrame) -> tuple[str, ...]:
         monitors: Table `MONITORS`.
     """
     return tuple(monitors["name"][~monitors["passed"].fillna(False)])
-
-
-def _asked(settings: PromotionSettings) -> list[Measure]:
-    with_margin = {name for name, margin in settings.margins if margin is not None}
-    return [measure for measure in MEASURES if measure.name in with_margin or measure.name == UNSEEN]

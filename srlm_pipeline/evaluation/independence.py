@@ -49,6 +49,6 @@ def trained_measures(settings: Settings) -> frozenset[str]:
 
 
 def dependences(settings: Settings) -> tuple[str, ...]:
-    """Return why the arbiters of a project are not independent, one reason each; nothing if all are."""
+    """Return why the arbiters of a project are not independent, each reason once; nothing if all are."""
     found = (dependence(chosen, settings) for chosen in settings.evaluation.arbiters)
-    return tuple(reason for reason in found if reason)
+    return tuple(dict.fromkeys(reason for reason in found if reason))

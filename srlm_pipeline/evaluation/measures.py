@@ -53,6 +53,7 @@ class Measure:
             circles. ``both_fit``: only items where both replies are fit tell anything.
         lenient: Whether it is enough not to be worse than one of the other models: who says little is never cut off.
         chance: What knowing nothing reaches; who does not provably exceed it has nothing to lose.
+        detail: What the figure is, where title and unit leave that open.
     """
 
     name: str
@@ -64,6 +65,12 @@ class Measure:
     pairing: Pairing = "plain"
     lenient: bool = False
     chance: float | None = None
+    detail: str = ""
+
+    @property
+    def basis(self) -> str:
+        """What two models' figures in a comparison are, where the title leaves that open."""
+        return "where both replies are fit" if self.pairing == "both_fit" else self.detail
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,7 @@ MEASURES: tuple[Measure, ...] = (
         True,
         _followed,
         _NO_INSTRUCTIONS,
+        detail="mean over prompts",
     ),
     Measure(
         "verifiable_seen",
@@ -212,6 +220,7 @@ MEASURES: tuple[Measure, ...] = (
         True,
         _followed_of(seen=True),
         _NO_INSTRUCTIONS,
+        detail="mean over prompts",
     ),
     Measure(
         UNSEEN,
@@ -220,6 +229,7 @@ MEASURES: tuple[Measure, ...] = (
         True,
         _followed_of(seen=False),
         _NO_INSTRUCTIONS,
+        detail="mean over prompts",
     ),
     Measure(
         "nearness",
@@ -229,6 +239,7 @@ MEASURES: tuple[Measure, ...] = (
         lambda a: _by_item(a, ("evaluation",), "nearness"),
         "the evaluation prompts have no `reference`, or there is no sentence encoder (srlm doctor tells)",
         "both_fit",
+        detail="cosine",
     ),
     Measure(
         "human_likelihood",
@@ -237,6 +248,7 @@ MEASURES: tuple[Measure, ...] = (
         False,
         _nats,
         "there are no held-out human replies",
+        detail="per token",
     ),
     Measure(
         "judge",

@@ -268,9 +268,9 @@ def _compared(name: str, threshold: float | None, found: Change | None, subject:
         name,
         threshold,
         False,
-        max(-found.least, 0.0),
+        max(0.0, -found.least),
         subject,
-        f"{told}: with 95 % confidence worse by at most {{}}",
+        f"{told}: with 95 % confidence (one-sided) worse by at most {{}}",
         meaning,
         _POINTS,
     )

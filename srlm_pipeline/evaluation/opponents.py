@@ -1,4 +1,4 @@
-"""Whom an iteration's model meets: the base model, the SFT baseline, the model that entered, and the champion."""
+"""Whom a model meets: the base model, the SFT baseline, the model that entered the iteration, and the champion."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from srlm_pipeline.evaluation.champion import champion_before
-from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore
+from srlm_pipeline.store import BASE, ProjectStore
 
 Role = Literal["base", "baseline", "previous", "champion"]
 ROLE_NAMES: dict[Role, str] = {
@@ -31,7 +31,7 @@ class Opponent:
 
     @property
     def description(self) -> str:
-        """Its roles in words, e.g. ``previous model, champion``."""
+        """Its roles in words, e.g. ``previous model, champion``; without SFT ``base model, SFT baseline``."""
         return ", ".join(ROLE_NAMES[role] for role in self.roles)
 
 
@@ -40,14 +40,11 @@ def opponents_of(store: ProjectStore, iteration: int) -> tuple[Opponent, ...]:
 
     Args:
         store: Where the entering model and the promotions are known.
-        iteration: From 1.
+        iteration: From 1; 0 for the seed, whose model M1 comes after nobody and is the first champion.
     """
-    named: dict[Role, str] = {
-        "base": BASE,
-        "baseline": SFT_BASELINE,
-        "previous": store.entering_model(iteration).name,
-        "champion": champion_before(store, iteration),
-    }
+    named: dict[Role, str] = {"base": BASE, "baseline": store.baseline}
+    if iteration:
+        named |= {"previous": store.entering_model(iteration).name, "champion": champion_before(store, iteration)}
     return tuple(
         Opponent(name, tuple(role for role, who in named.items() if who == name))
         for name in dict.fromkeys(named.values())

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import PromotionSettings
-from srlm_pipeline.evaluation.measures import Change, Measure, Unit, amount
+from srlm_pipeline.evaluation.measures import MEASURES, UNSEEN, Change, Measure, Unit, amount
 from srlm_pipeline.files import replacing_file
 
+CONFIDENCE = 0.95
 # 0.65 - 0.6 is a little more than 0.05.
 _ROUNDING = 1e-9
 
@@ -129,6 +130,12 @@ class Decision:
         """The rules that are not met, the weightiest first."""
         return [rule for rule in self.rules if rule.passed is False]
 
+    @property
+    def reason(self) -> str:
+        """The weightiest rule that is not met, or where all are the weightiest that is met; with its figures."""
+        met = [rule for rule in self.rules if rule.passed]
+        return next((f"{rule.name}: {rule.explanation}" for rule in [*self.failures, *met]), "no rule is set")
+
 
 def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[Rule, ...]:
     """Apply every rule that the settings ask for; the model is promoted only if none is broken."""
@@ -166,6 +173,21 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
     return tuple(rules)
 
 
+def asked_measures(settings: PromotionSettings) -> list[Measure]:
+    """Return the measures that have a margin, and the one that counts as a gain without."""
+    with_margin = {name for name, margin in settings.margins if margin is not None}
+    return [measure for measure in MEASURES if measure.name in with_margin or measure.name == UNSEEN]
+
+
+def sure_confidence(settings: PromotionSettings) -> float:
+    """Return the confidence at which one of several measures has to be better, so that none is by chance alone.
+
+    Among many measures one is soon better by accident: with Bonferroni's correction that happens in at most 5 % of all
+    cases where nothing is better. Two more are counted, for arbiters and readers.
+    """
+    return 1 - (1 - CONFIDENCE) / (len(asked_measures(settings)) + 2)
+
+
 def _points(value: float, unit: Unit) -> str:
     return f"{100 * value:.1f} points" if unit == "share" else amount(value, unit)
 
@@ -195,22 +217,32 @@ def _no_harm(compared: Sequence[Compared], measure: Measure, margin: float) -> R
     return Rule(
         name,
         found.least >= -margin - _ROUNDING,
-        f"{amount(found.new, measure.unit)} after {amount(found.other, measure.unit)} of {worst.opponent} "
-        f"({worst.role}); {_at_least(found.least, measure.unit)}, {_points(margin, measure.unit)} allowed",
+        f"{_beside(found, measure, f' of {worst.opponent} ({worst.role})')}; "
+        f"{_at_least(found.least, measure.unit)}, {_points(margin, measure.unit)} allowed",
         found.least,
         -margin,
     )
 
 
-def _at_least(least: float, unit: Unit) -> str:
+def _beside(found: Change, measure: Measure, whose: str = "") -> str:
+    told = f"{amount(found.new, measure.unit)} after {amount(found.other, measure.unit)}{whose}"
+    return f"{told}, {measure.basis}" if measure.basis else told
+
+
+def _with(confidence: float) -> str:
+    return f"with {100 * confidence:.3g} % confidence (one-sided)"
+
+
+def _at_least(least: float, unit: Unit, confidence: float = CONFIDENCE) -> str:
     if least >= 0:
-        return f"with 95 % confidence better by at least {_points(least, unit)}"
-    return f"with 95 % confidence worse by at most {_points(-least, unit)}"
+        return f"{_with(confidence)} better by at least {_points(least, unit)}"
+    return f"{_with(confidence)} worse by at most {_points(-least, unit)}"
 
 
 def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
     """Ask for one thing that is better, by a measure that the loop could not flatter."""
     name = f"better than the champion {evidence.champion} by a measure that the loop did not train on"
+    confidence = sure_confidence(settings)
     against = [
         (c.measure, c.change, c.sure_gain)
         for c in evidence.compared
@@ -219,8 +251,7 @@ def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
     gains = [
         (
             measure.title,
-            f"{measure.title}: {amount(found.new, measure.unit)} after {amount(found.other, measure.unit)}, "
-            f"better by at least {_points(sure, measure.unit)}",
+            f"{measure.title}: {_beside(found, measure)}, {_at_least(sure, measure.unit, confidence)}",
             sure,
         )
         for measure, found, sure in against
@@ -232,7 +263,11 @@ def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
     if not evidence.dependences:
         outside.append(("the independent arbiters", evidence.opinion))
     gains += [
-        (who, f"{who} prefer it: {opinion.win_rate:.1%}, at least {opinion.sure_low:.1%}", opinion.sure_low - least)
+        (
+            who,
+            f"{who} prefer it: {opinion.win_rate:.1%}, {_with(confidence)} at least {opinion.sure_low:.1%}",
+            opinion.sure_low - least,
+        )
         for who, opinion in outside
         if opinion is not None and opinion.sure_low > least
     ]
@@ -243,12 +278,7 @@ def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
         name,
         False,
         "nothing is proved to be better"
-        + (
-            f"; nearest to it: {nearest[0].title}, {amount(nearest[1].new, nearest[0].unit)} after "
-            f"{amount(nearest[1].other, nearest[0].unit)}"
-            if nearest
-            else ""
-        ),
+        + (f"; nearest to it: {nearest[0].title}, {_beside(nearest[1], nearest[0])}" if nearest else ""),
         nearest[2] if nearest else None,
         0.0,
     )
@@ -257,7 +287,7 @@ def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
 def _opinions(evidence: Evidence, settings: PromotionSettings) -> list[Rule]:
     rules = []
     said, needed = evidence.opinion, settings.min_win_rate
-    figures = f"win rate {said.win_rate:.1%}, with 95 % confidence at least {said.low:.1%}"
+    figures = f"win rate {said.win_rate:.1%}, {_with(CONFIDENCE)} at least {said.low:.1%}"
     if evidence.dependences:
         agrees = (
             "" if said.agrees is None else f"; it agrees with {said.agrees:.1%} of the human preferences it decides"
@@ -298,7 +328,7 @@ def _people(evidence: Evidence, least_pairs: int) -> Rule:
     return Rule(
         name,
         said.low > 0.5,
-        f"win rate {said.win_rate:.1%} over {read} pairs, with 95 % confidence at least {said.low:.1%}; "
+        f"win rate {said.win_rate:.1%} over {read} pairs, {_with(CONFIDENCE)} at least {said.low:.1%}; "
         "more than 50.0% needed",
         said.low,
         0.5,

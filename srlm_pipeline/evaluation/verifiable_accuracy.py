@@ -146,7 +146,7 @@ def measure_verifiable(table: pd.DataFrame, resamples: int = DEFAULT_RESAMPLES) 
         share = followed.sum() / asked.sum()
         figures |= _figures(f"instruction_{manner}", share, bootstrap_interval(groups, resamples))
     return VerifiableAccuracy(
-        **figures, n_prompts=len(table), n_instructions=int(asked.sum()), kinds=tuple(_by_kind(table))
+        **figures, n_prompts=len(table), n_instructions=int(asked.sum()), kinds=tuple(shares_by_kind(table))
     )
 
 
@@ -166,7 +166,8 @@ def _figures(name: str, share: float, interval: tuple[float, float]) -> dict[str
     return {name: float(share), f"{name}_low": float(interval[0]), f"{name}_high": float(interval[1])}
 
 
-def _by_kind(table: pd.DataFrame) -> list[KindShare]:
+def shares_by_kind(table: pd.DataFrame) -> list[KindShare]:
+    """Return how often each kind of instruction was followed, by name; `table` is table `VERIFIABLE` of one model."""
     asked, failed = (
         Counter(name for names in table[column] for name in kinds_in(names)) for column in ("instructions", "failed")
     )

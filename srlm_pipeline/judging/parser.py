@@ -12,28 +12,55 @@ from typing import Literal
 from srlm_pipeline.generation.engine import FinishReason
 from srlm_pipeline.judging.rubric import MAX_SCORE
 
-# A number that is not part of a longer one, of a word or of a range; "4/5" is a 4, "4/10" and "40%" are no scores.
-# Markdown and brackets may stand around the number; what the next line says is not part of it. No two repetitions stand
-# side by side that could share blanks between them: a long run of blanks would take time with its square.
-_SCORE = re.compile(
-    r"\bscore\s*:[*_`\[(<\s]*"
-    r"(?P<value>[0-9]{1,3}(?:\.[0-9]{1,6})?)(?![\da-z]|[.,]\d|[ \t]*[-\u2010-\u2015\u2212~][ \t]*\d)"
-    r"(?:[*_`\])>]*(?:[ \t]+points?)?[ \t]*"
-    r"(?:(?P<percent>[%\uff05])|(?:\([ \t]*)?(?:[/\u2044\u2215\uff0f]|(?:out[ \t]+)?of\b)[ \t]*(?P<scale>[0-9]+)))?",
+# What a score is called. "Relevance score: 1" is a criterion's, and so no statement of its own (see `_OPENS`).
+_LABEL = re.compile(r"\b(?:score|total(?:[ \t]points)?)\b", re.IGNORECASE)
+# What may stand before the label on the line of a statement: marks of Markdown, a list's number, "The", "Final".
+_OPENS = re.compile(
+    r"[\s*_`#{-]*(?:\d{1,2}[.)]\s*)?[*_`]*(?:(?:the|my|i|so|therefore|thus|final|overall|total)[,:]?[ \t]+)*[*_`]*",
+    re.IGNORECASE,
+)
+# Punctuation as it is typed in Chinese and Japanese.
+_NARROW = str.maketrans({"\uff1a": ":", "\uff0f": "/", "\uff05": "%", "\uff08": "(", "\uff09": ")"})
+# So many labels are looked at, from the end: a judgement of more is a loop.
+_MOST = 100
+# Before a label whose value stands on a line of its own.
+_HEADINGS = frozenset({"#", "##", "###", "####", "**", "__"})
+# A statement is looked for within so many characters behind its label.
+_REACH = 120
+_DECORATION = r"""[*_`"'\[\](<{$\\\s]*(?:boxed[ \t]*\{)?"""
+_NUMBER = r"[0-9]{1,3}(?:\.[0-9]{1,6})?"
+_STATED = re.compile(
+    # Between label and value: a closing mark, the scale, a colon, an equals sign, "is".
+    r"""[*_`"'\])]*[ \t]*(?:\((?:out[ \t]+of|of|/)[ \t]*(?P<said>[0-9]{1,4})\))?[*_`"'\])]*[ \t]*"""
+    r"(?:(?P<colon>:)|=|is\b[ \t]*:?|(?P<heading>\n))"
+    rf"{_DECORATION}"
+    # A sum with its result, a number in words with the figure behind it, or the figure.
+    rf"(?:{_NUMBER}(?:[ \t]*(?:[-+*\u2212]|plus|minus)[ \t]*{_NUMBER})+[ \t]*=[ \t]*|[a-z]+[ \t]*\((?=[0-9]))?"
+    rf"(?P<value>{_NUMBER})"
+    # Not a part of a longer number or of a word, no range, no sum.
+    r"(?![\da-z]|[.,]\d|[ \t]*(?:[-+~\u2010-\u2015\u2212]|(?:or|to|and|plus|minus)\b)[ \t]*\d)"
+    r"""[*_`"'\])}>$]*(?:[ \t]+points?\b)?[ \t]*"""
+    r"(?:(?P<percent>%)|(?:\([ \t]*)?(?:[/\u2044\u2215]|(?:out[ \t]+)?of\b)[ \t]*(?P<scale>[0-9]+))?",
     re.IGNORECASE,
 )
 
 
 Winner = Literal["A", "B", "tie"]
-_WINNERS: dict[str, Winner] = {"a": "A", "b": "B", "tie": "tie"}
-_VERDICT = re.compile(r"[*_`#>\s]*verdict\s*:[*_`\s]*[\[(<]?(a|b|tie)[\])>]?[*_`.\s]*", re.IGNORECASE | re.ASCII)
+_WINNERS: dict[str, Winner] = {"a": "A", "b": "B", "tie": "tie", "c": "tie"}
+_SIDE = r"(?:(?:response|reply|answer|assistant|option)[ \t]+)?(?P<side>a|b|tie)"
+_VERDICT = re.compile(
+    rf"[*_`#>\s]*(?:final[ \t]+)?verdict[*_`]*[ \t]*:[*_`\s]*[\[(<]{{0,2}}{_SIDE}[\])>]{{0,2}}[*_`.\s]*",
+    re.IGNORECASE | re.ASCII,
+)
+# As Chatbot Arena's judges write it, where C is a tie.
+_BRACKETED = re.compile(r"[^\[\]]*\[\[(?P<side>a|b|c|tie)\]\][^\[\]]*", re.IGNORECASE | re.ASCII)
 
 # A line that is nothing but a score: the judgement's last, after which there is nothing to wait for. The line's end
 # belongs to it, or "Score: 1" would end what was going to be "Score: 1/10".
 FINAL_LINE = r"(?im)^[*_` \t]*score\s*:[*_`\s]*[0-5](?:\.[0-9]+)?(?:[ \t]*/[ \t]*5)?[*_`. \t]*\n"
-_SCORE_LINE = re.compile(r"^[*_`#> \t]*score\s*:", re.IGNORECASE | re.MULTILINE)
+_SCORE_LINE = re.compile(r"^[*_`#> \t]*score[*_`]*\s*[:\uff1a=]", re.IGNORECASE | re.MULTILINE)
 _SCORE_AT_END = re.compile(
-    r"\bscore\s*:[*_`\[(<\s]*[0-9]+(?:\.[0-9]+)?(?:[ \t]*points?)?"
+    r"\bscore[*_`]*\s*[:\uff1a=][*_`\[(<\s]*[0-9]+(?:\.[0-9]+)?(?:[ \t]*points?)?"
     r"(?:[ \t]*(?:/|(?:out[ \t]+)?of\b)[ \t]*[0-9]+)?[\W_]*\Z",
     re.IGNORECASE,
 )
@@ -42,6 +69,10 @@ _SCORE_AT_END = re.compile(
 def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float | None:
     """Return the last score in 0..5 that a judgement states, or None.
 
+    A statement stands at the beginning of a line ("**Score**: 4", "The score is 4.", "Total: 4/5"); what is mentioned
+    within a sentence or quoted counts only where there is none. A range, an alternative, a sum without its result and
+    another scale are no scores.
+
     Args:
         judgement: The judge's completion.
         finish_reason: A judgement cut off by the token limit is invalid, whatever it says: its last words
@@ -49,13 +80,29 @@ def parse_score(judgement: str, finish_reason: FinishReason = "stop") -> float |
     """
     if finish_reason != "stop":
         return None
-    result: float | None = None
-    for found in _SCORE.finditer(judgement):
-        value = float(found["value"])
-        on_scale = not found["percent"] and (found["scale"] is None or found["scale"].lstrip("0") == str(MAX_SCORE))
-        if on_scale and value <= MAX_SCORE:
-            result = value
-    return result
+    text = judgement.translate(_NARROW)
+    mentioned: float | None = None
+    for label in list(_LABEL.finditer(text))[: -_MOST - 1 : -1]:
+        found = _STATED.match(text[label.end() : label.end() + _REACH])
+        value = _on_scale(found) if found else None
+        if found is None or value is None:
+            continue
+        before = text[max(text.rfind("\n", 0, label.start()) + 1, label.start() - _REACH) : label.start()]
+        if found["heading"] and before.strip() not in _HEADINGS:
+            continue
+        if _OPENS.fullmatch(before):
+            return value
+        if found["colon"] and mentioned is None:
+            mentioned = value
+    return mentioned
+
+
+def _on_scale(found: re.Match[str]) -> float | None:
+    scales = [scale for scale in (found["said"], found["scale"]) if scale is not None]
+    if found["percent"] or any(scale.lstrip("0") != str(MAX_SCORE) for scale in scales):
+        return None
+    value = float(found["value"])
+    return value if value <= MAX_SCORE else None
 
 
 def parse_verdict(answer: str, finish_reason: FinishReason = "stop") -> Winner | None:
@@ -65,9 +112,16 @@ def parse_verdict(answer: str, finish_reason: FinishReason = "stop") -> Winner |
         answer: The arbiter's completion.
         finish_reason: An answer cut off by the token limit has no verdict.
     """
-    lines = answer.strip().splitlines()
-    found = _VERDICT.fullmatch(lines[-1]) if lines and finish_reason == "stop" else None
-    return _WINNERS[found[1].lower()] if found else None
+    if finish_reason != "stop":
+        return None
+    lines = [line for line in answer.strip().splitlines() if line.strip(" \t`")]
+    # The last line, or where that is the side alone, with the one before.
+    for ending in (lines[-1:], lines[-2:]):
+        text = "\n".join(ending)
+        found = _VERDICT.fullmatch(text) or (_BRACKETED.fullmatch(text) if len(ending) == 1 else None)
+        if found:
+            return _WINNERS[found["side"].lower()]
+    return None
 
 
 def rationale_before_score(judgement: str) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from srlm_pipeline.reporting.words import UNPRINTABLE, Estimate, in_line, is_known, plain_number, share, written
+from srlm_pipeline.reporting.pages import Column, Figures
+from srlm_pipeline.reporting.words import UNPRINTABLE, in_line, is_known, plain_number, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,35 +59,35 @@ _LONGEST_LABEL = 50
 
 
 def dot_chart(
-    title: str, rows: Mapping[str, Mapping[str, Estimate]], references: Mapping[str, float | None]
+    title: str, rows: Mapping[str, Figures], columns: Sequence[Column], references: Mapping[str, float | None]
 ) -> Markup | None:
     """Draw shares with their intervals over an axis from 0 to 1; None if none is known.
 
     Args:
         title: What the chart shows.
-        rows: Label of the row to name of the figure to figure.
+        rows: Figures by label of the row.
+        columns: Which of them are drawn, one below the other.
         references: Values to compare with, by name.
     """
-    known = {name: {kind: e for kind, e in figures.items() if is_known(e)} for name, figures in rows.items()}
-    shown = {name.translate(UNPRINTABLE): figures for name, figures in known.items() if figures}
-    if not shown:
-        return None
-    kinds = list(dict.fromkeys(kind for figures in shown.values() for kind in figures))
-    lanes = sum(len(figures) + 1.4 for figures in shown.values())
 
-    def draw(axes: Sequence[Axes]) -> None:
+    def draw(axes: Sequence[Axes]) -> list[str]:
         (ax,) = axes
-        lane = 0.0
-        for name, figures in shown.items():
-            label = " ".join(name.split())
-            label = label if len(label) <= _LONGEST_LABEL else label[:_LONGEST_LABEL] + "\u2026"
-            ax.text(0.0, lane, label, va="center", in_layout=False)
-            for kind, e in figures.items():
+        told, lane = [], 0.0
+        for name, figures in rows.items():
+            label = " ".join(name.translate(UNPRINTABLE).split())
+            ax.text(
+                0.0,
+                lane,
+                label if len(label) <= _LONGEST_LABEL else label[:_LONGEST_LABEL] + "\u2026",
+                va="center",
+                in_layout=False,
+            )
+            for n, column in enumerate(columns):
                 lane += 1
-                _point(ax, kinds.index(kind), e, f"{kind}: {in_line(written(e))}", y=lane)
+                told += _point(ax, n, column, figures, name.translate(UNPRINTABLE), y=lane)
             lane += 1.4
-        for n, kind in enumerate(kinds):
-            ax.plot([], [], _SERIES[n][1], color=_SERIES[n][0], label=kind)
+        for n, column in enumerate(columns):
+            ax.plot([], [], _SERIES[n][1], color=_SERIES[n][0], label=column.head)
         for (name, value), dashes in zip(references.items(), ("--", ":"), strict=False):
             if value is not None and math.isfinite(value):
                 ax.axvline(value, color=_SOFT, linestyle=dashes, label=name, zorder=1)
@@ -94,9 +95,9 @@ def dot_chart(
         ax.grid(axis="x")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         ax.figure.legend(loc="outside upper left", ncols=2)
+        return told
 
-    told = "; ".join(f"{name}, {kind}: {in_line(written(e))}" for name, fs in shown.items() for kind, e in fs.items())
-    return _svg(f"{title}. {told}.", 60 + 17 * lanes, draw)
+    return _svg(title, 60 + 17 * len(rows) * (len(columns) + 1.4), draw)
 
 
 def histograms(
@@ -118,7 +119,7 @@ def histograms(
     low, high = bounds or (0.0, float(np.quantile(everything, 0.99)) or 1.0)
     edges = MaxNLocator(_MOST_BINS, steps=_STEPS).tick_values(low, high)
 
-    def draw(axes: Sequence[Axes]) -> None:
+    def draw(axes: Sequence[Axes]) -> list[str]:
         for n, (ax, (name, array)) in enumerate(zip(axes, shown.items(), strict=True)):
             shares, _, bars = ax.hist(
                 np.clip(array, edges[0], edges[-1]), edges, weights=np.full(len(array), 1 / len(array)),
@@ -132,93 +133,87 @@ def histograms(
             ax.set_title(name, loc="left")
             ax.set(yticks=[], xlim=(edges[0], edges[-1]))
             ax.xaxis.set_major_formatter(lambda value, _: plain_number(value))
+        return [f"{name}: {len(a)} values, median {plain_number(np.median(a))}" for name, a in shown.items()]
 
-    told = "; ".join(f"{name}: {len(a)} values, median {plain_number(np.median(a))}" for name, a in shown.items())
-    return _svg(f"{title}. {told}.", 20 + 75 * len(shown), draw, len(shown))
+    return _svg(title, 20 + 75 * len(shown), draw, len(shown))
 
 
 def curves(
-    title: str,
-    series: Mapping[str, Mapping[int, Estimate]],
-    write: Callable[[float | None], str] = share,
-    reference: float | None = None,
+    title: str, columns: Sequence[Column], made: Mapping[int, Figures], reference: float | None = None
 ) -> Markup | None:
     """Draw figures over iterations, with a gap where one is missing; None if there are none.
 
     Args:
         title: What the chart shows.
-        series: Name of the curve to iteration to figure.
-        write: How a figure is written.
+        columns: Of each curve.
+        made: Figures by iteration.
         reference: Value of a line to compare with; None: the axis begins at 0.
     """
     from matplotlib.ticker import MaxNLocator
 
-    shown = {name: points for name, points in series.items() if any(map(is_known, points.values()))}
-    if not shown:
-        return None
-    iterations = sorted({t for points in series.values() for t in points})
-    texts = {
-        name: {t: f"{name}, iteration {t}: {in_line(written(e, write))}" for t, e in points.items() if is_known(e)}
-        for name, points in shown.items()
-    }
-
-    def draw(axes: Sequence[Axes]) -> None:
+    def draw(axes: Sequence[Axes]) -> list[str]:
         (ax,) = axes
-        for n, (name, points) in enumerate(shown.items()):
+        told = []
+        for n, column in enumerate(columns):
             # Whiskers of different curves do not hide each other.
-            shift = 0.09 * (n - (len(shown) - 1) / 2)
-            heights = [value if t in texts[name] else None for t in iterations for value in points.get(t, (None,))[:1]]
+            shift = 0.09 * (n - (len(columns) - 1) / 2)
+            heights = np.array([column.estimate(figures)[0] for figures in made.values()], dtype=float)
             colour, marker, dashes = _SERIES[n]
-            ax.plot(
-                [t + shift for t in iterations], np.array(heights, dtype=float), dashes, color=colour, marker=marker,
-                label=name, clip_on=False,
-            )  # fmt: skip
-            for t, text in texts[name].items():
-                _point(ax, n, points[t], text, x=t + shift)
+            label = column.head.removeprefix(f"{title.lower()} ")
+            places = [t + shift for t in made]
+            ax.plot(places, heights, dashes, color=colour, marker=marker, label=label, clip_on=False)
+            for t, figures in made.items():
+                told += _point(ax, n, column, figures, f"iteration {t}", x=t + shift)
         if reference is not None:
             ax.axhline(reference, color=_SOFT, linestyle="--", zorder=1)
-        ax.set_xlim(iterations[0] - 0.5, iterations[-1] + 0.5)
+        ax.set_xlim(min(made) - 0.5, max(made) + 0.5)
         # More numbers would run into each other.
-        ax.set_xticks(iterations[:: math.ceil(len(iterations) / 12)])
+        ax.set_xticks(sorted(made)[:: math.ceil(len(made) / 12)])
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        ax.yaxis.set_major_formatter(lambda value, _: write(value).replace(".0%", "%"))
+        ax.yaxis.set_major_formatter(lambda value, _: columns[0].write(value).replace(".0%", "%"))
         if reference is None:
             ax.set_ylim(bottom=0.0)
         ax.grid(axis="y")
-        if len(shown) > 1:
+        if len(columns) > 1:
             ax.figure.legend(loc="outside upper left", ncols=2)
+        return told
 
-    told = ". ".join("; ".join(found.values()) for found in texts.values())
-    return _svg(f"{title}. {told}.", 170 + (60 if len(shown) > 1 else 0), draw)
+    return _svg(title, 170 + 60 * (len(columns) > 1), draw)
 
 
 def _point(
-    ax: Axes, series: int, estimate: Estimate, text: str, x: float | None = None, y: float | None = None
-) -> None:
-    """Draw a figure with its interval, along the axis for which no place is given."""
-    value, low, high = estimate
+    ax: Axes, series: int, column: Column, figures: Figures, of: str, x: float | None = None, y: float | None = None
+) -> list[str]:
+    """Draw a figure with its interval, along the axis for which no place is given, and tell it; nothing if unknown."""
+    value, low, high = estimate = column.estimate(figures)
+    if not is_known(estimate):
+        return []
     colour, marker, _ = _SERIES[series]
     reach = None
     if value is not None and low is not None and high is not None:
         reach = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
     along = {"x": value, "y": y, "xerr": reach} if x is None else {"x": x, "y": value, "yerr": reach}
-    ax.errorbar(**along, fmt=marker, color=colour, elinewidth=2, clip_on=False)[0].set_gid(_TIP + text)
+    told = f"{of}, {column.head}: {in_line(column.cell(figures))}"
+    ax.errorbar(**along, fmt=marker, color=colour, elinewidth=2, clip_on=False)[0].set_gid(_TIP + told)
+    return [told]
 
 
-def _svg(told: str, height: float, draw: Callable[[Sequence[Axes]], None], n: int = 1) -> Markup:
-    """Return a chart of some axes, one below the other; it is as wide as there is room."""
+def _svg(title: str, height: float, draw: Callable[[Sequence[Axes]], list[str]], n: int = 1) -> Markup | None:
+    """Return a chart of some axes, one below the other, as wide as there is room; None if `draw` tells of nothing."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     buffer = io.StringIO()
-    with mpl.rc_context(_STYLE | {"svg.hashsalt": told}), warnings.catch_warnings():
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": title}), warnings.catch_warnings():
         # Whatever script a name is in: the browser has the letters.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure((_WIDTH / 72, height / 72), layout="constrained")
-        draw(figure.subplots(n, sharex=True, sharey=True, squeeze=False)[:, 0])
+        drawings = draw(figure.subplots(n, sharex=True, sharey=True, squeeze=False)[:, 0])
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    drawn = buffer.getvalue()
+    if not drawings:
+        return None
+    told, drawn = f"{title}. {'; '.join(drawings)}.", buffer.getvalue()
     drawn = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata.*?</metadata>", "", drawn, flags=re.DOTALL)
     # A page has several charts: what they name is theirs alone, through the salt, or has no name.
     drawn = re.sub(rf'<g id="{_TIP}([^"]*)">', r"<g><title>\1</title>", drawn)

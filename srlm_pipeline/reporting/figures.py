@@ -1,57 +1,124 @@
-"""The figures of an iteration as tables and charts: each function makes one."""
+"""The figures of an iteration as tables and charts: what stands in which column, told once.
+
+Figures have the names that they have in MLflow and in what `metrics()` of their dataclasses returns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.head_to_head import HeadToHead
-from srlm_pipeline.evaluation.judge_accuracy import JudgeAccuracy
 from srlm_pipeline.evaluation.jury import jury_report
 from srlm_pipeline.evaluation.matches import length_ratio
-from srlm_pipeline.evaluation.measures import MEASURES, Measure, change, figure, measure_named
+from srlm_pipeline.evaluation.measures import MEASURES, Change, Unit, amount, change, measure_named
 from srlm_pipeline.evaluation.opening import juror_names
-from srlm_pipeline.evaluation.promotion import Rule
-from srlm_pipeline.evaluation.verifiable_accuracy import VerifiableAccuracy
+from srlm_pipeline.evaluation.verifiable_accuracy import shares_by_kind
 from srlm_pipeline.judging.rubric import MAX_SCORE
 from srlm_pipeline.reporting import words
 from srlm_pipeline.reporting.charts import dot_chart, histograms
-from srlm_pipeline.reporting.iteration import Iteration, StageCost
-from srlm_pipeline.reporting.pages import Table
-from srlm_pipeline.reporting.words import BAD, GOOD, NOT_MEASURED, Cell, Estimate, written
+from srlm_pipeline.reporting.iteration import Iteration
+from srlm_pipeline.reporting.pages import Column, Figures, Table
+from srlm_pipeline.reporting.words import BAD, GOOD, NOT_MEASURED, Cell
 from srlm_pipeline.tables import JUDGED_SCORES, MONITORS
 
 _MONITOR_NAMES = {"kl": "distance from M1 (KL)", "variety": "variety within replies"}
-_UNITS = {"cosine": "cosine, more is better", "nats": "nats per token, less is better"}
-_OTHER_ANSWERS = "other model's answers"
 # The ends of a 95 % interval.
 _ONE_SIDED = 0.975
+_WINS = (
+    Column("win rate (95%)", "win_rate low high", meaning="wins and half of the ties, as a share of all prompts"),
+    Column(
+        "length-controlled", "length_controlled",
+        meaning="the win rate that would be expected, had both models' replies the same length",
+    ),
+    Column("decided prompts only", "decided_win_rate decided_low decided_high", meaning="wins among wins and losses"),
+)  # fmt: skip
+_MATCH = (
+    *(Column(count, count, words.count) for count in ("wins", "ties", "losses")),
+    *_WINS,
+    Column("sign test p", "p_value", words.p_value, "how often models of equal strength would part at least as far"),
+    Column("length ratio", "length_ratio", words.number, "mean length of the replies, divided by the opponent's"),
+    Column(
+        "orders disagree", "disagreement",
+        meaning="prompts on which the verdict turned when the replies changed places; they count as ties",
+    ),
+    Column(
+        "position bias", "position_bias", words.signed,
+        "from \u22121 (always the second place) to +1 (always the first)",
+    ),
+    Column("jurors agree", "agreement", optional=True),
+    Column(
+        "effective votes", "effective_votes", words.number,
+        "how many independent jurors the jury is worth; jurors who always agree are one", optional=True,
+    ),
+)  # fmt: skip
+_JUROR = (
+    Column("weight", "weight", words.number),
+    Column("agrees with people", "agreement"),
+    Column("decides", "decided"),
+)
+PAIRWISE = "judge/pairwise_accuracy judge/pairwise_low judge/pairwise_high"
+_AS_A_JUDGE = (
+    Column(
+        "pairwise (95%)", PAIRWISE,
+        meaning="pairs of replies to one prompt that are scored in the human order; equal scores count half",
+    ),
+    Column(
+        "length-balanced", "judge/length_balanced_accuracy",
+        meaning="mean over pairs that the longer and pairs that the shorter reply wins; length alone reaches 50%",
+    ),
+)  # fmt: skip
+_JUDGE = (
+    *_AS_A_JUDGE,
+    Column(
+        "longer is better", "judge/length_baseline",
+        meaning="the first figure for whoever always prefers the longer reply",
+    ),
+    Column("5-best", "judge/five_best", meaning="replies given a perfect 5 that people ranked top"),
+    Column("exact match", "judge/exact_match", meaning="prompts whose whole order is the human one"),
+    Column("Spearman", "judge/spearman", words.number),
+    Column("Kendall", "judge/kendall", words.number),
+    Column("readable", "judge/parse_rate", meaning="replies that got a score at all"),
+    Column("prompts", "judge/n_groups", words.count),
+    Column("pairs", "judge/n_pairs", words.count),
+)  # fmt: skip
+_VERIFIABLE = (
+    Column("prompts, strict", "verifiable/prompt_strict"),
+    Column("prompts, loose", "verifiable/prompt_loose"),
+    Column("instructions, strict", "verifiable/instruction_strict"),
+    Column("instructions, loose", "verifiable/instruction_loose"),
+    Column("prompts", "verifiable/n_prompts", words.count),
+    Column("instructions", "verifiable/n_instructions", words.count),
+)
+_COST = (
+    Column("time", "seconds", words.seconds),
+    Column("planned", "planned", words.seconds, optional=True),
+    Column("actual / planned", "ratio", words.number, optional=True),
+    Column("tokens written", "tokens", words.count, optional=True),
+    Column("planned", "tokens_planned", words.count, optional=True),
+    Column("tokens read, planned", "read_planned", words.count, optional=True),
+)
+_PARTS = {"mean": "mean", "10%": "lowest tenth below", "50%": "median", "90%": "highest tenth above"}
 
 
-def rule_table(rules: Sequence[Rule]) -> Table:
+def findings(what: str, why: str, rows: Iterable[tuple[str, str, str]]) -> Table:
+    """Return a table of names, verdicts and explanations."""
+    return Table((what, "verdict", why), list(rows), range(3))
+
+
+def rule_table(it: Iteration) -> Table:
     """Return the rules of promotion: broken ones first, then those that decided nothing, then those that are met."""
-    ordered = sorted(rules, key=lambda rule: {False: 0, None: 1, True: 2}[rule.passed])
+    ordered = sorted(it.decision.rules, key=lambda rule: {False: 0, None: 1, True: 2}[rule.passed])
     return findings("rule", "figures", [(r.name, words.verdict(r.passed), r.explanation) for r in ordered])
 
 
 def monitor_table(it: Iteration) -> Table:
     """Return the signs of collapse."""
-    found = []
-    for row in it.table(MONITORS, "collapse_monitors").to_dict("records"):
-        name = _MONITOR_NAMES.get(row["name"], row["name"].replace("_", " "))
-        passed = None if pd.isna(row["passed"]) else bool(row["passed"])
-        found.append((name, words.verdict(passed), row["explanation"]))
-    return findings("monitor", "figures", found)
-
-
-def findings(what: str, why: str, rows: Sequence[Sequence[Cell]]) -> Table:
-    """Return a table of names, verdicts and explanations."""
-    return Table((what, "verdict", why), rows, range(3))
+    found = it.table(MONITORS, "collapse_monitors")
+    names = [_MONITOR_NAMES.get(name, name.replace("_", " ")) for name in found["name"]]
+    verdicts = [words.verdict(None if pd.isna(passed) else bool(passed)) for passed in found["passed"]]
+    return findings("monitor", "figures", zip(names, verdicts, found["explanation"], strict=True))
 
 
 def vital_table(it: Iteration) -> Table:
@@ -59,121 +126,85 @@ def vital_table(it: Iteration) -> Table:
     *others, new = it.compared
     rows = []
     for measure in MEASURES:
-        write = words.share if measure.unit == "share" else words.number
-        found = [figure(a, measure, it.settings.evaluation.bootstrap_samples) for a in (*others, new)]
-        changes = {a.model: _change(it, a, measure) for a in others}
-        worse = ", ".join(name for name, (_, _, most) in changes.items() if most is not None and most < 0)
-        better = ", ".join(name for name, (_, least, _) in changes.items() if least is not None and least > 0)
-        told = (f"{BAD} worse than {worse}",) * bool(worse) + (f"{GOOD} better than {better}",) * bool(better)
-        note = found[-1].note
-        if note or not told:
-            told = (f"{NOT_MEASURED} " + (f"not measured: {note}" if note else "no difference proved"),)
-        unit = _UNITS.get(measure.unit)
-        name = (measure.title, unit) if unit else measure.title
-        rows.append((name, *(written((f.value, f.low, f.high), write) for f in found), told))
-    heads = ("measure", *(a.model for a in (*others, new)), f"{new.model}, with 95 % confidence")
+        column = Column(measure.title, f"vital/{measure.name}", _in_unit(measure.unit))
+        changes = {it.label(name): _change(it, name, measure.name) for name in others}
+        worse = ", ".join(name for name, found in changes.items() if found and found.most < 0)
+        better = ", ".join(name for name, found in changes.items() if found and found.least > 0)
+        told: Cell = (f"{BAD} worse than {worse}",) * bool(worse) + (f"{GOOD} better than {better}",) * bool(better)
+        if column.estimate(it.figures[new])[0] is None:
+            told = f"{NOT_MEASURED} not measured: {measure.absent}"
+        note = measure.detail
+        if measure.unit != "share":
+            note += f", {'more' if measure.higher_is_better else 'less'} is better"
+        cells = (column.cell(it.figures[name]) for name in it.compared)
+        rows.append(
+            ((measure.title, note) if note else measure.title, *cells, told or f"{NOT_MEASURED} no difference proved")
+        )
+    heads = ("measure", *map(it.label, it.compared), f"{new}, with 95 % confidence (two-sided)")
     return Table(heads, rows, (0, len(heads) - 1))
 
 
-def match_table(it: Iteration) -> Table:
-    """Return the results of the matches; of a jury also how far its members agree."""
-    jurors = len(it.settings.evaluation.arbiters)
-    heads = (
-        f"{it.model} against", "wins", "ties", "losses", "win rate (95%)", "length-controlled", "decided only",
-        "sign test p", "length ratio", "orders disagree", "position bias",
-        *(("jurors agree", "effective votes") if jurors > 1 else ()),
-    )  # fmt: skip
-    rows = []
-    for name, match in it.matches.items():
-        row: list[Cell] = [
-            _named(name, _role(it, name)), str(match.wins), str(match.ties), str(match.losses),
-            *map(written, _win_rates(match).values()), words.p_value(match.p_value),
-            words.number(length_ratio(it.replies[it.model], it.replies[name])), words.share(match.disagreement),
-            words.signed(match.position_bias),
-        ]  # fmt: skip
-        if jurors > 1:
-            jury = jury_report(it.win_rates[name])
-            row += [words.share(jury.mean_agreement), f"{words.number(jury.effective_votes)} of {jurors}"]
-        rows.append(row)
-    return Table(heads, rows)
-
-
-def match_chart(it: Iteration) -> Markup | None:
-    """Draw the win rates."""
-    names = {name: words.in_line(_named(name, _role(it, name))) for name in it.matches}
-    rows = {f"against {names[name]}": _win_rates(match) for name, match in it.matches.items()}
-    return dot_chart("Win rates with 95% intervals", rows, {"equally good": 0.5})
+def match_figures(it: Iteration) -> tuple[Markup | None, Table]:
+    """Draw and tell the results of the matches; of a jury also how far its members agree."""
+    jury = len(it.settings.evaluation.arbiters) > 1
+    rows: dict[Cell, Figures] = {
+        (name, it.role(name)): match.metrics()
+        | {"length_ratio": length_ratio(it.replies[it.model], it.replies[name])}
+        | (jury_report(it.win_rates[name]).metrics() if jury else {})
+        for name, match in it.matches.items()
+    }
+    drawn = {f"against {words.in_line(name)}": figures for name, figures in rows.items()}
+    chart = dot_chart("Win rates with 95% intervals", drawn, _WINS, {"equally good": 0.5})
+    return chart, Table.of(f"{it.model} against", _MATCH, rows)
 
 
 def jury_table(it: Iteration) -> Table:
     """Return who decides the matches, and how often they agree with people."""
-    names, agreement = juror_names(it.settings.evaluation), it.around.agreement
-    rows = []
-    for name, chosen in zip(names, it.settings.evaluation.arbiters, strict=True):
-        keys = ("agreement", "decided") if len(names) == 1 else (f"agreement of {name}", f"decided by {name}")
-        rows.append((name, words.number(chosen.weight), *(words.share(agreement.get(key)) for key in keys)))
-    return Table(("juror", "weight", "agrees with people", "decides"), rows)
-
-
-def judge_table(judges: Mapping[str, JudgeAccuracy]) -> Table:
-    """Return how far the models' judgements agree with people's."""
-    heads = (
-        "model", "pairwise (95%)", "longer is better", "length-balanced", "5-best", "exact match", "Spearman",
-        "Kendall", "readable", "prompts", "pairs",
-    )  # fmt: skip
-    rows = [
-        (
-            model, written((j.pairwise_accuracy, j.pairwise_low, j.pairwise_high)), words.share(j.length_baseline),
-            words.share(j.length_balanced_accuracy), words.share(j.five_best), words.share(j.exact_match),
-            words.number(j.spearman), words.number(j.kendall), words.share(j.parse_rate), words.count(j.n_groups),
-            words.count(j.n_pairs),
-        )
-        for model, j in judges.items()
-    ]  # fmt: skip
-    return Table(heads, rows)
-
-
-def judge_chart(judges: Mapping[str, JudgeAccuracy]) -> Markup | None:
-    """Draw the same beside what chance and what the length alone would reach; the last model's length counts."""
-    rows = {
-        model: {
-            "pairwise accuracy": (j.pairwise_accuracy, j.pairwise_low, j.pairwise_high),
-            "length-balanced accuracy": (j.length_balanced_accuracy, None, None),
+    names, said = juror_names(it.settings.evaluation), it.around.agreement
+    of, by = ("", "") if len(names) == 1 else (" of {}", " by {}")
+    rows: dict[Cell, Figures] = {
+        name: {
+            "weight": chosen.weight,
+            "agreement": said.get("agreement" + of.format(name)),
+            "decided": said.get("decided" + by.format(name)),
         }
-        for model, j in judges.items()
+        for name, chosen in zip(names, it.settings.evaluation.arbiters, strict=True)
     }
-    by_length = list(judges.values())[-1].length_baseline
-    return dot_chart("Agreement with human rankings", rows, {"chance": 0.5, "longer is better": by_length})
+    return Table.of("juror", _JUROR, rows)
 
 
-def verifiable_table(it: Iteration, verifiable: Mapping[str, VerifiableAccuracy]) -> Table:
+def judge_figures(it: Iteration) -> tuple[Markup | None, Table]:
+    """Draw and tell how far the models' judgements agree with people's, beside what chance and length would reach."""
+    rows: dict[Cell, Figures] = {it.label(name): it.figures[name] for name in it.compared}
+    references = {"chance": 0.5, "longer is better": it.figures[it.model].get("judge/length_baseline")}
+    drawn = {words.in_line(name): figures for name, figures in rows.items()}
+    return dot_chart("Agreement with human rankings", drawn, _AS_A_JUDGE, references), Table.of("model", _JUDGE, rows)
+
+
+def verifiable_table(it: Iteration) -> Table:
     """Return what the models follow of the instructions that a program checks, and the new one against the others."""
-    shares = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
-    rows = []
-    for model, accuracy in verifiable.items():
-        m = accuracy.metrics()
-        told: Cell = ""
-        if model != it.model:
-            ahead = _change(it, it.found[model], measure_named("verifiable"))
-            told = words.in_line(written(ahead, words.change)) if ahead[0] is not None else ""
-        estimates = (written((m[name], m[f"{name}_low"], m[f"{name}_high"])) for name in shares)
-        rows.append((model, *estimates, words.count(m["n_prompts"]), words.count(m["n_instructions"]), told))
-    heads = ("prompts, strict", "prompts, loose", "instructions, strict", "instructions, loose")
-    return Table(("model", *heads, "prompts", "instructions", f"{it.model} against it"), rows)
+    rows: dict[Cell, Figures] = {}
+    for name in it.compared:
+        if len(it.found[name].verifiable):
+            found = _change(it, name, "verifiable") if name != it.model else None
+            ahead = {"ahead": found.gain, "ahead_low": found.least, "ahead_high": found.most} if found else {}
+            rows[it.label(name)] = it.figures[name] | ahead
+    return Table.of("model", (*_VERIFIABLE, Column(f"{it.model} against it", "ahead", words.change)), rows)
 
 
-def kind_table(verifiable: Mapping[str, VerifiableAccuracy]) -> Table:
+def kind_table(it: Iteration) -> Table:
     """Return which share of each kind of instruction the models follow strictly."""
-    counts = {kind.kind: kind.n for accuracy in verifiable.values() for kind in accuracy.kinds}
-    followed = {name: {kind.kind: kind.share for kind in accuracy.kinds} for name, accuracy in verifiable.items()}
-    rows = [(k, str(n), *(words.share(shares.get(k)) for shares in followed.values())) for k, n in counts.items()]
-    return Table(("kind", "instructions", *followed), rows)
+    rows: dict[Cell, dict[str, float]] = {}
+    for name in it.compared:
+        for kind in shares_by_kind(it.found[name].verifiable):
+            rows.setdefault(kind.kind, {"instructions": kind.n})[name] = kind.share
+    followed = (Column(it.label(name), name, optional=True) for name in it.compared)
+    return Table.of("kind", (Column("instructions", "instructions", words.count), *followed), rows)
 
 
 def task_table(it: Iteration) -> Table:
     """Return the model's scores in tasks of lm-evaluation-harness."""
-    rows = [(*key, words.in_line(written(score))) for key, score in it.around.tasks.items()]
-    return Table(("task", "metric", it.model), rows, (0, 1))
+    return Table.of("task", [Column(it.model, "score")], it.around.tasks)
 
 
 def score_figures(it: Iteration) -> tuple[Markup | None, Table]:
@@ -185,38 +216,21 @@ def score_figures(it: Iteration) -> tuple[Markup | None, Table]:
 
 def length_figures(it: Iteration) -> tuple[Markup | None, Table]:
     """Draw and tell how long the evaluation replies are, in characters."""
-    values = {model: it.replies[model]["reply"].str.len() for model in dict.fromkeys([it.model, *it.opponents])}
+    names = dict.fromkeys([it.model, *it.opponents])
+    values = {it.label(name): it.replies[name]["reply"].str.len() for name in names}
     return _distributed("lengths", "Length of the evaluation replies in characters", values, words.count)
 
 
-def cost_table(costs: Sequence[StageCost]) -> Table:
-    """Return what the stages took beside what was planned; columns of which nothing is known are left out."""
-    heads = ("stage", "time", "planned", "actual / planned", "tokens written", "planned", "tokens read, planned")
-    rows = [_cost_row(cost.stage, [cost]) for cost in costs]
-    rows = [(*row[:2], _planned(cost), *row[3:]) for row, cost in zip(rows, costs, strict=True)]
-    known = [n for n in range(len(heads)) if n < 2 or any(row[n] != NOT_MEASURED for row in rows)]
-    chosen = [[row[n] for n in known] for row in (heads, *rows, _cost_row("all", costs))]
-    return Table(chosen[0], chosen[1:-1], total=chosen[-1])
-
-
-def _cost_row(name: str, costs: Sequence[StageCost]) -> tuple[str, ...]:
-    plans = [cost.plan for cost in costs if cost.plan]
-    both = [(cost.seconds, cost.plan.seconds.likely) for cost in costs if cost.plan and cost.seconds is not None]
-    actual, likely = (sum(part) for part in zip(*both, strict=True)) if both else (0.0, 0.0)
-    return (
-        name,
-        words.seconds(_sum([cost.seconds for cost in costs])),
-        words.seconds(_sum([plan.seconds.likely for plan in plans])),
-        words.number(actual / likely if likely else None),
-        words.count(_sum([cost.tokens for cost in costs])),
-        words.count(_sum([plan.tokens_written for plan in plans])),
-        words.count(_sum([plan.tokens_read for plan in plans])),
-    )
-
-
-def _planned(cost: StageCost) -> str:
-    range_ = cost.plan.seconds if cost.plan else None
-    return words.in_line(written((range_.likely, range_.low, range_.high), words.seconds)) if range_ else NOT_MEASURED
+def cost_table(costs: Mapping[str, Figures]) -> Table:
+    """Return what the stages took beside what was planned."""
+    names = [name for column in _COST for name in column.names.split()]
+    told = pd.DataFrame(list(costs.values()), columns=names, dtype=float)
+    total, both = told.sum(min_count=1), told.dropna(subset=["seconds", "planned"]).sum(min_count=1)
+    ratio = (told["seconds"] / told["planned"]).to_list()
+    rows: dict[Cell, Figures] = {
+        stage: {**row, "ratio": r} for (stage, row), r in zip(costs.items(), ratio, strict=True)
+    }
+    return Table.of("stage", _COST, rows, {**total, "ratio": both["seconds"] / both["planned"]})
 
 
 def _distributed(
@@ -226,38 +240,20 @@ def _distributed(
     write: Callable[[float | None], str],
     bounds: tuple[float, float] | None = None,
 ) -> tuple[Markup | None, Table]:
-    known = {name: column.dropna().to_numpy(dtype=float) for name, column in values.items()}
-    rows = [(name, *_described(array, write)) for name, array in known.items() if len(array)]
-    heads = (head, "replies", "mean", "lowest tenth below", "median", "highest tenth above")
-    return histograms(title, known, bounds), Table(heads, rows)
-
-
-def _described(values: NDArray[np.float64], write: Callable[[float | None], str]) -> list[str]:
-    return [words.count(len(values)), *map(write, [values.mean(), *np.quantile(values, [0.1, 0.5, 0.9])])]
-
-
-def _win_rates(match: HeadToHead) -> dict[str, Estimate]:
-    return {
-        "win rate": (match.win_rate, match.low, match.high),
-        "length-controlled": (match.length_controlled, match.length_controlled_low, match.length_controlled_high),
-        "decided prompts only": (match.decided_win_rate, match.decided_low, match.decided_high),
+    known = {name: column.dropna().astype(float) for name, column in values.items()}
+    rows: dict[Cell, Figures] = {
+        name: column.describe(percentiles=[0.1, 0.5, 0.9]).to_dict() for name, column in known.items() if len(column)
     }
+    columns = (Column("replies", "count", words.count), *(Column(part, name, write) for name, part in _PARTS.items()))
+    drawn = histograms(title, {name: column.to_numpy() for name, column in known.items()}, bounds)
+    return drawn, Table.of(head, columns, rows)
 
 
-def _change(it: Iteration, other: Assessment, measure: Measure) -> Estimate:
+def _change(it: Iteration, other: str, measure: str) -> Change | None:
     """Return by how much the new model exceeds another."""
-    found = change(it.found[it.model], other, measure, _ONE_SIDED, it.settings.evaluation.bootstrap_samples)
-    return (found.gain, found.least, found.most) if found else (None, None, None)
+    mine, theirs, resamples = it.found[it.model], it.found[other], it.settings.evaluation.bootstrap_samples
+    return change(mine, theirs, measure_named(measure), _ONE_SIDED, resamples)
 
 
-def _role(it: Iteration, name: str) -> str:
-    return it.opponents[name].description if name in it.opponents else _OTHER_ANSWERS
-
-
-def _named(name: str, role: str) -> Cell:
-    return name if role == name else (name, role)
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return sum(present) if present else None
+def _in_unit(unit: Unit) -> Callable[[float | None], str]:
+    return lambda value: NOT_MEASURED if value is None else amount(value, unit)

@@ -1,4 +1,4 @@
-"""One decided iteration, as its stages left it in the project's tables. No model is loaded."""
+"""One iteration, as its stages left it in the project's tables. No model is loaded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pandera.pandas as pa
 
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import TableError
+from srlm_pipeline.evaluation.assessing import assessment_metrics
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.evaluation.head_to_head import HeadToHead
@@ -18,27 +19,10 @@ from srlm_pipeline.evaluation.matches import match_result
 from srlm_pipeline.evaluation.opponents import Opponent, opponents_of
 from srlm_pipeline.evaluation.promotion import Decision
 from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint
-from srlm_pipeline.planning.plan import StagePlan
-from srlm_pipeline.reporting.words import Estimate
+from srlm_pipeline.reporting.pages import Figures
+from srlm_pipeline.reporting.words import Cell
 from srlm_pipeline.store import BASE, SFT_BASELINE, ProjectStore, model_name
 from srlm_pipeline.tables import WIN_RATES, read_table
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """What a stage took; None where it was not recorded or not planned.
-
-    Attributes:
-        stage: Name of the asset.
-        seconds: As the run recorded it.
-        tokens: That were drawn.
-        plan: What was expected before the run.
-    """
-
-    stage: str
-    seconds: float | None = None
-    tokens: float | None = None
-    plan: StagePlan | None = None
 
 
 @dataclass(frozen=True)
@@ -49,27 +33,28 @@ class Surroundings:
         made_at: When the page is made, in words.
         agreement: Of the arbiters with human rankings, as `arbiter_agreement` returns it.
         position_bias: Of the matches, by opponent.
-        tasks: Scores of the new model in tasks of lm-evaluation-harness, by task and metric.
-        costs: Of the iteration's stages, in the order in which they ran.
+        tasks: Of the new model in lm-evaluation-harness, by task and metric: `score`, `score_low`, `score_high`.
+        costs: By the iteration's stages, in the order in which they ran, as far as it is known: `seconds` and `tokens`
+            written; expected before the run `planned`, `planned_low`, `planned_high`, `tokens_planned`, `read_planned`.
         links: Addresses by name, e.g. of the MLflow run. Only http, https and relative ones become links.
     """
 
     made_at: str
     agreement: Mapping[str, float]
     position_bias: Mapping[str, float]
-    tasks: Mapping[tuple[str, str], Estimate]
-    costs: Sequence[StageCost]
+    tasks: Mapping[Cell, Figures]
+    costs: Mapping[str, Figures]
     links: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """An iteration whose promotion has been decided.
+    """An iteration whose promotion has been decided, or the seed, of which nothing is decided.
 
     Attributes:
         settings: All settings.
         store: The project's tables, decisions and models.
-        number: From 1.
+        number: From 1; 0 for the seed, which made M1.
         found: By name, what was measured of its model, of all that this met, and of the seed's models.
         others: Table `REPLIES` of other models' answers that it met, by name.
         around: What the tables do not say.
@@ -111,10 +96,23 @@ class Iteration:
         return {opponent.name: opponent for opponent in opponents_of(self.store, self.number)}
 
     @property
-    def compared(self) -> list[Assessment]:
-        """What was measured of its model and of those before it, its own last."""
-        names = dict.fromkeys([BASE, SFT_BASELINE, model_name(1), *self.opponents, self.model])
-        return [self.found[name] for name in names]
+    def compared(self) -> list[str]:
+        """Names of its model and of those before it, its own last."""
+        return list(dict.fromkeys([BASE, self.store.baseline, model_name(1), *self.opponents, self.model]))
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """By model, all of its figures that exist, under their names in MLflow."""
+        resamples = self.settings.evaluation.bootstrap_samples
+        return {name: assessment_metrics(assessment, resamples) for name, assessment in self.found.items()}
+
+    def label(self, name: str) -> str:
+        """Return how a model is called on the pages."""
+        return f"{name} (SFT baseline)" if name == BASE == self.store.baseline else name
+
+    def role(self, name: str) -> str:
+        """Return what a model or another's answers are to its model, in words."""
+        return self.opponents[name].description if name in self.opponents else "other model's answers"
 
     @cached_property
     def replies(self) -> dict[str, pd.DataFrame]:
@@ -124,7 +122,10 @@ class Iteration:
     @cached_property
     def win_rates(self) -> dict[str, pd.DataFrame]:
         """Table `WIN_RATES` by opponent, in the order of the matches."""
-        return {str(name): rows for name, rows in self.table(WIN_RATES, "win_rates").groupby("opponent", sort=False)}
+        asset = "win_rates" if self.number else "seed_evaluation"
+        played = self.table(WIN_RATES, asset).groupby("opponent", sort=False)
+        # Whoever is no opponent any more has to be met again.
+        return {str(name): rows for name, rows in played if name in self.opponents or name in self.others}
 
     @cached_property
     def matches(self) -> dict[str, HeadToHead]:
@@ -139,7 +140,8 @@ class Iteration:
     def lineage(self) -> list[Checkpoint]:
         """Its model and those that it was trained from, the base model first."""
         made = [SFT_BASELINE, *(model_name(number) for number in range(1, self.number + 2))]
-        return [self.store.base_checkpoint(self.settings), *ancestry([self.store.checkpoint(name) for name in made])]
+        line = ancestry([self.store.checkpoint(name) for name in made])
+        return [self.store.base_checkpoint(self.settings), *(m for m in line if COPY_OF not in m.lineage)]
 
     def origin(self, model: Checkpoint) -> str:
         """Return how a model of the lineage was made, in words."""
@@ -147,7 +149,7 @@ class Iteration:
             return f"DPO on {model.lineage['pairs']} pairs of iteration {model.lineage['iteration']}"
         if "positives" in model.lineage:
             return f"seed data and {model.lineage['positives']} replies with top marks"
-        if model.name == BASE or COPY_OF in model.lineage:
+        if model.name == BASE:
             return f"base model {self.settings.base_model}"
         return "instruction data" if model.name == SFT_BASELINE else "instruction and judging data"
 
@@ -157,7 +159,7 @@ class Iteration:
         Raises:
             TableError: If it is missing or damaged.
         """
-        return read_table(schema, self.store.table_path(asset, number or self.number))
+        return read_table(schema, self.store.table_path(asset, number or self.number or None))
 
 
 def ancestry(models: Sequence[Checkpoint]) -> list[Checkpoint]:

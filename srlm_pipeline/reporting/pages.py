@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.reporting import words
-from srlm_pipeline.reporting.words import UNPRINTABLE, Cell, in_line
+from srlm_pipeline.reporting.words import UNPRINTABLE, Cell, Estimate, in_line, is_known, written
 from srlm_pipeline.store import partition_key
 
 # File name of the report over all iterations, beside those of the iterations.
 OVERVIEW = "index.html"
+# What is known of whatever a row is about, by name; figures are numbers or None.
+Figures = Mapping[str, Any]
 
 
 def report_name(iteration: int) -> str:
@@ -29,6 +32,36 @@ def reading_name(iteration: int) -> str:
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of figures, or a series of them in a chart.
+
+    Attributes:
+        head: What stands above it.
+        names: Of the figure among a row's figures; then those of the ends of its interval, unless they are the same
+            with ``_low`` and ``_high``.
+        write: How a figure is written.
+        meaning: What it is, where the head does not say enough.
+        optional: Whether it is left out where no row has the figure.
+    """
+
+    head: str
+    names: str
+    write: Callable[[float | None], str] = words.share
+    meaning: str = ""
+    optional: bool = False
+
+    def estimate(self, figures: Figures) -> Estimate:
+        """Return the figure with its ends."""
+        name, *ends = self.names.split()
+        value, low, high = map(figures.get, (name, *(ends or (f"{name}_low", f"{name}_high"))))
+        return value, low, high
+
+    def cell(self, figures: Figures) -> Cell:
+        """Return the figure as it is written."""
+        return written(self.estimate(figures), self.write)
+
+
+@dataclass(frozen=True)
 class Table:
     """Texts in rows and columns, for a page or a terminal.
 
@@ -37,21 +70,41 @@ class Table:
         rows: As many cells each; the first names the row.
         texts: Places of the columns that hold words; the others hold figures.
         total: A last row; nothing for none.
+        meanings: Of columns, by head.
     """
 
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     texts: Collection[int] = (0,)
     total: Sequence[Cell] = ()
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
-    def markdown(self, *columns: int, brief: bool = False) -> str:
+    @staticmethod
+    def of(what: str, columns: Sequence[Column], rows: Mapping[Cell, Figures], total: Figures | None = None) -> Table:
+        """Write figures.
+
+        Args:
+            what: What the rows are.
+            columns: From which figures they are made.
+            rows: Figures by the name of the row.
+            total: Those of a last row.
+        """
+        shown = [c for c in columns if not c.optional or any(is_known(c.estimate(row)) for row in rows.values())]
+        return Table(
+            (what, *(column.head for column in shown)),
+            [(name, *(column.cell(row) for column in shown)) for name, row in rows.items()],
+            total=() if total is None else ("all", *(column.cell(total) for column in shown)),
+            meanings={column.head: column.meaning for column in shown if column.meaning},
+        )
+
+    def markdown(self, brief: bool = False, without: Collection[str] = ()) -> str:
         """Return the table as Markdown in which nothing is markup.
 
         Args:
-            columns: Places of those that are shown; none mean all.
             brief: Whether intervals are left out.
+            without: Heads of columns that are left out.
         """
-        shown = columns or range(len(self.heads))
+        shown = [n for n, head in enumerate(self.heads) if head not in without]
         lines = [[self.heads[n] for n in shown], ["---"] * len(shown)]
         lines += [[plain(in_line(row[n], brief)) for n in shown] for row in self.rows]
         return "".join(f"| {' | '.join(line)} |\n" for line in lines)

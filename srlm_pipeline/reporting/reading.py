@@ -24,7 +24,7 @@ from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.reporting.iteration import Iteration
 from srlm_pipeline.reporting.pages import render
-from srlm_pipeline.store import BASE, SFT_BASELINE
+from srlm_pipeline.store import BASE
 from srlm_pipeline.tables import EVALUATION_PROMPTS, read_table
 
 CUT_OFF = "cut_off"
@@ -204,8 +204,8 @@ def read_iteration(it: Iteration) -> Reading:
     Raises:
         TableError: If the evaluation prompts or the decision are missing.
     """
-    champion = it.decision.champion if it.decision.champion in it.found else SFT_BASELINE
-    roles = {BASE: "base model", SFT_BASELINE: "SFT baseline"}
+    champion = it.decision.champion if it.decision.champion in it.found else it.store.baseline
+    roles = {name: o.description for name, o in it.opponents.items() if name in (BASE, it.store.baseline)}
     roles |= {champion: ", ".join([*([roles[champion]] if champion in roles else []), "champion"]), it.model: "new"}
     prompts = read_table(EVALUATION_PROMPTS, it.store.table_path("evaluation_prompts")).dropna(subset="reference")
     references = dict(zip(prompts["id"], prompts["reference"], strict=True))

@@ -11,9 +11,7 @@ import pandas as pd
 import yaml
 
 from srlm_pipeline.evaluation.independence import dependences
-from srlm_pipeline.evaluation.judge_accuracy import measure_judge
 from srlm_pipeline.evaluation.promotion import Decision
-from srlm_pipeline.evaluation.verifiable_accuracy import measure_verifiable
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.reporting import figures
 from srlm_pipeline.reporting.iteration import Iteration
@@ -34,9 +32,6 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
     Raises:
         TableError: If a table or the decision is missing.
     """
-    resamples = it.settings.evaluation.bootstrap_samples
-    judges = {assessment.model: measure_judge(assessment.judgements) for assessment in it.compared}
-    verifiable = {a.model: measure_verifiable(a.verifiable, resamples) for a in it.compared if len(a.verifiable)}
     generated, refused = it.table(GENERATED_PROMPTS, "generated_prompts"), it.table(REFUSED_PROMPTS, "refused_prompts")
     selection = select(it.table(JUDGED_SCORES, "judged_scores"), it.settings.pairs)
     dropped = {
@@ -48,15 +43,16 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
     pairs = it.table(PREFERENCE_PAIRS, "preference_pairs")
     told = exchanges(it)
     groups = choose_exchanges(told)
+    (match_chart, matches), (judge_chart, judge) = figures.match_figures(it), figures.judge_figures(it)
     tables = {
-        "rules": figures.rule_table(it.decision.rules),
+        "rules": figures.rule_table(it),
         "monitors": figures.monitor_table(it),
         "vital": figures.vital_table(it),
-        "matches": figures.match_table(it),
+        "matches": matches,
         "jury": figures.jury_table(it),
-        "judge": figures.judge_table(judges),
-        "verifiable": figures.verifiable_table(it, verifiable),
-        "kinds": figures.kind_table(verifiable),
+        "judge": judge,
+        "verifiable": figures.verifiable_table(it),
+        "kinds": figures.kind_table(it),
         "tasks": figures.task_table(it),
         "costs": figures.cost_table(it.around.costs),
     }
@@ -68,8 +64,8 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
         compared=reading.compared,
         telling=telling(reading),
         dependences=dependences(it.settings),
-        match_chart=figures.match_chart(it),
-        judge_chart=figures.judge_chart(judges),
+        match_chart=match_chart,
+        judge_chart=judge_chart,
         scores=figures.score_figures(it),
         lengths=figures.length_figures(it),
         groups=groups,
@@ -99,18 +95,13 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
 
 def verdict(decision: Decision) -> str:
     """Return what was decided and what was decisive, in one sentence."""
-    if decision.promoted:
-        place = f", in place of {decision.champion}" if decision.champion != decision.model else ""
-        met = next((rule for rule in decision.rules if rule.passed), None)
-        return (
-            f"{decision.model} is promoted to champion{place}: {sentence(met.explanation if met else 'no rule is set')}"
-        )
-    reason, others = ".", len(decision.failures) - 1
-    if decision.failures:
-        more = f" (and {others} more {'rule' if others == 1 else 'rules'} failed)" if others else ""
-        rule = decision.failures[0]
-        reason = f": {sentence(f'{rule.name}: {rule.explanation}', more)}"
-    return f"{decision.model} is not promoted, {decision.champion} remains champion{reason}"
+    others = len(decision.failures) - 1
+    more = f" (and {others} more {'rule' if others == 1 else 'rules'} failed)" if others > 0 else ""
+    place = f", in place of {decision.champion}" if decision.champion != decision.model else ""
+    told = (
+        f"promoted to champion{place}" if decision.promoted else f"not promoted, {decision.champion} remains champion"
+    )
+    return f"{decision.model} is {told}: {sentence(decision.reason, more)}"
 
 
 def exchanges(it: Iteration) -> pd.DataFrame:
@@ -166,6 +157,7 @@ def _dispute(opinions: pd.Series) -> float:
 
 def _summary(it: Iteration, tables: Mapping[str, Table]) -> str:
     own = plain("; ".join(dependences(it.settings)))
+    rare = ("decided prompts only", "sign test p", "length ratio", "position bias", "jurors agree", "effective votes")
     parts = [
         f"# {it.settings.project}, iteration {it.number}\n",
         verdict(it.decision) + "\n",
@@ -175,11 +167,12 @@ def _summary(it: Iteration, tables: Mapping[str, Table]) -> str:
         tables["vital"].markdown(brief=True),
         "## Head to head\n",
         f"The loop's own opinion: the arbiter is not independent ({own}).\n" if own else "",
-        tables["matches"].markdown(0, 1, 2, 3, 4, 5, 9),
+        tables["matches"].markdown(without=rare),
         f"Decided by {plain(', '.join(str(row[0]) for row in tables['jury'].rows))}.\n",
         "## As a judge, on held-out human rankings\n",
-        tables["judge"].markdown(*range(9)),
+        tables["judge"].markdown(without=("prompts", "pairs")),
     ]
     if tables["verifiable"].rows:
-        parts += ["## Verifiable instructions\n", tables["verifiable"].markdown(0, 1, 2, 3, 4, 7)]
+        counted = ("prompts", "instructions")
+        parts += ["## Verifiable instructions\n", tables["verifiable"].markdown(without=counted)]
     return "\n".join(part for part in parts if part)

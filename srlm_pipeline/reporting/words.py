@@ -39,9 +39,9 @@ def plain_number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def p_value(value: float) -> str:
+def p_value(value: float | None) -> str:
     """Write a p-value; tiny ones as an upper bound."""
-    return "< 0.001" if value < 0.001 else _formatted(".3f", value)
+    return "< 0.001" if value is not None and value < 0.001 else _formatted(".3f", value)
 
 
 def seconds(value: float | None) -> str:

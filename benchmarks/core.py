@@ -47,7 +47,7 @@ def score(
     checks: Mapping[str, Checks] | None = None,
 ) -> pd.DataFrame:
     """Return the candidates with their scores, by the model and, where something can be checked, by verifiers."""
-    from srlm_pipeline.judging.judges import make_judge
+    from srlm_pipeline.judging.choosing import make_judge
     from srlm_pipeline.judging.panel import Member, PanelJudge
     from srlm_pipeline.judging.scoring import score_candidates
     from srlm_pipeline.judging.verifiers import VerifierJudge

@@ -63,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench("judging", "Judging: replies per second", args)
 
     from srlm_pipeline.config import JudgeSettings
-    from srlm_pipeline.judging.judges import JudgeItem, make_judge
+    from srlm_pipeline.judging.choosing import make_judge
+    from srlm_pipeline.judging.judges import JudgeItem
     from srlm_pipeline.judging.rubric import SCORE_START, judge_prompt
     from srlm_pipeline.progress import NullProgress
 

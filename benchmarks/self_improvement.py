@@ -226,7 +226,7 @@ def teach_to_judge(start: Path, judging_data: pd.DataFrame, settings: Settings, 
         return read_checkpoint(folder)
     work = folder.with_name(f"{folder.name}-training")
     job = TrainingJob(start, settings.model, settings.seed, work, f"training {folder.name}", terminal_reporter())
-    trained = train_ranking(job, ranked_examples(judging_data), settings.eft, settings.judge.rubric)
+    trained = train_ranking(job, ranked_examples(judging_data), settings.eft, settings.judge.taught_rubric)
     return save_checkpoint(trained.loaded, folder, folder.name, None, {}, "float32")
 
 
@@ -426,7 +426,8 @@ class Measuring:
         """Return accuracy and cost of a way of judging; nothing is taken from a journal, because it is timed."""
         from srlm_pipeline.evaluation.judge_accuracy import measure_judge
         from srlm_pipeline.evaluation.measuring import accuracy_table
-        from srlm_pipeline.judging.judges import JudgeItem, make_judge
+        from srlm_pipeline.judging.choosing import make_judge
+        from srlm_pipeline.judging.judges import JudgeItem
 
         settings = self._settings.judge.model_copy(update=dict(changes))
         judge: Judge = make_judge(self._open(checkpoint, settings.batch_size), settings, self._settings.seed, "modes")

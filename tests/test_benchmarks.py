@@ -1,12 +1,15 @@
 """What the benchmarks rest on: baselines that compute the same, work counted right, tables rendered right."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from fakes import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,9 +18,21 @@ from benchmarks.__main__ import BENCHMARKS
 from benchmarks.baselines import PlainGenerator, plain_nearest, plain_rouge_l, words
 from benchmarks.common import Bench, StepClock, Verdict, number, options, parse, ratios, spread
 from benchmarks.judging import needed
+from benchmarks.judging_rubrics import (
+    TOLD,
+    CountingEngine,
+    Record,
+    contenders,
+    distinct_tokens,
+    in_turn,
+    judged,
+    kinds_measured,
+    render,
+)
 from benchmarks.loss_curves import mean_difference
 from benchmarks.table import DOCUMENT, MISSING, fill, markdown_table
 from benchmarks.work import Limits, ModelSize
+from srlm_pipeline.judging.kinds import ToldKind
 from srlm_pipeline.prompting.filters import NoveltyIndex
 
 ROOT = Path(__file__).parent.parent
@@ -227,7 +242,7 @@ def test_a_finished_benchmark_can_be_rendered(tmp_path: Path, monkeypatch: pytes
     assert "| ratio | 2 x | ≥ 1 x | met |" in fill(TEMPLATE.format("ratios"), [loaded])
 
 
-@pytest.mark.parametrize("name", [*BENCHMARKS, "table"])
+@pytest.mark.parametrize("name", [*BENCHMARKS, "judging_rubrics", "table"])
 def test_help_needs_no_heavy_import(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", f"benchmarks.{name}", "--help"],
@@ -239,3 +254,65 @@ def test_help_needs_no_heavy_import(name: str) -> None:
     assert "usage:" in done.stdout
     heavy = {"torch", "transformers", "trl", "dagster", "mlflow", "pandas"}
     assert not heavy & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
+def test_what_any_texts_begin_with_is_read_once() -> None:
+    assert distinct_tokens([[1, 2, 3], [1, 2, 4], [5], [1, 2, 3]]) == 5
+    assert distinct_tokens([[1, 2], [1, 2, 3]]) == 3
+    assert distinct_tokens([]) == 0
+
+
+def test_prompts_are_taken_of_all_kinds_in_turn() -> None:
+    prompts = pd.DataFrame({"kind": list("aaabbc"), "group_id": list("uvwxyz")})
+    assert list(in_turn(prompts, 4)["group_id"]) == ["u", "x", "z", "v"]
+    assert sorted(in_turn(prompts, None)["group_id"]) == list("uvwxyz")
+
+
+def test_kinds_are_measured_with_the_most_frequent_errors() -> None:
+    told = [ToldKind("code", {}), ToldKind("code", {}), ToldKind("translation", {}), ToldKind(None, {})]
+    found = kinds_measured(["code", "planning", "rewriting", "rewriting"], told)
+    # Rewriting and translation share a rubric; no kind has the general one.
+    assert (found["right"], found["right_rubric"], found["prompts"]) == (1, 2, 4)
+    assert {"label": "rewriting", "told": "none", "prompts": 1} in found["errors"]
+
+
+def weigh_grades(prefix: str) -> list[float]:
+    """Answers whatever is asked by the grade that stands in the reply; by the short rubric the other way round."""
+    if "letter of the kind" in prefix:
+        return [0.9, *[0.0] * 13]
+    grade = int(prefix.split("grade=")[1][0])
+    if "Yes or No" in prefix:
+        return [grade / 5, 1 - grade / 5]
+    likely = 5 - grade if "Grade the response to the question from 0" in prefix else grade
+    return [float(score == likely) for score in range(6)]
+
+
+def test_rubrics_are_compared_by_the_same_replies_and_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.judging_rubrics.SMOKE_RESULTS", tmp_path)
+    columns = ["group_id", "prompt", "kind", "rank", "text"]
+    groups = [("g1", "prompt 1", "code"), ("g2", "prompt 2", "planning")]
+    rows = [(*group, rank, f"grade={3 - rank}") for group in groups for rank in range(3)]
+    ranked = pd.DataFrame(rows, columns=columns)
+
+    def engine() -> CountingEngine:
+        return CountingEngine(FakeEngine(lambda _: " say why?", weigh_grades), lambda text: text.encode())
+
+    record = Record(argparse.Namespace(smoke=True, model=None, device="cpu", split="all"), 2, 6)
+    for name, make in contenders().items():
+        record.add(name, judged(make, engine(), ranked, with_kinds=name != TOLD, device="cpu"), ranked)
+    record.add_kinds([("a", "code"), ("b", "planning")], engine())
+    found = json.loads(record.path.read_text(encoding="utf-8"))
+    rubrics = found["rubrics"]
+    pairwise = {name: r["accuracy"]["pairwise_accuracy"] for name, r in rubrics.items()}
+    assert pairwise == {name: float(name != "short") for name in contenders()}
+    assert rubrics["checklist"]["beyond_short"]["value"] == 1.0
+    assert rubrics["checklist"]["tokens_written"] == 5 * 2 / 6
+    assert rubrics[TOLD]["tokens_read"] > rubrics["by kind, as labelled"]["tokens_read"]
+    assert rubrics["additive"]["by_kind"] == {"code": 1.0, "planning": 1.0}
+    assert 0 < rubrics["checklist"]["general_share"] < 1
+    text = render(found)
+    assert "| checklist | 100.0% (100.0% to 100.0%) |" in text
+    assert "planning taken for" in text
+    unfinished = render({**found, "kinds": {}, "rubrics": {"short": rubrics["short"]}})
+    assert "| short | 0.0%" in unfinished
+    assert "Kinds: " not in unfinished

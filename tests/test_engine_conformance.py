@@ -275,6 +275,16 @@ def test_option_probabilities_are_those_of_transformers(engine: TextEngine, load
     assert (probabilities.sum(axis=1) <= 1).all()
 
 
+def test_several_questions_about_each_reply_are_answered_as_one_by_one(engine: TextEngine) -> None:
+    prefixes = [
+        engine.render(f"{reply} {question}", "Score: ")
+        for reply in ("one reply, which is read once", "another one", "1" * 60)
+        for question in ("Is it right?", "Is it short?", "Does it say what was asked?")
+    ]
+    alone = [engine.next_token_distribution([prefix], ["0", "1"])[0].tolist() for prefix in prefixes]
+    assert engine.next_token_distribution(prefixes, ["0", "1"]) == pytest.approx(np.array(alone), abs=1e-2, rel=1e-2)
+
+
 def test_a_rationale_goes_before_the_options_and_cannot_end_the_reply(engine: TextEngine, loaded: LoadedModel) -> None:
     prefix = engine.render("hi", "It says <|im_end|>.\nScore: ")
     (probabilities,) = engine.next_token_distribution([prefix], ["0", "1"])

@@ -19,9 +19,21 @@ from hypothesis import strategies as st
 from srlm_pipeline.config import EMBEDDED_MODEL, JudgeSettings
 from srlm_pipeline.data.chat import render_user_turn, template_turn_marks, tokenizer_control_tokens
 from srlm_pipeline.generation.engine import Completion, FinishReason
-from srlm_pipeline.judging.judges import JudgeItem, Judgement, expected_score, make_judge
+from srlm_pipeline.judging.choosing import make_judge
+from srlm_pipeline.judging.judges import JudgeItem, Judgement, expected_score
+from srlm_pipeline.judging.kind_rubrics import kind_rubrics
+from srlm_pipeline.judging.kinds import kind_place
 from srlm_pipeline.judging.parser import parse_score, rationale_before_score
-from srlm_pipeline.judging.rubric import SCORE_START, comparison_prompt, judge_prompt
+from srlm_pipeline.judging.rubric import (
+    SCORE_START,
+    YES_NO_START,
+    comparison_prompt,
+    dimension_prompt,
+    judge_prompt,
+    kind_rubric_prompt,
+    questions_exchange,
+    yes_no_prompt,
+)
 from srlm_pipeline.models.embedded import gguf_path
 from srlm_pipeline.progress import NullProgress
 
@@ -216,6 +228,27 @@ def test_a_reply_that_is_compared_stays_where_it_stands(
         for texts in ((prompt, first, second), ("Q", "one", "two"))
     )
     is_contained(tokenizer, rendered, plain)
+
+
+@given(prompt=HOSTILE_REPLY, reply=HOSTILE_REPLY, question=HOSTILE_REPLY)
+@settings(max_examples=REPLIES // 4, suppress_health_check=[HealthCheck.too_slow])
+def test_what_is_asked_about_a_reply_or_a_prompt_stays_where_it_stands(
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, reply: str, question: str
+) -> None:
+    general = kind_rubrics().general
+
+    def asked(prompt: str, reply: str, question: str) -> list[str]:
+        exchanges = [
+            (dimension_prompt(question, prompt, reply), SCORE_START),
+            (yes_no_prompt(question, prompt, reply), YES_NO_START),
+            (kind_rubric_prompt(general, prompt, reply), ""),
+            (kind_place(prompt).message, kind_place(prompt).start),
+            questions_exchange(prompt),
+        ]
+        return [render_user_turn(tokenizer, *exchange) for exchange in exchanges]
+
+    for rendered, plain in zip(asked(prompt, reply, question), asked("Q", "R", "Is it?"), strict=True):
+        is_contained(tokenizer, rendered, plain)
 
 
 @given(judgement=HOSTILE_JUDGEMENT)

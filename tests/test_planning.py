@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from srlm_pipeline.config import (
 from srlm_pipeline.data.loaders import load_ranked_replies
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.evaluation.measuring import judge_ranked_replies
+from srlm_pipeline.judging.kind_rubrics import kind_rubrics
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.planning.machines import (
     GPUS,
@@ -45,7 +47,16 @@ from srlm_pipeline.planning.machines import (
 )
 from srlm_pipeline.planning.plan import Basis, Memory, Plan, Range, make_plan, plan_path, read_record, write_record
 from srlm_pipeline.planning.probe import machine_in_words, probe_path, run_probe
-from srlm_pipeline.planning.texts import Facts, Lengths, TextMeasure, load_data, measure_data, measure_of, unshared
+from srlm_pipeline.planning.texts import (
+    Facts,
+    Lengths,
+    TextMeasure,
+    load_data,
+    measure_data,
+    measure_of,
+    read_to_judge,
+    unshared,
+)
 from srlm_pipeline.planning.workload import (
     Assumptions,
     Kind,
@@ -84,6 +95,9 @@ FACTS: Facts = {
     "template": Lengths(1, (5,)),
     "judge": Lengths(2, (40, 40)),
     "comparison": Lengths(2, (30, 30)),
+    "kind": Lengths(40, (60,) * 40),
+    "held_out_kind": Lengths(0),
+    "checklist": Lengths(40, (70,) * 40),
 }
 SECONDS: dict[Unit, float] = {
     "opened": 1.0,
@@ -808,3 +822,33 @@ def test_a_real_probe_measures_everything(tiny_model: Path, tiny_measure: TextMe
     assert all(0 < memory.fixed < basis.available for memory in basis.memory.values())
     plan = make_plan(settings, measure_data(settings, data, tiny_measure), basis, 1, "tiny")
     assert 0 < plan.seconds.low <= plan.seconds.likely <= plan.seconds.high < math.inf
+
+
+@pytest.mark.parametrize("rubric", ["by_kind", "checklist"])
+def test_of_several_questions_about_a_reply_only_the_ends_are_counted_again(rubric: str) -> None:
+    judge = changed(judge={"mode": "distribution", "rubric": rubric}).judge
+    read = read_to_judge(judge, "the prompt", "the reply", "code")
+    assert (read.count("the prompt"), read.count("the reply")) == (1, 1)
+    assert all(read.count(dimension.question) == 1 for dimension in kind_rubrics().of("code").dimensions)
+
+
+@pytest.mark.parametrize("rubric", ["by_kind", "checklist"])
+def test_what_is_found_out_of_a_prompt_before_its_replies_are_judged_is_counted(rubric: str, tmp_path: Path) -> None:
+    settings = changed(judge={"mode": "distribution", "rubric": rubric}, data={"ranked_limit": 12})
+    ranked = load_ranked_replies(settings.data).table
+    held_out = ranked[ranked["split"] == "held_out"].assign(kind="")
+    kinds, options = len(kind_rubrics().by_kind), {"by_kind": 6, "checklist": 2}[rubric]
+    engine = FakeEngine(
+        lambda _: " say why?\n2. Is the response short?\n3. Is the response clear?",
+        lambda prefix: [0.1] * (kinds if "letter of the kind" in prefix else options),
+    )
+    checkpoint, store = Checkpoint(tmp_path, "M1", "fake", None), ProjectStore(tmp_path, tmp_path)
+    judge_ranked_replies(checkpoint, held_out, settings, store, lambda *_: engine, CountingProgress())
+    n = held_out["group_id"].nunique()
+    data = replace(load_data(settings), held_out=held_out)
+    facts = measure_data(settings, data, TextMeasure())
+    *_, before, judging, _ = work(settings, facts)["assessment"].parts
+    told = {prefix for prefix in engine.prefixes if "letter of the kind" in prefix}
+    # Prompts without content are read beside those whose kinds are told.
+    assert before.items == (len(engine.requests) if rubric == "checklist" else len(told) - 3) == n
+    assert judging.items == len(held_out)

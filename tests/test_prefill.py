@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from srlm_pipeline.acceleration.caches import pass_through, prepare_attention
 from srlm_pipeline.config import ModelSettings
-from srlm_pipeline.generation.prefill import PrefixStore, alike, last_token_logits, prefill, worthwhile_prefix
+from srlm_pipeline.generation.prefill import (
+    PrefixStore,
+    alike,
+    last_token_logits,
+    prefill,
+    read_on,
+    runs_alike,
+    worthwhile_prefix,
+)
 from srlm_pipeline.models.loading import load_model
 
 PREFIX = list(range(10, 60))
@@ -91,3 +99,57 @@ def test_gradients_are_the_same_with_and_without_sharing(tiny_model: Path) -> No
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-5)
+
+
+def tokens_read(sequences: list[list[int]], longest: int) -> int:
+    """What reading the runs takes, beside what all sequences begin with."""
+    everywhere = len(worthwhile_prefix(sequences))
+    return sum(
+        run.common - everywhere + sum(len(sequences[place]) - run.common for place in run.places)
+        for run in runs_alike(sequences, longest)
+    )
+
+
+@given(
+    st.lists(st.tuples(st.integers(2, 40), st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=5)), max_size=5),
+    st.integers(1, 6),
+)
+def test_runs_cover_all_sequences_in_their_order_and_save_half(
+    groups: list[tuple[int, list[list[int]]]], longest: int
+) -> None:
+    sequences = [[n] * n + end for n, ends in groups for end in ends]
+    runs = runs_alike(sequences, longest)
+    if runs:
+        assert [place for run in runs for place in run.places] == list(range(len(sequences)))
+        everywhere = len(worthwhile_prefix(sequences))
+        assert tokens_read(sequences, longest) <= sum(len(sequence) - everywhere for sequence in sequences) / 2
+    for run in runs:
+        assert len(run.places) <= longest
+        own = [sequences[place] for place in run.places]
+        assert len({tuple(sequence[: run.common]) for sequence in own}) == 1
+        assert 0 < run.common < min(map(len, own))
+
+
+def test_questions_about_one_text_are_a_run_and_texts_that_differ_are_none() -> None:
+    texts = [[*PREFIX, *[n] * 30] for n in range(3)]
+    questions = [text + end for text in texts for end in ([70], [71, 72], [73])]
+    assert [(run.places, run.common) for run in runs_alike(questions, 8)] == [
+        (range(n, n + 3), len(PREFIX) + 30) for n in (0, 3, 6)
+    ]
+    assert runs_alike(texts, 8) == []
+    assert runs_alike([[1], [1]], 8) == []
+
+
+def test_what_follows_several_beginnings_is_read_as_each_text_alone(tiny_model: Path) -> None:
+    from transformers import DynamicCache
+
+    model = load_model(tiny_model, ModelSettings(device="cpu", dtype="float32")).model
+    beginnings, rows = [PREFIX, PREFIX[:7]], [1, 0, 1]
+    with torch.inference_mode():
+        alone = torch.stack(
+            [model(torch.tensor([beginnings[n] + end])).logits[0, -1] for n, end in zip(rows, ENDS, strict=True)]
+        )
+        cache = DynamicCache(config=model.config)
+        read = prefill(model, beginnings, 0, cache)
+        logits = read_on(model, read, rows, ENDS, 0, cache).logits
+    torch.testing.assert_close(logits, alone, rtol=1e-4, atol=1e-5)

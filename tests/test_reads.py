@@ -217,11 +217,20 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
         ),
         ({"evaluation": {"arbiters": ["verifiers"]}}, "evaluation.verifiable.limit", ASSESSED | MATCHES),
         ({"evaluation": {"arbiters": ["reference"]}}, "evaluation.encoder", ASSESSED | MATCHES),
+        # By kind it is asked what it is not taught: M1 learns to judge by `short` either way.
+        ({"judge": {"rubric": "by_kind"}}, "judge.rubric", expected("judge.rubric")),
     ],
 )
 def test_what_is_stale_follows_the_other_settings(around: dict[str, Any], key: str, found: set[str]) -> None:
     settings = settings_with(around)
     assert stale(settings, with_another(settings, key)) == found
+
+
+@pytest.mark.parametrize("rubric", ["by_kind", "checklist"])
+def test_another_way_of_judging_that_m1_is_not_taught_makes_no_other_m1(rubric: str) -> None:
+    others = {"judge": {"mode": "distribution", "rubric": rubric}}
+    before = settings_with({"judge": {"mode": "distribution", "rubric": "short"}})
+    assert stale(before, settings_with(others)) == expected("judge.rubric") - {"seed_model"}
 
 
 def folder_of_weights(path: Path) -> Path:

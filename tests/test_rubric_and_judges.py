@@ -15,13 +15,13 @@ from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenizer_control_tokens
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut, derive_seed
 from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.judging.choosing import make_judge
 from srlm_pipeline.judging.judges import (
     DistributionJudge,
     HybridJudge,
     JudgeItem,
     SampledJudge,
     expected_score,
-    make_judge,
 )
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
 from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags

@@ -196,7 +196,7 @@ def eft_dataset(stage: Stage, ranked_replies: pd.DataFrame) -> dg.MaterializeRes
 
 def _seed_model(settings: Settings) -> tuple[str, ...]:
     sft = "sft" if settings.sft.enabled else "sft.enabled"
-    return ("base_model", *MODEL, "seed", sft, "eft", "judge.rubric", "baselines.start_from")
+    return ("base_model", *MODEL, "seed", sft, "eft", "judge.taught_rubric", "baselines.start_from")
 
 
 @srlm_asset(

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def _read(settings: Settings) -> tuple[str, ...]:
     common = ("pairs.strategy", *MODEL, "seed")
     if settings.pairs.strategy == "positive_only":
-        return (*common, "base_model", "sft", "eft", "judge.rubric")
+        return (*common, "base_model", "sft", "eft", "judge.taught_rubric")
     trained = [*common, "dpo", *(f"dpo.{setting}" for setting in sorted(settings.dpo.apart))]
     if settings.dpo.early_stopping.every or settings.dpo.interpolation:
         trained.append("evaluation.max_new_tokens")

@@ -109,7 +109,11 @@ class JudgeSettings(Section):
         description="sampled: written rationales, their scores averaged (the paper); distribution: the expected score "
         "from one forward pass; hybrid: one written rationale, then the expected score at the place of its score",
     )
-    rubric: Literal["additive", "short"] = Field("additive", description="additive: the full five-point rubric")
+    rubric: Literal["additive", "short", "by_kind", "checklist"] = Field(
+        "additive",
+        description="additive: the full five-point rubric; short: the same in a paragraph; not in the paper: by_kind: "
+        "dimensions that fit the kind of prompt; checklist: yes/no questions written for each prompt",
+    )
     samples: int = Field(
         3, ge=1, description="judgements per reply in sampled mode and for eft.targets self; hybrid always writes one"
     )
@@ -131,6 +135,27 @@ class JudgeSettings(Section):
         if value and all(member.model == VERIFIERS for member in value):
             raise ValueError(f"{VERIFIERS} have an opinion on checkable prompts only; name self beside them")
         return value
+
+    @property
+    def taught_rubric(self) -> Literal["additive", "short"]:
+        """The rubric by which M1 learns to judge; judging by kind or checklist is asked of it untaught."""
+        return self.rubric if self.rubric in ("additive", "short") else "short"
+
+    @model_validator(mode="after")
+    def _can_be_asked_by_the_rubric(self) -> JudgeSettings:
+        modes = {self.mode, *(member.mode for member in self.panel if member.mode)}
+        if self.rubric == "checklist" and modes != {"distribution"}:
+            raise ValueError(
+                "rubric checklist reads the probabilities of Yes and No: it needs mode distribution, of every member "
+                "of panel too"
+            )
+        servers = [member.model for member in self.panel if member.server.base_url]
+        if self.rubric != self.taught_rubric and servers:
+            raise ValueError(
+                f"rubric {self.rubric} reads probabilities, and a server ({servers[0]}) is asked in words: take it off "
+                "panel, or set rubric to additive or short"
+            )
+        return self
 
 
 class PairSettings(Section):

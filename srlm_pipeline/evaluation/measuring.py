@@ -22,7 +22,8 @@ from srlm_pipeline.generation.engine import Sampling
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
 from srlm_pipeline.generation.stage import Ask, generate_all
-from srlm_pipeline.judging.judges import JudgeItem, Judgement, make_judge
+from srlm_pipeline.judging.choosing import make_judge
+from srlm_pipeline.judging.judges import JudgeItem, Judgement
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.store import ProjectStore
@@ -93,7 +94,7 @@ def judge_ranked_replies(
     """
     stage = f"judge_accuracy/{checkpoint.name}"
     judge = make_judge(open_engine(checkpoint, settings.judge.batch_size), settings.judge, settings.seed, stage)
-    items = [JudgeItem(fingerprint(row.prompt, row.text), row.prompt, row.text) for row in ranked.itertuples()]
+    items = [JudgeItem(fingerprint(r.prompt, r.text), r.prompt, r.text, r.kind) for r in ranked.itertuples()]
     journal = judgement_journal(store, checkpoint)
     return accuracy_table(checkpoint.name, ranked, judge.judge(items, progress, journal))
 

@@ -26,7 +26,8 @@ from srlm_pipeline.evaluation.references import ReferenceArbiter, references_of
 from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
-from srlm_pipeline.judging.judges import DistributionJudge, Judge, SampledJudge, make_judge
+from srlm_pipeline.judging.choosing import make_judge
+from srlm_pipeline.judging.judges import Judge, SampledJudge
 from srlm_pipeline.judging.panel import Member, PanelJudge
 from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.judging.verifiers import VerifierJudge
@@ -148,7 +149,8 @@ def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore
     engine = DeferredEngine(slot, checkpoint, judge.batch_size)
     if chosen.method == "comparison":
         return ComparisonArbiter(engine)
-    return ScoreArbiter(DistributionJudge(engine, judge.rubric), judgement_journal(store, checkpoint, folder))
+    scoring = make_judge(engine, judge.model_copy(update={"mode": "distribution"}), settings.seed, "arbiter")
+    return ScoreArbiter(scoring, judgement_journal(store, checkpoint, folder))
 
 
 def _open_verifiers(settings: Settings) -> Arbiter:

@@ -6,6 +6,7 @@ last token.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _WORTHWHILE = 16
 # So many tokens of padding cost as much as a further pass through all layers, forwards and backwards.
 _WORTH_A_PASS = 512
+# Reading beginnings first takes a pass more, and a copy of what was read for each row: worth it for half of the tokens.
+_WORTH_TWO_PASSES = 1 / 2
 
 
 class PrefixStore:
@@ -102,6 +105,42 @@ def prefill(
     return Prefilled(logits, mask, positions[:, -1])
 
 
+def read_on(
+    model: PreTrainedModel,
+    read: Prefilled,
+    rows: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    pad_token_id: int,
+    cache: DynamicCache,
+) -> Prefilled:
+    """Read what follows beginnings that have been read, several times after each.
+
+    Args:
+        model: Causal LM.
+        read: What reading the beginnings gave.
+        rows: For each sequence the row of its beginning.
+        sequences: Token ids; none empty.
+        pad_token_id: For left padding.
+        cache: Of the beginnings; afterwards of the sequences.
+    """
+    import torch
+
+    chosen = torch.tensor(rows, device=read.mask.device)
+    cache.batch_select_indices(chosen)
+    ids, mask, positions = left_pad(sequences, pad_token_id, model.device)
+    mask = torch.cat([read.mask[chosen], mask], dim=-1)
+    positions = read.last_position[chosen][:, None] + 1 + positions
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last_position_only(model.device),
+    ).logits[:, -1]
+    return Prefilled(logits, mask, positions[:, -1])
+
+
 def last_token_logits(
     model: PreTrainedModel, sequences: Sequence[Sequence[int]], pad_token_id: int, share_prefix: bool = True
 ) -> torch.Tensor:
@@ -155,6 +194,56 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
         else:
             batches[-1].append(place)
     return batches
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring sequences that begin alike.
+
+    Attributes:
+        places: Of the sequences.
+        common: How many tokens all of them begin with, at least one token of each being left over.
+    """
+
+    places: range
+    common: int
+
+
+def runs_alike(sequences: Sequence[Sequence[int]], longest: int) -> list[Run]:
+    """Divide sequences into runs whose beginnings are best read once; none if that does not save half of the tokens.
+
+    Of all ways to divide them, in their order, the one that reads the fewest tokens.
+
+    Args:
+        sequences: Token ids; none empty.
+        longest: Most sequences of a run.
+    """
+    if len(sequences) < 2 or min(map(len, sequences)) < 2:
+        return []
+    everywhere = len(worthwhile_prefix(sequences))
+    alike = [common_length(pair) for pair in itertools.pairwise(sequences)]
+    # Of the first n sequences: the fewest tokens, and the last run.
+    best: list[tuple[int, Run | None]] = [(0, None)]
+    for end in range(1, len(sequences) + 1):
+        common = len(sequences[end - 1]) - 1
+        lengths = 0
+        ways: list[tuple[int, Run]] = []
+        for start in range(end - 1, max(-1, end - 1 - longest), -1):
+            if start < end - 1:
+                common = min(common, alike[start], len(sequences[start]) - 1)
+            lengths += len(sequences[start])
+            tokens = common - everywhere + lengths - common * (end - start)
+            ways.append((best[start][0] + tokens, Run(range(start, end), common)))
+        best.append(min(ways, key=lambda way: way[0]))
+    together = sum(len(sequence) - everywhere for sequence in sequences)
+    if best[-1][0] > together * _WORTH_TWO_PASSES:
+        return []
+    runs: list[Run] = []
+    run = best[-1][1]
+    while run is not None:
+        runs.append(run)
+        run = best[run.places.start][1]
+    return runs[::-1]
 
 
 def worthwhile_prefix(sequences: Sequence[Sequence[int]]) -> Sequence[int]:

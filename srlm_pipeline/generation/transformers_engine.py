@@ -24,10 +24,19 @@ from srlm_pipeline.acceleration.caches import (
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
-from srlm_pipeline.generation.prefill import PrefixStore, last_position_only, prefill, worthwhile_prefix
+from srlm_pipeline.generation.prefill import (
+    PrefixStore,
+    Run,
+    last_position_only,
+    prefill,
+    read_on,
+    runs_alike,
+    worthwhile_prefix,
+)
 from srlm_pipeline.generation.sampling import draw_tokens
 
 if TYPE_CHECKING:
+    import torch
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -105,16 +114,52 @@ class TransformersEngine:
             self._check_fits(len(ids), 1)
         result = np.zeros((len(prefixes), len(options)))
         with torch.inference_mode():
-            shared = self._read_common(sequences)
-            for rows in self._batches(sequences):
-                cache = pass_through(self._model, shared, len(rows)) if shared else None
-                read = prefill(self._model, [sequences[i] for i in rows], self._pad, cache)
-                chosen = torch.tensor([split[i][1] for i in rows], device=read.logits.device)
-                log_probabilities = read.logits.float().log_softmax(dim=-1).gather(-1, chosen)
+            for rows, logits in self._read(sequences):
+                chosen = torch.tensor([split[i][1] for i in rows], device=logits.device)
+                log_probabilities = logits.float().log_softmax(dim=-1).gather(-1, chosen)
                 result[rows] = log_probabilities.exp().double().cpu().numpy()
                 if on_finished:
                     on_finished(len(rows))
         return result
+
+    def _read(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Read sequences; what all of them, or neighbours, begin with is read once.
+
+        Yields:
+            Places of the sequences of one batch, and the logits that follow each.
+        """
+        from transformers import DynamicCache
+
+        runs = runs_alike(sequences, self._batch_size) if self._prefixes else []
+        if not runs:
+            shared = self._read_common(sequences)
+            for rows in self._batches(sequences):
+                cache = pass_through(self._model, shared, len(rows)) if shared else None
+                yield rows, prefill(self._model, [sequences[i] for i in rows], self._pad, cache).logits
+            return
+        beginnings = {run: sequences[run.places.start][: run.common] for run in runs}
+        shared = self._read_common(list(beginnings.values()))
+        for batch in self._run_batches(runs):
+            own = DynamicCache(config=self._model.config)
+            if shared:
+                start_with(own, shared, len(batch))
+            read = prefill(self._model, [beginnings[run] for run in batch], self._pad, own)
+            owners = [number for number, run in enumerate(batch) for _ in run.places]
+            rows = [place for run in batch for place in run.places]
+            rest = [sequences[place][run.common :] for run in batch for place in run.places]
+            yield rows, read_on(self._model, read, owners, rest, self._pad, own).logits
+
+    def _run_batches(self, runs: Sequence[Run]) -> Iterator[list[Run]]:
+        """Alike lengths together, as many as a batch has room for; longest first, so that memory trouble shows."""
+        batch: list[Run] = []
+        for run in sorted(runs, key=lambda run: -run.common):
+            if batch and sum(len(r.places) for r in (*batch, run)) > self._batch_size:
+                yield batch
+                trim_freed_memory()
+                batch = []
+            batch.append(run)
+        if batch:
+            yield batch
 
     def _read_common(self, sequences: Sequence[Sequence[int]]) -> DynamicCache | None:
         """Read what all sequences begin with, if that is much and the model's layers allow it."""

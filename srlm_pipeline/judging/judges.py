@@ -1,6 +1,7 @@
 """LLM-as-a-Judge in three modes.
 
 Sampled rationales as in the paper, one forward pass over the scores, and a rationale followed by such a pass.
+What is asked is one rubric for all prompts, unless a judge is told to ask otherwise (`Messages`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,9 @@ from srlm_pipeline.generation.engine import Sampling, TextEngine, TextWriter, de
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import Ask, generate_all, refuse_duplicates
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
+from srlm_pipeline.judging.reading import expectation
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, Rubric, judge_prompt
 from srlm_pipeline.progress import ProgressReporter
-
-# Below this the model was about to write something else, and what it thinks of the digits means nothing.
-MINIMUM_SCORE_MASS = 0.01
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,13 @@ class JudgeItem:
         key: Unique within the stage; seeds derive from it.
         prompt: The user's instruction.
         response: The reply.
+        kind: Of the prompt, where the data says so. Replies to one prompt have the same.
     """
 
     key: str
     prompt: str
     response: str
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Judgement:
         n_invalid: Judgements without.
         spread: Standard deviation, over the samples or of the distribution; None without a score.
         raw: What the judge wrote (JSON list), its probabilities of 0..5 (JSON list), or both (JSON object of
-            ``rationale`` and ``probabilities``, the latter null after a rationale that was cut off). Of a panel, what
-            every member said (JSON list of objects).
+            ``rationale`` and ``probabilities``, the latter null after a rationale that was cut off). By a kind's
+            rubric a JSON object of ``kind`` (null for the general rubric) and ``dimensions`` (probabilities of 0..5 by
+            name); by a checklist one of ``questions`` (JSON list of objects). Of a panel, what every member said (JSON
+            list of objects).
         disagreement: Standard deviation between the members of a panel; None without two that gave a score.
         passed: Share of the prompt's checks that the reply passes, in 0..1; None where no program checked it.
         opinion: Where one did, what the other members of the panel think, in 0..5; None if they gave no score.
@@ -83,6 +86,10 @@ class Judge(Protocol):
         ...
 
 
+# Returns what the judge is asked of each item, a rationale first and then one score.
+Messages = Callable[[Sequence[JudgeItem], ProgressReporter, Journal | None], list[str]]
+
+
 class SampledJudge:
     """The paper's judge: K sampled rationales, the valid scores averaged (paper section 2.2).
 
@@ -91,10 +98,19 @@ class SampledJudge:
         settings: Sampling, K, rubric.
         run_seed: Each judgement's randomness derives from it and the item's key.
         stage: Name that keeps stages' randomness apart.
+        messages: What is asked; None: by the rubric that M1 is taught.
     """
 
-    def __init__(self, engine: TextWriter, settings: JudgeSettings, run_seed: int, stage: str) -> None:
+    def __init__(
+        self,
+        engine: TextWriter,
+        settings: JudgeSettings,
+        run_seed: int,
+        stage: str,
+        messages: Messages | None = None,
+    ) -> None:
         self._engine, self._settings, self._run_seed, self._stage = engine, settings, run_seed, stage
+        self._messages = messages or _by_rubric(settings.taught_rubric)
 
     @property
     def name(self) -> str:
@@ -108,12 +124,8 @@ class SampledJudge:
         settings = self._settings
         distinct = _distinct(items)
         asks = [
-            Ask(
-                f"{item.key}#{k}",
-                judge_prompt(settings.rubric, item.prompt, item.response, "rationale"),
-                derive_seed(self._run_seed, self._stage, item.key, k),
-            )
-            for item in distinct
+            Ask(f"{item.key}#{k}", message, derive_seed(self._run_seed, self._stage, item.key, k))
+            for item, message in zip(distinct, self._messages(distinct, progress, journal), strict=True)
             for k in range(settings.samples)
         ]
         completions = generate_all(self._engine, asks, _sampling(settings), "judging", progress, journal)
@@ -176,10 +188,19 @@ class HybridJudge:
         settings: Sampling and rubric; `samples` is not read.
         run_seed: Each rationale's randomness derives from it and the item's key.
         stage: Name that keeps stages' randomness apart.
+        messages: What is asked; None: by the rubric that M1 is taught.
     """
 
-    def __init__(self, engine: TextEngine, settings: JudgeSettings, run_seed: int, stage: str) -> None:
+    def __init__(
+        self,
+        engine: TextEngine,
+        settings: JudgeSettings,
+        run_seed: int,
+        stage: str,
+        messages: Messages | None = None,
+    ) -> None:
         self._engine, self._settings, self._run_seed, self._stage = engine, settings, run_seed, stage
+        self._messages = messages or _by_rubric(settings.taught_rubric)
 
     @property
     def name(self) -> str:
@@ -191,8 +212,12 @@ class HybridJudge:
     ) -> list[Judgement]:
         """Judge every item once; see `Judge.judge`."""
         distinct = _distinct(items)
+        messages = {
+            item.key: message
+            for item, message in zip(distinct, self._messages(distinct, progress, journal), strict=True)
+        }
         asks = [
-            Ask(item.key, self._message(item), derive_seed(self._run_seed, self._stage, item.key, 0))
+            Ask(item.key, messages[item.key], derive_seed(self._run_seed, self._stage, item.key, 0))
             for item in distinct
         ]
         completions = generate_all(
@@ -207,7 +232,7 @@ class HybridJudge:
         weighed = _expected_scores(
             self._engine,
             [item for item in distinct if item.key in places],
-            lambda item: (self._message(item), places[item.key]),
+            lambda item: (messages[item.key], places[item.key]),
             progress,
             journal,
         )
@@ -218,8 +243,9 @@ class HybridJudge:
         ]
         return _for_all(items, distinct, judgements)
 
-    def _message(self, item: JudgeItem) -> str:
-        return judge_prompt(self._settings.rubric, item.prompt, item.response, "rationale")
+
+def _by_rubric(rubric: Rubric) -> Messages:
+    return lambda items, progress, journal: [judge_prompt(rubric, i.prompt, i.response, "rationale") for i in items]
 
 
 def _expected_scores(
@@ -308,23 +334,10 @@ def expected_score(key: str, masses: Sequence[float]) -> Judgement:
         key: Of the item.
         masses: Shape (6,), the full-vocabulary probabilities of the six score tokens.
     """
-    total = sum(masses)
-    if not total >= MINIMUM_SCORE_MASS:
+    found = expectation(masses, range(len(masses)))
+    if found is None:
         return Judgement(key, None, 0, 1, None, json.dumps(masses))
-    shares = np.asarray(masses, dtype=float) / total
-    values = np.arange(len(shares))
-    mean = float(shares @ values)
-    spread = float(shares @ (values - mean) ** 2) ** 0.5
-    return Judgement(key, min(max(mean, 0.0), float(values[-1])), 1, 0, spread, json.dumps(masses))
-
-
-def make_judge(engine: TextEngine, settings: JudgeSettings, run_seed: int, stage: str) -> Judge:
-    """Return the judge that the settings ask for."""
-    if settings.mode == "sampled":
-        return SampledJudge(engine, settings, run_seed, stage)
-    if settings.mode == "hybrid":
-        return HybridJudge(engine, settings, run_seed, stage)
-    return DistributionJudge(engine, settings.rubric)
+    return Judgement(key, found.mean, 1, 0, found.spread, json.dumps(masses))
 
 
 def _without_key(judgement: Judgement) -> dict[str, Any]:

@@ -45,7 +45,7 @@ _FASTER, _SLOWER = 0.8, 1.3
 # Settings on which the speed of a unit of work depends; how many units there are does not matter.
 _PROBED_SETTINGS = (
     "base_model", "model", "engine", "data", "eft.enabled", "eft.targets", "eft.ranking", "judge.batch_size",
-    "judge.rubric", "candidates.batch_size", "candidates.max_new_tokens",
+    "judge.taught_rubric", "candidates.batch_size", "candidates.max_new_tokens",
     *(f"{stage}.{name}" for stage in ("sft", "eft", "dpo")
       for name in ("method", "lora", "micro_batch_size", "max_length")),
 )  # fmt: skip
@@ -112,7 +112,7 @@ def run_probe(
     engine, opened = _timed(lambda: open_engine(base, settings.candidates.batch_size))
     announce("reading")
     replies = _repeated(list(data.train.itertuples()), in_flight or settings.judge.batch_size)
-    questions = [judge_prompt(settings.judge.rubric, r.prompt, r.text, "direct") for r in replies]
+    questions = [judge_prompt(settings.judge.taught_rubric, r.prompt, r.text, "direct") for r in replies]
     seconds: dict[Unit, float] = {"opened": opened, "read": _measure_reading(engine, questions, measure)}
     announce("writing")
     messages = _repeated(data.ift["prompt"].tolist(), in_flight or settings.candidates.batch_size)
@@ -199,7 +199,7 @@ def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dic
     def tokens(chosen: TrainingSettings, prompt: str, *replies: str) -> float:
         return sum(min(measure.conversation(prompt, reply), chosen.max_length) for reply in replies)
 
-    sft, dpo, rubric = settings.sft, settings.dpo, settings.judge.rubric
+    sft, dpo, rubric = settings.sft, settings.dpo, settings.judge.taught_rubric
     # Of steps that a budget would spare nothing is measured.
     whole = dpo.model_copy(update={"kl_budget": None})
     texts = [*(SftExample(row.prompt, row.response) for row in data.ift.itertuples()), *data.judgements]

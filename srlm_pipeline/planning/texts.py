@@ -12,13 +12,22 @@ import pandas as pd
 
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.checks.verifiable import load_verifiable
-from srlm_pipeline.config import Settings
+from srlm_pipeline.config import JudgeSettings, Settings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.data.loaders import load_evaluation_prompts, load_instructions, load_ranked_replies
 from srlm_pipeline.generation.prefill import common_length
 from srlm_pipeline.judging.eft import eft_from_dataset, eft_from_ranks
+from srlm_pipeline.judging.kind_rubrics import kind_rubrics
+from srlm_pipeline.judging.kinds import kind_place
 from srlm_pipeline.judging.negatives import with_negatives
-from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt
+from srlm_pipeline.judging.rubric import (
+    comparison_prompt,
+    dimension_prompt,
+    judge_prompt,
+    kind_rubric_prompt,
+    questions_exchange,
+    yes_no_prompt,
+)
 from srlm_pipeline.prompting.few_shot import few_shot_exchange
 from srlm_pipeline.prompting.rewriting import rewriting_exchange
 from srlm_pipeline.training.ranking_items import RankedExample
@@ -102,7 +111,8 @@ class Lengths:
 
 TextKind = Literal[
     "instruction", "prompt", "response", "judgement", "explained", "group", "held_out", "held_out_pair", "best",
-    "evaluation", "verifiable", "closed", "few_shot", "rewriting", "template", "judge", "comparison",
+    "evaluation", "verifiable", "closed", "few_shot", "rewriting", "template", "judge", "comparison", "kind",
+    "held_out_kind", "checklist",
 ]  # fmt: skip
 Facts = Mapping[TextKind, Lengths]
 """What the work depends on; `measure_data` says what each kind of text is."""
@@ -131,7 +141,9 @@ def load_data(settings: Settings) -> ProjectData:
     judgements = []
     if eft.enabled:
         built = with_negatives(built, eft.mismatched_negatives, eft.corrupted_negatives, settings.seed)
-        judgements = judgement_examples(built.table, settings.judge.rubric, eft.rationales_per_prompt, settings.seed)
+        judgements = judgement_examples(
+            built.table, settings.judge.taught_rubric, eft.rationales_per_prompt, settings.seed
+        )
     ift = load_instructions(settings.data).table
     return ProjectData(ift, train, held_out, judgements, ranked_examples(built.table))
 
@@ -142,7 +154,8 @@ def measure_data(settings: Settings, data: ProjectData, measure: TextMeasure) ->
     Raises:
         SrlmError: If a file of evaluation prompts, verifiable prompts or closed tasks is missing or wrong.
     """
-    rubric, invented, tested = settings.judge.rubric, settings.prompt_generation, settings.evaluation
+    judge, invented, tested = settings.judge, settings.prompt_generation, settings.evaluation
+    rubric = judge.taught_rubric
     prompts, held_out = data.ift["prompt"].tolist(), data.held_out
     shown = invented.seed_examples + invented.generated_examples
     by_rank = [group for _, group in held_out.sort_values("rank", kind="stable").groupby("group_id")]
@@ -173,8 +186,8 @@ def measure_data(settings: Settings, data: ProjectData, measure: TextMeasure) ->
         ),
         # All judging prompts of a training prompt's replies together, those made up for the judge included.
         "group": lengths(group_tokens(group, settings, measure) for group in data.groups),
-        # Judging prompts of held-out replies, and of each two of different rank; the best replies with their prompts.
-        "held_out": plain(unshared([judge_prompt(rubric, r.prompt, r.text, "direct") for r in held_out.itertuples()])),
+        # What is read to judge held-out replies, and each two of different rank; the best replies with their prompts.
+        "held_out": plain(unshared([read_to_judge(judge, r.prompt, r.text, r.kind) for r in held_out.itertuples()])),
         "held_out_pair": plain(unshared(pairs)),
         "best": lengths(measure.conversation(group["prompt"].iloc[0], group["text"].iloc[0]) for group in by_rank),
         # What models are asked when they are measured.
@@ -186,14 +199,43 @@ def measure_data(settings: Settings, data: ProjectData, measure: TextMeasure) ->
         "rewriting": plain(unshared([rewriting_exchange("deepen", prompt)[1] for prompt in prompts])),
         # What stands around a prompt and its reply, around these if they are to be judged, and around two replies.
         "template": lengths([measure.template]),
-        "judge": plain(unshared([judge_prompt(rubric, *texts, "direct") for texts in (("", ""), ("a", "b"))])),
+        "judge": plain(unshared([read_to_judge(judge, *texts) for texts in (("", ""), ("a", "b"))])),
         "comparison": plain(unshared([comparison_prompt("", "", ""), comparison_prompt("a", "b", "c")])),
+        # Of which kind a prompt is, held-out ones where the data does not tell it; what its replies are checked for.
+        "kind": plain(unshared([kind_place(prompt).message for prompt in prompts])),
+        "held_out_kind": plain(
+            kind_place(group["prompt"].iloc[0]).message
+            for group in by_rank
+            if group["kind"].iloc[0] not in kind_rubrics().by_kind
+        ),
+        "checklist": plain(unshared([questions_exchange(prompt)[1] for prompt in prompts])),
     }
+
+
+def read_to_judge(judge: JudgeSettings, prompt: str, reply: str, kind: str | None = None) -> str:
+    """Return all that is read of a reply to judge it, once: of several questions about it the later ones' ends follow.
+
+    The questions of the kind stand for those of a checklist, which nobody has written yet.
+
+    Args:
+        judge: Rubric and mode.
+        prompt: The user's instruction.
+        reply: To be judged.
+        kind: Of the prompt, where it is known.
+    """
+    if judge.rubric == "additive" or judge.rubric == "short":
+        return judge_prompt(judge.rubric, prompt, reply, "direct")
+    rubric = kind_rubrics().of(kind)
+    if judge.mode != "distribution":
+        return kind_rubric_prompt(rubric, prompt, reply)
+    ask = dimension_prompt if judge.rubric == "by_kind" else yes_no_prompt
+    texts = [ask(dimension.question, prompt, reply) for dimension in rubric.dimensions]
+    return "".join([texts[0], *unshared(texts)[1:]])
 
 
 def group_tokens(group: RankedExample, settings: Settings, measure: TextMeasure) -> float:
     """Return how many tokens the ranking objective is computed on for the replies to one prompt."""
-    asked = [judge_prompt(settings.judge.rubric, group.prompt, reply, "direct") for reply in group.replies]
+    asked = [judge_prompt(settings.judge.taught_rubric, group.prompt, reply, "direct") for reply in group.replies]
     return sum(min(measure.conversation(message), settings.eft.max_length) for message in asked)
 
 

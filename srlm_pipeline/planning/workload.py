@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from srlm_pipeline.config import PROGRAMS, PanelMember, Settings, TrainingSettings
 from srlm_pipeline.evaluation.assessing import reply_limits
+from srlm_pipeline.judging.checklists import LONGEST_CHECKLIST
 from srlm_pipeline.planning.texts import Facts, Lengths
 from srlm_pipeline.prompting import evolution, few_shot
 from srlm_pipeline.prompting.evolution import prompts_by_operator
@@ -163,7 +164,8 @@ class _Stages:
         shown = prompts.of(n) + facts["judge"] + replies
         members = [m for m in judge.panel or (PanelMember(),) if m.model not in PROGRAMS]
         modes = [m.mode or judge.mode for m in members if not m.server.base_url]
-        judging = [part for mode in modes for part in self._judge(shown, mode)]
+        before = self._before_judging(prompts.count, facts["kind"].of(prompts.count))
+        judging = [part for mode in modes for part in (*before, *self._judge(shown, mode))]
         asked = (len(members) - len(modes)) * n * judge.samples
         yield StageWork("judged_scores", "iteration", n, "replies", judging, len(modes), requests=asked)
         yield self._iteration_model(prompts + facts["template"] + replies)
@@ -219,6 +221,16 @@ class _Stages:
         # Prompt and rationale are read once more, up to the place of the score.
         return [writing] if mode == "sampled" else [writing, self._read(shown + judgement, judge.batch_size)]
 
+    def _before_judging(self, prompts: int, of_no_kind: Lengths) -> list[Work]:
+        """What a judge finds out of prompts first: their kinds where these are not known, or what to check."""
+        judge = self.settings.judge
+        if judge.rubric == "by_kind" and of_no_kind.count:
+            return [self._read(of_no_kind, judge.batch_size)]
+        if judge.rubric == "checklist":
+            written = Lengths(1, (self.assumed.judgement_tokens,))
+            return [self._write(self.facts["checklist"].of(prompts), written, LONGEST_CHECKLIST, judge.batch_size)]
+        return []
+
     def _opinions(self, replies: Lengths, pairs: Lengths, scored: bool = False) -> tuple[list[Work], int]:
         """What the arbiters here read, each being as large as the project's model, and how often servers are asked.
 
@@ -249,6 +261,7 @@ class _Stages:
         facts, tested, judge = self.facts, self.settings.evaluation, self.settings.judge
         parts = [self._answers(facts[part], limit) for part, limit in reply_limits(tested).items()]
         n = sum(part.items for part in parts) + facts["held_out"].count
+        parts += self._before_judging(facts["best"].count, facts["held_out_kind"])
         parts += [*self._judge(facts["held_out"], judge.mode), self._read(facts["best"], judge.batch_size)]
         return StageWork(stage, phase, models * n, "replies", parts * models, opened=2 * models)
 

@@ -52,14 +52,14 @@ def train_seed_model(
         job: Its source is the base model.
         ift: Table `INSTRUCTIONS`.
         eft: Table `EFT`; may be empty.
-        settings: All settings; `sft`, `eft` and `judge.rubric` are read.
+        settings: All settings; `sft`, `eft` and `judge.taught_rubric` are read.
         sft_baseline: What the same settings made of `ift` alone; without judgement texts training goes on from it.
 
     Raises:
         EmptyDataError: If there is nothing to train on.
     """
     between = job.work / "after_sft"
-    texts = judgement_examples(eft, settings.judge.rubric, settings.eft.rationales_per_prompt, job.seed)
+    texts = judgement_examples(eft, settings.judge.taught_rubric, settings.eft.rationales_per_prompt, job.seed)
     examples = [*(SftExample(row.prompt, row.response) for row in ift.itertuples()), *texts]
     groups = ranked_examples(eft) if settings.eft.enabled and settings.eft.ranking else []
 
@@ -76,7 +76,8 @@ def train_seed_model(
         only = run_sft()
         return SeedTraining(only, only)
     sft = None if made else _kept(between, run_sft)
-    ranking = train_ranking(stage(made or between, "ranking", "to rank"), groups, settings.eft, settings.judge.rubric)
+    to_rank = stage(made or between, "ranking", "to rank")
+    ranking = train_ranking(to_rank, groups, settings.eft, settings.judge.taught_rubric)
     return SeedTraining(ranking, sft, ranking)
 
 

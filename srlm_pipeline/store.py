@@ -64,7 +64,11 @@ class ProjectStore:
             inputs: Digests of everything that the training depends on: with other data or settings, nothing is
                 continued.
         """
-        return self.root / "work" / model / fingerprint(*inputs)
+        return self.work_folders(model) / fingerprint(*inputs)
+
+    def work_folders(self, model: str) -> Path:
+        """Return the folder of all work folders of a model, those of other settings and data included."""
+        return self.root / "work" / model
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Return a finished model of the project.

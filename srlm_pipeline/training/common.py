@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.resumption import marking_callback, newest_whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -33,7 +33,8 @@ class TrainingJob:
         source: Model to start from.
         model: How models are loaded.
         seed: Of data order, adapter initialisation and whatever else is drawn.
-        work: Folder for resumable checkpoints; a later job with the same one continues.
+        work: Folder for resumable checkpoints; a later job with the same one continues. It stays until the model is
+            saved, or an interruption in between would cost the training.
         description: Shown with the progress.
         progress: Where progress is shown.
     """
@@ -103,7 +104,8 @@ def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: Load
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": settings.save_every,
-        "save_total_limit": 1,
+        # None is removed by the trainer: an older one goes when the new one is whole (`marking_callback`).
+        "save_total_limit": None,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
@@ -166,19 +168,18 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
         trainer: Built, not started.
     """
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
 
     trainer.remove_callback(PrinterCallback)
     steps = _planned_steps(trainer)
-    newest = get_last_checkpoint(str(job.work)) if job.work.is_dir() else None
-    done = int(newest.rsplit("-", 1)[-1]) if newest else 0
+    newest, done = newest_whole(job.work) or (None, 0)
     with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
+        trainer.add_callback(marking_callback())
         device = trainer.model.device.type
         with keep_freed_memory(device), cheap_log_probabilities(device), _no_double_casts(trainer):
-            trainer.train(resume_from_checkpoint=newest)
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return [dict(entry) for entry in trainer.state.log_history]
 
 
@@ -188,13 +189,6 @@ def _no_double_casts(trainer: Trainer) -> AbstractContextManager[None]:
     from peft.helpers import disable_input_dtype_casting
 
     return disable_input_dtype_casting(trainer.model, isinstance(trainer.model, PeftModel) and trainer.args.bf16)
-
-
-def finish(job: TrainingJob, settings: TrainingSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
-    """Return the trained model as `trained_model` does, and remove the work folder."""
-    trained = trained_model(job, settings, trainer, tokenizer)
-    shutil.rmtree(job.work, ignore_errors=True)
-    return trained
 
 
 def trained_model(job: TrainingJob, settings: TrainingSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:

@@ -7,7 +7,6 @@ it where the tokenizer pads with that very token.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,7 +152,6 @@ def train_reward_model(
     )
     history = run_trainer(job, trainer)
     trained = _trained(job, settings, trainer, loaded.tokenizer)
-    shutil.rmtree(job.work, ignore_errors=True)
     return TrainingRun(trained, history, len(rows), len(examples) - len(rows))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ def train_seed_model(
     if not groups:
         only = run_sft()
         return SeedTraining(only, only)
-    sft = None if made else _kept(between, run_sft)
+    sft = None if made else _kept(between, run_sft, job.work / "sft")
     ranking = train_ranking(stage(made or between, "ranking", "to rank"), groups, settings.eft, settings.judge.rubric)
     return SeedTraining(ranking, sft, ranking)
 
@@ -113,14 +114,15 @@ def ranked_examples(eft: pd.DataFrame) -> list[RankedExample]:
     ]
 
 
-def _kept(folder: Path, train: Callable[[], TrainingRun]) -> TrainingRun:
-    """Train and keep the model in a folder, or take up what an interrupted run kept there."""
+def _kept(folder: Path, train: Callable[[], TrainingRun], work: Path) -> TrainingRun:
+    """Train in a work folder and keep the model in another, or take up what an interrupted run kept there."""
     if folder.is_dir():
         return _load(folder)
     run = train()
     with replacing_folder(folder) as temporary:
         run.loaded.model.save_pretrained(temporary)
         run.loaded.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(work, ignore_errors=True)
     return run
 
 

@@ -143,6 +143,36 @@ class DiskSpaceError(SrlmError):
         )
 
 
+class ForeignFolderError(SrlmError):
+    """Something that the pipeline did not put there lies where a folder of its own belongs.
+
+    Attributes:
+        folder: The place.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        super().__init__(
+            f"{folder} is in the way: the pipeline did not make it and replaces nothing that is not its own. "
+            "Move it elsewhere, or choose another `project` or `storage`"
+        )
+
+
+class HomeInUseError(SrlmError):
+    """Another process computes in the same Dagster home.
+
+    Attributes:
+        home: The folder.
+        process: Its process id; None where it is a step that Dagster started.
+        since: When it began, in UTC, as ISO 8601 has it.
+    """
+
+    def __init__(self, home: Path | str, process: int | None, since: str | None) -> None:
+        self.home, self.process, self.since = Path(home), process, since
+        who = f"`srlm run`, process {process}, since {since}," if process else "a step of a run that Dagster started"
+        super().__init__(f"{who} is at work in {home}: wait for it, or end it first")
+
+
 class TableError(SrlmError):
     """A table does not follow its declared schema.
 

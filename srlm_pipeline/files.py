@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from srlm_pipeline.errors import DiskSpaceError
+from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
 
 
 @contextmanager
@@ -25,18 +25,27 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path, mark: str) -> Iterator[Path]:
     """Give a temporary folder to fill; it becomes `target` only if the block succeeds.
 
     A folder that was there before is moved aside first and deleted after, so that at every moment one whole
     folder exists under one of the two names.
+
+    Args:
+        target: The folder.
+        mark: Name of a file that every such folder has; a folder without it is someone else's and is left alone.
+
+    Raises:
+        ForeignFolderError: If another folder, or a file, lies where this one belongs.
     """
+    _refuse_foreign(target, mark)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     aside = temporary.with_suffix(".old")
     temporary.mkdir()
     try:
         yield temporary
+        _refuse_foreign(target, mark)
         if target.exists():
             target.replace(aside)
         try:
@@ -48,6 +57,11 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_foreign(target: Path, mark: str) -> None:
+    if target.exists() and not (target / mark).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise ForeignFolderError(target)
 
 
 def require_disk(folder: Path, needed: int) -> None:

@@ -103,7 +103,7 @@ class ProjectStore:
         """Return a folder with this very model that no later training replaces; it shares the files' disk space."""
         kept = self.root / "models" / "kept" / f"{checkpoint.name}-{checkpoint.digest}"
         if not is_checkpoint(kept):
-            with replacing_folder(kept) as temporary:
+            with replacing_folder(kept, MARKER) as temporary:
                 shutil.copytree(checkpoint.path, temporary, dirs_exist_ok=True, copy_function=_link)
         return kept
 

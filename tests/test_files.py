@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from srlm_pipeline.errors import DiskSpaceError
+from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
 from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk
 
 
@@ -51,7 +51,7 @@ def test_writing_nothing_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> N
 
 def test_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "model"
-    with replacing_folder(target) as temporary:
+    with replacing_folder(target, "a") as temporary:
         (temporary / "a").write_text("1")
         assert not target.exists()
     assert names_in(target) == {"a"}
@@ -62,9 +62,10 @@ def test_new_folder_has_nothing_of_the_old(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("1")
-    with replacing_folder(target) as temporary:
+    (target / "a").write_text("mark")
+    with replacing_folder(target, "a") as temporary:
         (temporary / "new").write_text("2")
-        assert names_in(target) == {"old"}
+        assert names_in(target) == {"old", "a"}
     assert names_in(target) == {"new"}
     assert names_in(tmp_path) == {"model"}
 
@@ -74,10 +75,11 @@ def test_failure_keeps_the_old_folder(tmp_path: Path, error: type[BaseException]
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("1")
-    with pytest.raises(error), replacing_folder(target) as temporary:
+    (target / "a").write_text("mark")
+    with pytest.raises(error), replacing_folder(target, "a") as temporary:
         (temporary / "half").write_text("2")
         raise error
-    assert names_in(target) == {"old"}
+    assert names_in(target) == {"old", "a"}
     assert names_in(tmp_path) == {"model"}
 
 
@@ -85,6 +87,7 @@ def test_failing_last_rename_keeps_one_whole_folder(tmp_path: Path, monkeypatch:
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("1")
+    (target / "a").write_text("mark")
     real = os.replace
 
     def replace(source: Path, destination: Path) -> None:
@@ -92,10 +95,10 @@ def test_failing_last_rename_keeps_one_whole_folder(tmp_path: Path, monkeypatch:
             raise OSError("input/output error")
         real(source, destination)
 
-    with pytest.raises(OSError, match="input/output"), replacing_folder(target) as temporary:
+    with pytest.raises(OSError, match="input/output"), replacing_folder(target, "a") as temporary:
         (temporary / "new").write_text("2")
         monkeypatch.setattr(os, "replace", replace)
-    assert any(names_in(folder) in ({"old"}, {"new"}) for folder in tmp_path.iterdir())
+    assert any(names_in(folder) in ({"old", "a"}, {"new"}) for folder in tmp_path.iterdir())
 
 
 def test_enough_disk_passes_even_for_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
@@ -137,3 +140,29 @@ def test_digest_does_not_depend_on_the_folder(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "weights").write_text("same")
     assert digest_files([tmp_path / "x" / "weights"]) == digest_files([tmp_path / "y" / "weights"])
+
+
+@pytest.mark.parametrize("filled", ["tables", "tables/candidates.parquet"])
+def test_a_folder_of_someone_else_is_never_replaced(tmp_path: Path, filled: str) -> None:
+    target = tmp_path / "smollm2-135m-instruct"
+    (target / filled).mkdir(parents=True)
+    with pytest.raises(ForeignFolderError, match="choose another `project`"), replacing_folder(target, "config.json"):
+        raise AssertionError("work whose result could not be kept")
+    assert (target / filled).is_dir()
+    assert names_in(tmp_path) == {target.name}
+
+
+def test_a_folder_that_someone_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(ForeignFolderError), replacing_folder(target, "config.json") as temporary:
+        (temporary / "config.json").write_text("{}")
+        (target / "tables").mkdir(parents=True)
+    assert names_in(target) == {"tables"}
+
+
+def test_an_empty_folder_is_in_nobodys_way(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    with replacing_folder(target, "a") as temporary:
+        (temporary / "a").write_text("1")
+    assert names_in(target) == {"a"}

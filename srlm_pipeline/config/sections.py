@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "embedded"
+EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
 Role = Literal["result", "verdict", "resources"]
 _ROLE, _NO_PATHS = "role", "no_paths"
 

@@ -6,7 +6,15 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from srlm_pipeline.config import PROGRAMS, ArbiterSettings, EvaluationSettings, PanelMember, ServerSettings, Settings
+from srlm_pipeline.config import (
+    EMBEDDED_ENCODER,
+    PROGRAMS,
+    ArbiterSettings,
+    EvaluationSettings,
+    PanelMember,
+    ServerSettings,
+    Settings,
+)
 from srlm_pipeline.errors import SettingsError
 from srlm_pipeline.evaluation.arbiters import Arbiter, ComparisonArbiter, ScoreArbiter, VerdictArbiter
 from srlm_pipeline.evaluation.independence import SELF
@@ -21,7 +29,6 @@ from srlm_pipeline.judging.panel import Member, PanelJudge
 from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.models.sentence_encoder import (
-    ENCODER,
     SentenceEncoder,
     encoder_archive,
     how_to_get_it,
@@ -64,7 +71,7 @@ def open_encoder(settings: Settings, store: ProjectStore) -> SentenceEncoder | N
     """Return what says how near replies are to reference replies; None if it is off or not installed."""
     if settings.evaluation.encoder == "none" or encoder_archive() is None:
         return None
-    return SentenceEncoder(unpack_encoder(store.shared / ENCODER))
+    return SentenceEncoder(unpack_encoder(store.shared / EMBEDDED_ENCODER))
 
 
 def open_judge(

@@ -65,7 +65,7 @@ def save_checkpoint(
     dtype = getattr(torch, save_dtype)
     parameters = sum(p.numel() for p in loaded.model.parameters())
     require_disk(target.parent, int(parameters * dtype.itemsize * _MARGIN))
-    with replacing_folder(target) as folder:
+    with replacing_folder(target, MARKER) as folder:
         loaded.model.to(dtype).save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
         write_marker(folder, name, parent, lineage)
@@ -85,7 +85,7 @@ def copy_checkpoint(source: Checkpoint, target: Path, name: str) -> Checkpoint:
     """
     files = [p for p in source.path.iterdir() if p.is_file() and p.name != MARKER]
     require_disk(target.parent, int(sum(p.stat().st_size for p in files) * _MARGIN))
-    with replacing_folder(target) as folder:
+    with replacing_folder(target, MARKER) as folder:
         for file in files:
             shutil.copy2(file, folder / file.name)
         write_marker(folder, name, source.digest, {COPY_OF: source.digest})

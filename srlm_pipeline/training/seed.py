@@ -18,6 +18,9 @@ from srlm_pipeline.training.ranking import train_ranking
 from srlm_pipeline.training.ranking_items import RankedExample
 from srlm_pipeline.training.sft import SftExample, train_sft
 
+# What every model folder has.
+_CONFIG = "config.json"
+
 
 @dataclass(frozen=True)
 class SeedTraining:
@@ -119,7 +122,7 @@ def _kept(folder: Path, train: Callable[[], TrainingRun], work: Path) -> Trainin
     if folder.is_dir():
         return _load(folder)
     run = train()
-    with replacing_folder(folder) as temporary:
+    with replacing_folder(folder, _CONFIG) as temporary:
         run.loaded.model.save_pretrained(temporary)
         run.loaded.tokenizer.save_pretrained(temporary)
     shutil.rmtree(work, ignore_errors=True)

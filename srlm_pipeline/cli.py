@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from srlm_pipeline.commands.home import prepare_home
+from srlm_pipeline.commands.stopping import STATUS, StoppedError, stoppable
 from srlm_pipeline.commands.terminal import console, terminal_reporter
 from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings, merge_overrides
 from srlm_pipeline.errors import SrlmError
@@ -55,8 +56,12 @@ def run(
 
     console.print(f"[bold]{settings.project}[/]: {settings.base_model}, {iterations} iterations")
     show_in_terminal(terminal_reporter())
-    with dg.DagsterInstance.get() as instance:
-        times = run_loop(defs, instance, iterations, overrides, lambda line: console.print(f"[cyan]{escape(line)}[/]"))
+
+    def announce(line: str) -> None:
+        console.print(f"[cyan]{escape(line)}[/]")
+
+    with stoppable(announce), dg.DagsterInstance.get() as instance:
+        times = run_loop(defs, instance, iterations, overrides, announce)
         if times.seconds:
             console.print(times_table(times.seconds))
             console.print(f"Peak memory {peak_memory_gib():.1f} GiB")
@@ -263,6 +268,8 @@ def main() -> None:
     except SrlmError as error:
         console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+    except StoppedError:
+        sys.exit(STATUS)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -19,6 +20,7 @@ import dagster as dg
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.lock import shared_use
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.reads import STAGES, Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
@@ -167,7 +169,12 @@ def srlm_asset(
             # Of this run's settings, which may be others than those of the code location; and of the files as they are
             # now: one that changes meanwhile leaves the result stale.
             version = reads.version(project.settings)
-            with user_errors(), project.tracked(context) if tracked else nullcontext() as run:
+            with (
+                user_errors(),
+                shared_use(Path(context.instance.root_directory)),
+                project.interruptible(),
+                project.tracked(context) if tracked else nullcontext() as run,
+            ):
                 stage = Stage(context, project, run)
                 result = function(stage, **inputs)
                 stage.end()

@@ -6,17 +6,20 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.events import RunFailureReason
 from dagster._core.loader import LoadingContext
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.resources.project import PROJECT
+from srlm_pipeline.lock import sole_use
+from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
 from srlm_pipeline.store import partition_key
 
 PROCESS_TAG = "srlm/process"
@@ -61,21 +64,26 @@ def run_loop(
     Raises:
         RunFailedError: If an asset fails.
         SrlmError: If more iterations are asked for than are planned, or another run is in flight.
+        HomeInUseError: If another process is at work in the same home.
+        KeyboardInterrupt: If a signal ended it.
     """
     planned = len(iterations.get_partition_keys())
     if n_iterations > planned:
         raise SrlmError(
             f"{n_iterations} iterations were asked for, but {planned} are planned: raise schedule.planned_iterations"
         )
-    close_dead_runs(instance)
-    running = iteration_in_flight(instance)
-    if running is not None:
-        raise SrlmError(f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first")
-    times = StageTimes()
-    _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
-    for t in range(1, n_iterations + 1):
-        _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
-    return times
+    with sole_use(Path(instance.root_directory)):
+        close_dead_runs(instance)
+        running = iteration_in_flight(instance)
+        if running is not None:
+            raise SrlmError(
+                f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first"
+            )
+        times = StageTimes()
+        _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
+        for t in range(1, n_iterations + 1):
+            _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
+        return times
 
 
 def outstanding(
@@ -187,8 +195,22 @@ def _run_assets(
         if event.is_step_success:
             key = f"{event.step_key}[{partition}]" if partition else str(event.step_key)
             times.seconds[key] = event.step_success_data.duration_ms / 1000
+    if _was_interrupted(result):
+        # In a step Dagster has made an event of it.
+        raise KeyboardInterrupt
     if not result.success:
         raise RunFailedError(name, _reasons(result))
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data.user_failure_data
+            if failure is not None and failure.description == INTERRUPTED:
+                return True
+        if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+            return bool(event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION)
+    return False
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:

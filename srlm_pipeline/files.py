@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
+
+# The names of `replacing_file` and `replacing_folder`.
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")
 
 
 @contextmanager
@@ -57,6 +62,30 @@ def replacing_folder(target: Path, mark: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def tidy(folder: Path, everywhere: bool = True, older_than: float = 0.0) -> None:
+    """Remove what a killed process had begun to write, and put back what it had moved aside.
+
+    Only for folders that nobody writes to meanwhile.
+
+    Args:
+        folder: Need not exist.
+        everywhere: Whether to look into the folders below it, too.
+        older_than: Seconds; what is younger is left alone.
+    """
+    newest = time.time() - older_than
+    for path in list(folder.rglob(".*") if everywhere else folder.glob(".*")):
+        name = _LEFTOVER.fullmatch(path.name)
+        if name is None or not path.exists() or path.stat().st_mtime > newest:
+            continue
+        target = path.with_name(name[1])
+        if name[2] == "old" and not target.exists():
+            path.replace(target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _refuse_foreign(target: Path, mark: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -55,14 +56,27 @@ def shared_use(home: Path) -> Iterator[None]:
         yield
 
 
+def if_nobody_is_at_work(home: Path, do: Callable[[], object]) -> None:
+    """Do something quick while nobody else can begin; nothing if somebody is at work."""
+    with suppress(HomeInUseError), _locked(home, fcntl.LOCK_EX, patience=0):
+        do()
+
+
 @contextmanager
-def _locked(home: Path, kind: int) -> Iterator[BinaryIO]:
+def _locked(home: Path, kind: int, patience: float = 10.0) -> Iterator[BinaryIO]:
+    """Hold the lock; wait some seconds for whoever gives no name, as what is quick does not."""
     home.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + patience
     with (home / _FILE).open("ab+") as stream:
-        try:
-            fcntl.flock(stream, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise HomeInUseError(home, *_holder(stream)) from None
+        while True:
+            try:
+                fcntl.flock(stream, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                process, since = _holder(stream)
+                if process is not None or time.monotonic() >= end:
+                    raise HomeInUseError(home, process, since) from None
+                time.sleep(0.05)
         yield stream
 
 

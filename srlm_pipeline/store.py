@@ -11,7 +11,7 @@ from pathlib import Path
 from srlm_pipeline.attempts import Attempt, read_attempt
 from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError, ModelError
-from srlm_pipeline.files import replacing_folder
+from srlm_pipeline.files import replacing_folder, tidy
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.checkpoint import MARKER, Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
@@ -23,6 +23,9 @@ HUMAN_DPO_MODEL = "human_dpo_model"
 BASE = "base"
 # What `baselines.start_from` names, beside the base model.
 STARTING_POINTS = {"rlhf": RLHF_MODEL, "human_dpo": HUMAN_DPO_MODEL}
+# What only runs write to; votes and plans are written beside them.
+_COMPUTED = ("models", "tables", "assessments", "journals", "work", "promotions", "attempts", "reports")
+_A_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,13 @@ class ProjectStore:
     def assessment_folder(self, checkpoint: Checkpoint) -> Path:
         """Return where everything that was measured of a model lies: its weights' digest is part of the name."""
         return self.root / "assessments" / f"{checkpoint.name}-{fingerprint(checkpoint.digest)}"
+
+    def tidy(self) -> None:
+        """Clear away what killed processes left half-written; only while nobody is at work."""
+        for name in _COMPUTED:
+            tidy(self.root / name)
+        # Whoever talks to a model, or plans, may be converting the embedded one.
+        tidy(self.shared, everywhere=False, older_than=_A_DAY)
 
     @property
     def votes_path(self) -> Path:

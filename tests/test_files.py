@@ -1,11 +1,14 @@
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
-from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk
+from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk, tidy
 
 
 def names_in(folder: Path) -> set[str]:
@@ -166,3 +169,45 @@ def test_an_empty_folder_is_in_nobodys_way(tmp_path: Path) -> None:
     with replacing_folder(target, "a") as temporary:
         (temporary / "a").write_text("1")
     assert names_in(target) == {"a"}
+
+
+KILLED = "import os, sys; from pathlib import Path; from srlm_pipeline.files import replacing_folder, replacing_file\n"
+KILLED_WRITING = (
+    KILLED
+    + """
+here = Path(sys.argv[1])
+with replacing_file(here / "deep" / "table.parquet") as t, replacing_folder(here / "M2", "a") as f:
+    t.write_text("half"); (f / "half").mkdir(); os.kill(os.getpid(), 9)
+"""
+)
+KILLED_BETWEEN_RENAMES = (
+    KILLED
+    + """
+with replacing_folder(Path(sys.argv[1]) / "M2", "a") as folder:
+    (folder / "a").write_text("new")
+    rename = Path.replace
+    def once(path, target): rename(path, target); os.kill(os.getpid(), 9)
+    Path.replace = once
+"""
+)
+
+
+@pytest.mark.parametrize("code", [KILLED_WRITING, KILLED_BETWEEN_RENAMES])
+def test_after_a_kill_the_old_folder_is_there_and_nothing_else(tmp_path: Path, code: str) -> None:
+    (tmp_path / "M2").mkdir()
+    (tmp_path / "M2" / "a").write_text("old")
+    (tmp_path / ".hidden.txt").write_text("someone else's")
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert any(path.name.startswith(".M2.") for path in tmp_path.iterdir())
+    tidy(tmp_path)
+    assert names_in(tmp_path) - {"deep"} == {"M2", ".hidden.txt"}
+    assert (tmp_path / "M2" / "a").read_text() == "old"
+    assert not list(tmp_path.rglob(".table*"))
+
+
+def test_what_is_young_may_still_be_written(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "base", "a") as temporary:
+        (temporary / "a").write_text("1")
+        tidy(tmp_path, everywhere=False, older_than=60)
+    assert names_in(tmp_path) == {"base"}

@@ -1,8 +1,10 @@
 """The lock of a Dagster home, between processes: who is refused, what is said, and that it ends with its holder."""
 
+import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from srlm_pipeline.commands.launch import run_loop
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import HomeInUseError
-from srlm_pipeline.lock import shared_use, sole_use
+from srlm_pipeline.lock import if_nobody_is_at_work, shared_use, sole_use
 
 HOLD = "import sys; from pathlib import Path; from srlm_pipeline.lock import sole_use, shared_use\n"
 HOLD += "with {use}(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
@@ -47,7 +49,9 @@ def test_a_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
             pass
 
 
-def test_steps_share_a_home_and_keep_a_whole_run_out(tmp_path: Path) -> None:
+def test_steps_share_a_home_and_keep_a_whole_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "monotonic", itertools.count(step=5).__next__)
     with held_by_another_process(tmp_path, "shared_use"):
         with shared_use(tmp_path):
             pass
@@ -60,6 +64,17 @@ def test_who_has_a_home_alone_may_run_steps_in_it_and_homes_do_not_disturb_each_
         pass
     with held_by_another_process(tmp_path / "one", "shared_use"), shared_use(tmp_path / "one"):
         pass
+
+
+def test_what_wants_nobody_at_work_is_done_only_then(tmp_path: Path) -> None:
+    done: list[str] = []
+    if_nobody_is_at_work(tmp_path, lambda: done.append("alone"))
+    for use in ("sole_use", "shared_use"):
+        with held_by_another_process(tmp_path, use):
+            if_nobody_is_at_work(tmp_path, lambda: done.append("beside another"))
+    with sole_use(tmp_path):
+        if_nobody_is_at_work(tmp_path, lambda: done.append("within"))
+    assert done == ["alone"]
 
 
 def test_a_second_run_is_refused_before_it_creates_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import dagster as dg
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.lock import shared_use
+from srlm_pipeline.lock import if_nobody_is_at_work, shared_use
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.reads import STAGES, Reads
 from srlm_pipeline.resources.project import ProjectResource, definition_settings
@@ -169,9 +169,11 @@ def srlm_asset(
             # Of this run's settings, which may be others than those of the code location; and of the files as they are
             # now: one that changes meanwhile leaves the result stale.
             version = reads.version(project.settings)
+            home = Path(context.instance.root_directory)
+            if_nobody_is_at_work(home, project.store.tidy)
             with (
                 user_errors(),
-                shared_use(Path(context.instance.root_directory)),
+                shared_use(home),
                 project.interruptible(),
                 project.tracked(context) if tracked else nullcontext() as run,
             ):

@@ -16,11 +16,13 @@ from dagster._core.events import RunFailureReason
 from dagster._core.loader import LoadingContext
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, is_refused, iteration_in_flight, metadata_of
+from srlm_pipeline.assets.products import loss
 from srlm_pipeline.assets.stage import iterations
+from srlm_pipeline.config import load_settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.lock import sole_use
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
-from srlm_pipeline.store import partition_key
+from srlm_pipeline.store import iteration_number, open_store, partition_key
 
 PROCESS_TAG = "srlm/process"
 POLICY = dg.AssetKey("policy")
@@ -52,7 +54,7 @@ def run_loop(
     overrides: dict[str, Any],
     announce: Callable[[str], None],
 ) -> StageTimes:
-    """Materialize whatever is missing or stale up to the given iteration.
+    """Materialize whatever is missing, stale or lost on disk up to the given iteration.
 
     Args:
         definitions: The code location's.
@@ -79,6 +81,7 @@ def run_loop(
             raise SrlmError(
                 f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first"
             )
+        open_store(load_settings(None, overrides)).tidy()
         times = StageTimes()
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
         for t in range(1, n_iterations + 1):
@@ -162,12 +165,36 @@ def _run_outstanding(
         # It may be a further attempt no longer, and then more is outdated than seemed so.
         _run_assets(definitions, instance, name, job, partition, [POLICY], overrides, times)
         wanted = outstanding(definitions, instance, job, partition)
+    lost = _lost(definitions, job, partition, wanted, overrides)
+    if lost:
+        # Alone and first: what comes out is what was there, and then nothing below has to be done again.
+        for asset, what in lost.items():
+            announce(f"{name}: {asset.to_user_string()} is made again: {what}")
+        _run_assets(definitions, instance, name, job, partition, list(lost), overrides, times)
+        wanted = outstanding(definitions, instance, job, partition)
     if not wanted:
         announce(f"{name}: everything is up to date")
         return
     announce(f"{name}: {', '.join(key.to_user_string() for key in wanted)}")
     _run_assets(definitions, instance, name, job, partition, wanted, overrides, times)
     announce(f"{name}: done in {time.monotonic() - started:.0f} s")
+
+
+def _lost(
+    definitions: dg.Definitions,
+    job: str,
+    partition: str | None,
+    wanted: Sequence[dg.AssetKey],
+    overrides: dict[str, Any],
+) -> dict[dg.AssetKey, str]:
+    """Return the job's assets that are up to date but whose files are not whole, upstream first, and what they lack."""
+    settings = load_settings(None, overrides)
+    store, iteration = open_store(settings), iteration_number(partition) if partition else None
+    graph = definitions.resolve_asset_graph()
+    of_job = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
+    there = [key for key in graph.toposorted_asset_keys if key in of_job and key not in wanted]
+    found = {key: loss(store, settings, key.to_user_string(), iteration) for key in there}
+    return {key: what for key, what in found.items() if what is not None}
 
 
 def _run_assets(

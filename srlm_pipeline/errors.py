@@ -93,6 +93,24 @@ class BudgetError(ServerError):
         )
 
 
+class DivergedError(SrlmError):
+    """A training came to figures that are no numbers.
+
+    Attributes:
+        step: Optimiser step, from 1.
+        figure: Which one: ``loss`` or ``grad_norm``.
+        learning_rate: The highest of the training.
+    """
+
+    def __init__(self, description: str, step: int, figure: str, value: float, learning_rate: float) -> None:
+        self.step, self.figure, self.learning_rate = step, figure, learning_rate
+        what = {"loss": "the loss", "grad_norm": "the norm of the gradient"}[figure]
+        super().__init__(
+            f"{description}: at step {step} {what} is {value}, and nothing is saved. Lower this stage's "
+            f"learning_rate, now {learning_rate:g}; or set model.dtype to float32"
+        )
+
+
 class HarnessError(SrlmError):
     """lm-evaluation-harness, or the data of one of its tasks, is not to be had here.
 

@@ -13,8 +13,9 @@ from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError, ModelError
 from srlm_pipeline.files import replacing_folder, tidy
 from srlm_pipeline.generation.journal import fingerprint
-from srlm_pipeline.models.checkpoint import MARKER, Checkpoint, is_checkpoint, read_checkpoint, write_marker
+from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
+from srlm_pipeline.models.integrity import MARKER
 
 SFT_BASELINE = "sft_baseline"
 REWARD_MODEL = "reward_model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.acceleration.allocation import keep_freed_memory
 from srlm_pipeline.config import ModelSettings, TrainingSettings
-from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.errors import DivergedError, EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
@@ -102,6 +103,8 @@ def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: Load
         "gradient_checkpointing": not on_cpu,
         "use_cpu": on_cpu,
         "logging_steps": 1,
+        # Or a loss that is no number would be logged as the one before.
+        "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": settings.save_every,
         # None is removed by the trainer: an older one goes when the new one is whole (`marking_callback`).
@@ -166,6 +169,9 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
     Args:
         job: Whose arguments the trainer has.
         trainer: Built, not started.
+
+    Raises:
+        DivergedError: At the first loss or gradient norm that is not finite.
     """
     from transformers import PrinterCallback
 
@@ -177,6 +183,7 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
     with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
         trainer.add_callback(marking_callback())
+        trainer.add_callback(_finite_callback(job.description))
         device = trainer.model.device.type
         with keep_freed_memory(device), cheap_log_probabilities(device), _no_double_casts(trainer):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
@@ -237,6 +244,21 @@ def _planned_steps(trainer: Trainer) -> int:
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     per_epoch = -(-len(trainer.train_dataset) // per_step)
     return max(1, round(per_epoch * arguments.num_train_epochs))
+
+
+def _finite_callback(description: str) -> Any:
+    from transformers import TrainerCallback
+
+    class Finite(TrainerCallback):
+        """Ends training at the first figure that is no number, before the step is saved."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            for name in ("loss", "grad_norm"):
+                value = (logs or {}).get(name)
+                if value is not None and not math.isfinite(float(value)):
+                    raise DivergedError(description, state.global_step, name, float(value), args.learning_rate)
+
+    return Finite()
 
 
 def _progress_callback(advance: Callable[[int, str], None]) -> Any:

@@ -13,6 +13,7 @@ import pandas as pd
 from srlm_pipeline.config import Settings
 from srlm_pipeline.files import replacing_folder
 from srlm_pipeline.judging.rubric import Rubric, judge_prompt
+from srlm_pipeline.models.checkpoint import require_finite
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
 from srlm_pipeline.training.ranking import train_ranking
 from srlm_pipeline.training.ranking_items import RankedExample
@@ -123,6 +124,7 @@ def _kept(folder: Path, train: Callable[[], TrainingRun], work: Path) -> Trainin
         return _load(folder)
     run = train()
     with replacing_folder(folder, _CONFIG) as temporary:
+        require_finite(run.loaded.model, folder)
         run.loaded.model.save_pretrained(temporary)
         run.loaded.tokenizer.save_pretrained(temporary)
     shutil.rmtree(work, ignore_errors=True)

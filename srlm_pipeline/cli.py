@@ -19,6 +19,7 @@ from srlm_pipeline.commands.stopping import STATUS, StoppedError, stoppable
 from srlm_pipeline.commands.terminal import console, terminal_reporter
 from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings, merge_overrides
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.files import disk_trouble
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -266,10 +267,19 @@ def main() -> None:
     try:
         app()
     except SrlmError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _end_with(str(error))
+    except OSError as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        _end_with(trouble)
     except StoppedError:
         sys.exit(STATUS)
+
+
+def _end_with(sentence: str) -> None:
+    console.print(f"[bold red]error[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -176,6 +176,32 @@ class ForeignFolderError(SrlmError):
         )
 
 
+class RecordError(SrlmError):
+    """A file in which the pipeline wrote something down cannot be read.
+
+    Attributes:
+        path: The file.
+        remedy: What to do.
+    """
+
+    def __init__(self, path: Path | str, error: Exception, remedy: str) -> None:
+        self.path, self.remedy = Path(path), remedy
+        super().__init__(f"{path} cannot be read ({type(error).__name__}: {error}): {remedy}")
+
+
+class HomeError(SrlmError):
+    """A folder cannot be a Dagster home.
+
+    Attributes:
+        home: The folder.
+        reason: Why not, and what to do.
+    """
+
+    def __init__(self, home: Path | str, reason: str) -> None:
+        self.home, self.reason = Path(home), reason
+        super().__init__(f"DAGSTER_HOME {home}: {reason}")
+
+
 class HomeInUseError(SrlmError):
     """Another process computes in the same Dagster home.
 

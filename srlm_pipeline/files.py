@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import shutil
 import time
@@ -15,6 +17,14 @@ from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
 
 # The names of `replacing_file` and `replacing_folder`.
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")
+
+_OTHER = "make it writable for this user, or set `storage` in the configuration, or DAGSTER_HOME, to another place"
+_TROUBLE = {
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG), _OTHER),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free some disk, or set `storage` in the configuration to a larger one"
+    ),
+}
 
 
 @contextmanager
@@ -109,6 +119,14 @@ def require_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskSpaceError(folder, needed, free)
+
+
+def disk_trouble(error: OSError) -> str | None:
+    """Return in a sentence what a person can mend about a file or folder; None for other errors."""
+    if error.errno not in _TROUBLE:
+        return None
+    where = error.filename or "a file or folder of the project"
+    return f"{where}: {os.strerror(error.errno)}: {_TROUBLE[error.errno]}"
 
 
 def digest_files(paths: list[Path]) -> str:

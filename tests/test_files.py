@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
-from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk, tidy
+from srlm_pipeline.files import digest_files, disk_trouble, replacing_file, replacing_folder, require_disk, tidy
 
 
 def names_in(folder: Path) -> set[str]:
@@ -211,3 +212,16 @@ def test_what_is_young_may_still_be_written(tmp_path: Path) -> None:
         (temporary / "a").write_text("1")
         tidy(tmp_path, everywhere=False, older_than=60)
     assert names_in(tmp_path) == {"base"}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_trouble_with_the_disk_is_said_with_place_and_remedy(number: int) -> None:
+    said = disk_trouble(OSError(number, "x", "/somewhere/M2"))
+    assert said is not None
+    assert said.startswith(f"/somewhere/M2: {os.strerror(number)}: ")
+    assert "`storage`" in said
+
+
+def test_other_errors_are_no_trouble_with_the_disk() -> None:
+    assert disk_trouble(FileNotFoundError(errno.ENOENT, "x", "y")) is None
+    assert disk_trouble(OSError("no number")) is None

@@ -19,6 +19,7 @@ import dagster as dg
 
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.files import disk_trouble
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.lock import if_nobody_is_at_work, shared_use
 from srlm_pipeline.progress import ProgressReporter
@@ -227,3 +228,8 @@ def user_errors() -> Iterator[None]:
         yield
     except SrlmError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except OSError as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        raise dg.Failure(description=trouble, allow_retries=False) from error

@@ -6,13 +6,22 @@ import os
 from importlib import resources
 from pathlib import Path
 
+from srlm_pipeline.errors import HomeError
 from srlm_pipeline.files import replacing_file
 
 
 def prepare_home() -> Path:
-    """Set DAGSTER_HOME for this process and its children; the folder and its dagster.yaml are made if missing."""
+    """Set DAGSTER_HOME for this process and its children; the folder and its dagster.yaml are made if missing.
+
+    Raises:
+        HomeError: If the folder's path cannot be part of a database's address.
+    """
     named = os.environ.get("DAGSTER_HOME")
     home = Path(named).expanduser().resolve() if named else _nearest()
+    # Dagster and MLflow keep SQLite files there, and name them by addresses.
+    special = sorted(set(str(home)) & set("#?%"))
+    if special:
+        raise HomeError(home, f"a path with {' and '.join(special)} cannot be used; choose another folder")
     home.mkdir(parents=True, exist_ok=True)
     settings = home / "dagster.yaml"
     if not settings.exists():

@@ -54,7 +54,8 @@ def talk(settings: Settings, names: list[str], temperature: float, max_new_token
             end = "" if reply.finish_reason == "stop" else " (cut off)"
             # Text, not a string: a reply with square brackets is no markup. Clean, so that its width is that of what
             # is seen.
-            panels.append(Panel(Text(without_controls(reply.text).strip()), title=name, subtitle=f"{reply.n_tokens} tokens{end}"))
+            text = Text(without_controls(reply.text).strip())
+            panels.append(Panel(text, title=name, subtitle=f"{reply.n_tokens} tokens{end}"))
         console.print(panels[0] if len(panels) == 1 else Columns(panels, equal=True, expand=True))
 
 

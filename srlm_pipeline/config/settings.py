@@ -60,7 +60,8 @@ class Settings(Section):
     project: str = Field(
         "quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="MLflow experiment name"
     )
-    seed: int = Field(20, ge=0)
+    # Iterations add their number to it, and trainers seed NumPy, which takes 32 bits.
+    seed: int = Field(20, ge=0, lt=2**31)
     base_model: str = path(EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
     storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
     owners: tuple[str, ...] = resources((), description="shown on every asset: e-mail addresses or team:name")

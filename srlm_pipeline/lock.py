@@ -31,7 +31,6 @@ def sole_use(home: Path) -> Iterator[None]:
     """
     with _locked(home, fcntl.LOCK_EX) as stream:
         facts = {"process": os.getpid(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
-        stream.truncate(0)
         stream.write(json.dumps(facts).encode())
         stream.flush()
         _own.add(home)
@@ -77,6 +76,9 @@ def _locked(home: Path, kind: int, patience: float = 10.0) -> Iterator[BinaryIO]
                 if process is not None or time.monotonic() >= end:
                     raise HomeInUseError(home, process, since) from None
                 time.sleep(0.05)
+        if kind == fcntl.LOCK_EX:
+            # What a killed process had written of itself.
+            stream.truncate(0)
         yield stream
 
 

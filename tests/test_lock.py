@@ -49,6 +49,18 @@ def test_a_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
             pass
 
 
+def test_nobody_is_told_of_a_process_that_was_killed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with held_by_another_process(tmp_path) as holder:
+        holder.kill()
+        holder.wait()
+    if_nobody_is_at_work(tmp_path, lambda: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "monotonic", itertools.count(step=5).__next__)
+    with held_by_another_process(tmp_path, "shared_use"), pytest.raises(HomeInUseError) as caught, sole_use(tmp_path):
+        pass
+    assert caught.value.process is None
+
+
 def test_steps_share_a_home_and_keep_a_whole_run_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(time, "monotonic", itertools.count(step=5).__next__)

@@ -171,7 +171,8 @@ def srlm_asset(
             # now: one that changes meanwhile leaves the result stale.
             version = reads.version(project.settings)
             home = Path(context.instance.root_directory)
-            if_nobody_is_at_work(home, project.store.tidy)
+            with user_errors():
+                if_nobody_is_at_work(home, project.store.tidy)
             with (
                 user_errors(),
                 shared_use(home),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
 
-# The names of `replacing_file` and `replacing_folder`.
+# The names that `_temporary` gives, and those of what is moved aside.
 _LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")
 
 _OTHER = "make it writable for this user, or set `storage` in the configuration, or DAGSTER_HOME, to another place"
@@ -31,7 +31,7 @@ _TROUBLE = {
 def replacing_file(target: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes `target` only if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     try:
         yield temporary
         temporary.replace(target)
@@ -55,7 +55,7 @@ def replacing_folder(target: Path, mark: str) -> Iterator[Path]:
     """
     _refuse_foreign(target, mark)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     aside = temporary.with_suffix(".old")
     temporary.mkdir()
     try:
@@ -101,6 +101,25 @@ def tidy(folder: Path, everywhere: bool = True, older_than: float = 0.0) -> None
 def _refuse_foreign(target: Path, mark: str) -> None:
     if target.exists() and not (target / mark).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise ForeignFolderError(target)
+
+
+@contextmanager
+def scratch_folder(like: Path) -> Iterator[Path]:
+    """Give a folder that is removed when the block ends, or by `tidy` where the process was killed in it.
+
+    Args:
+        like: Path from which its name is made.
+    """
+    folder = _temporary(like)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def require_disk(folder: Path, needed: int) -> None:

@@ -90,7 +90,8 @@ class ProjectStore:
         """Clear away what killed processes left half-written; only while nobody is at work."""
         for name in _COMPUTED:
             tidy(self.root / name)
-        # Whoever talks to a model, or plans, may be converting the embedded one.
+        # Whoever plans may be at it, and whoever talks to a model may be converting the embedded one.
+        tidy(self.root / "plans", everywhere=False, older_than=_A_DAY)
         tidy(self.shared, everywhere=False, older_than=_A_DAY)
 
     @property

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
-from srlm_pipeline.files import digest_files, disk_trouble, replacing_file, replacing_folder, require_disk, tidy
+from srlm_pipeline.files import (
+    digest_files,
+    disk_trouble,
+    replacing_file,
+    replacing_folder,
+    require_disk,
+    scratch_folder,
+    tidy,
+)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -205,6 +213,16 @@ def test_after_a_kill_the_old_folder_is_there_and_nothing_else(tmp_path: Path, c
     assert names_in(tmp_path) - {"deep"} == {"M2", ".hidden.txt"}
     assert (tmp_path / "M2" / "a").read_text() == "old"
     assert not list(tmp_path.rglob(".table*"))
+
+
+def test_a_scratch_folder_goes_with_its_block_and_after_a_kill_with_tidying(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path / "probe") as folder:
+        (folder / "weights").write_text("1")
+        raise KeyboardInterrupt
+    assert names_in(tmp_path) == set()
+    with scratch_folder(tmp_path / "probe") as folder:
+        tidy(tmp_path)
+        assert not folder.exists()
 
 
 def test_what_is_young_may_still_be_written(tmp_path: Path) -> None:

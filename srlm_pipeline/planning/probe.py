@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ import psutil
 from srlm_pipeline.acceleration.allocation import give_back_freed_memory
 from srlm_pipeline.config import Settings, TrainingSettings
 from srlm_pipeline.data.loaders import load_instructions, load_ranked_replies
+from srlm_pipeline.files import scratch_folder
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
@@ -160,17 +160,16 @@ def run_probe(
     release_engines()
     _free(device)
     trainers = []
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
+    with scratch_folder(folder / "probe") as scratch:
         for kind, lesson in _lessons(material, settings).items():
             announce(f"training: {kind}")
-            work = Path(scratch) / kind
+            work = scratch / kind
             timing = _measure_training(base, lesson, settings, work, meter)
             seconds[kind], memory[kind] = timing.per_token, timing.memory
             trainers.append(timing.set_up)
             # The models are of one size: writing the first of them tells of all.
             if "save" not in seconds:
-                seconds["save"] = _measure_saving(timing.run, base, settings, Path(scratch) / "saved")
+                seconds["save"] = _measure_saving(timing.run, base, settings, scratch / "saved")
             parameters = sum(p.numel() for p in timing.run.loaded.model.parameters())
             del timing
             _free(device)

@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from srlm_pipeline.commands.home import prepare_home
+from srlm_pipeline.commands.home import prepare_home, require_writable
 from srlm_pipeline.commands.stopping import STATUS, StoppedError, stoppable
 from srlm_pipeline.commands.terminal import console, terminal_reporter
 from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings, merge_overrides
@@ -44,6 +44,7 @@ def run(
 ) -> None:
     """Train the seed model and run iterations; what is already done is not done again."""
     prepare(config)
+    require_writable()
     overrides = merge_overrides(set_ or [])
     os.environ[OVERRIDES_VARIABLE] = json.dumps(overrides)
     settings = load_settings()
@@ -110,6 +111,7 @@ def plan(
 def status(config: ConfigOption = None) -> None:
     """Show models, iterations and their key figures."""
     prepare(config)
+    require_writable()
     import dagster as dg
 
     from srlm_pipeline.commands.overview import overview_table
@@ -196,6 +198,7 @@ def ui(
 ) -> None:
     """Start Dagster (web server and daemon) and MLflow together; Ctrl-C ends all."""
     prepare(config)
+    require_writable()
     from srlm_pipeline.commands.servers import serve
 
     # Links from Dagster to MLflow lead to the port that was asked for.

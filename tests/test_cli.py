@@ -8,7 +8,7 @@ import pytest
 
 from srlm_pipeline import cli
 from srlm_pipeline.attempts import read_attempt
-from srlm_pipeline.commands import diagnosis
+from srlm_pipeline.commands import diagnosis, home
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import OVERRIDES_VARIABLE
 from srlm_pipeline.errors import RecordError
@@ -166,6 +166,18 @@ def test_a_home_that_databases_cannot_name_is_refused(
     assert code == 1
     assert "choose another folder" in said
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("command", [("run", "-n", "0"), ("status",), ("ui",)])
+def test_a_home_that_is_read_only_is_said_so(
+    srlm: Srlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    # Whoever runs the tests may be allowed to write everywhere.
+    monkeypatch.setattr(home.os, "access", lambda path, mode: Path(path) != tmp_path / "home")
+    code, said = srlm(*command)
+    assert code == 1
+    assert f"DAGSTER_HOME {tmp_path / 'home'}: cannot be written to" in said
 
 
 def test_a_home_that_cannot_be_written_to_is_said_so(

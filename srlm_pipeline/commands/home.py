@@ -32,6 +32,17 @@ def prepare_home() -> Path:
     return home
 
 
+def require_writable() -> None:
+    """Refuse to open Dagster's records, which are written to even to be read, where that cannot be done.
+
+    Raises:
+        HomeError: If the home is read-only.
+    """
+    home = Path(os.environ["DAGSTER_HOME"])
+    if not os.access(home, os.W_OK):
+        raise HomeError(home, "cannot be written to; make it writable for this user, or choose another folder")
+
+
 def _nearest() -> Path:
     here = Path.cwd().resolve()
     for folder in (here, *here.parents):

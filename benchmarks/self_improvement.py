@@ -172,7 +172,7 @@ def begin_as_copy(finished: Path, home: Path) -> None:
     from srlm_pipeline.files import replacing_folder
 
     if finished.is_dir():
-        with replacing_folder(home) as temporary:
+        with replacing_folder(home, "dagster.yaml") as temporary:
             shutil.copytree(finished, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ml*"))
 
 

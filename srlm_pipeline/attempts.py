@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import Settings
+from srlm_pipeline.errors import RecordError
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.generation.engine import derive_seed
 
@@ -36,8 +37,17 @@ class Attempt:
 
 
 def read_attempt(path: Path) -> Attempt:
-    """Return the attempt that is under way or was the last; the first where nothing is written."""
-    return Attempt(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Attempt()
+    """Return the attempt that is under way or was the last; the first where nothing is written.
+
+    Raises:
+        RecordError: If what is written is damaged.
+    """
+    if not path.is_file():
+        return Attempt()
+    try:
+        return Attempt(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RecordError(path, error, "delete it, and the iteration is at its first attempt again") from error
 
 
 def write_attempt(attempt: Attempt, path: Path) -> None:

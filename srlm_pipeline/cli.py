@@ -14,10 +14,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from srlm_pipeline.commands.home import prepare_home
+from srlm_pipeline.commands.home import prepare_home, require_writable
+from srlm_pipeline.commands.stopping import STATUS, StoppedError, stoppable
 from srlm_pipeline.commands.terminal import console, terminal_reporter
 from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings, merge_overrides
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.files import disk_trouble
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +44,7 @@ def run(
 ) -> None:
     """Train the seed model and run iterations; what is already done is not done again."""
     prepare(config)
+    require_writable()
     overrides = merge_overrides(set_ or [])
     os.environ[OVERRIDES_VARIABLE] = json.dumps(overrides)
     settings = load_settings()
@@ -55,8 +58,12 @@ def run(
 
     console.print(f"[bold]{settings.project}[/]: {settings.base_model}, {iterations} iterations")
     show_in_terminal(terminal_reporter())
-    with dg.DagsterInstance.get() as instance:
-        times = run_loop(defs, instance, iterations, overrides, lambda line: console.print(f"[cyan]{escape(line)}[/]"))
+
+    def announce(line: str) -> None:
+        console.print(f"[cyan]{escape(line)}[/]")
+
+    with stoppable(announce), dg.DagsterInstance.get() as instance:
+        times = run_loop(defs, instance, iterations, overrides, announce)
         if times.seconds:
             console.print(times_table(times.seconds))
             console.print(f"Peak memory {peak_memory_gib():.1f} GiB")
@@ -104,6 +111,7 @@ def plan(
 def status(config: ConfigOption = None) -> None:
     """Show models, iterations and their key figures."""
     prepare(config)
+    require_writable()
     import dagster as dg
 
     from srlm_pipeline.commands.overview import overview_table
@@ -193,6 +201,7 @@ def ui(
 ) -> None:
     """Start Dagster (web server and daemon) and MLflow together; Ctrl-C ends all."""
     prepare(config)
+    require_writable()
     from srlm_pipeline.commands.servers import serve
 
     # Links from Dagster to MLflow lead to the port that was asked for.
@@ -346,8 +355,19 @@ def main() -> None:
     try:
         app()
     except SrlmError as error:
-        console.print(f"[bold red]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _end_with(str(error))
+    except OSError as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        _end_with(trouble)
+    except StoppedError:
+        sys.exit(STATUS)
+
+
+def _end_with(sentence: str) -> None:
+    console.print(f"[bold red]error[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -93,6 +93,24 @@ class BudgetError(ServerError):
         )
 
 
+class DivergedError(SrlmError):
+    """A training came to figures that are no numbers.
+
+    Attributes:
+        step: Optimiser step, from 1.
+        figure: Which one: ``loss`` or ``grad_norm``.
+        learning_rate: The highest of the training.
+    """
+
+    def __init__(self, description: str, step: int, figure: str, value: float, learning_rate: float) -> None:
+        self.step, self.figure, self.learning_rate = step, figure, learning_rate
+        what = {"loss": "the loss", "grad_norm": "the norm of the gradient"}[figure]
+        super().__init__(
+            f"{description}: at step {step} {what} is {value}, and nothing is saved. Lower this stage's "
+            f"learning_rate, now {learning_rate:g}; or set model.dtype to float32"
+        )
+
+
 class HarnessError(SrlmError):
     """lm-evaluation-harness, or the data of one of its tasks, is not to be had here.
 
@@ -145,6 +163,62 @@ class DiskSpaceError(SrlmError):
             f"{folder} has {free / 2**30:.1f} GiB free, {needed / 2**30:.1f} GiB are needed: free some disk, "
             "or set `storage` in the configuration to a larger one"
         )
+
+
+class ForeignFolderError(SrlmError):
+    """Something that the pipeline did not put there lies where a folder of its own belongs.
+
+    Attributes:
+        folder: The place.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        super().__init__(
+            f"{folder} is in the way: the pipeline did not make it and replaces nothing that is not its own. "
+            "Move it elsewhere, or choose another `project` or `storage`"
+        )
+
+
+class RecordError(SrlmError):
+    """A file in which the pipeline wrote something down cannot be read.
+
+    Attributes:
+        path: The file.
+        remedy: What to do.
+    """
+
+    def __init__(self, path: Path | str, error: Exception, remedy: str) -> None:
+        self.path, self.remedy = Path(path), remedy
+        super().__init__(f"{path} cannot be read ({type(error).__name__}: {error}): {remedy}")
+
+
+class HomeError(SrlmError):
+    """A folder cannot be a Dagster home.
+
+    Attributes:
+        home: The folder.
+        reason: Why not, and what to do.
+    """
+
+    def __init__(self, home: Path | str, reason: str) -> None:
+        self.home, self.reason = Path(home), reason
+        super().__init__(f"DAGSTER_HOME {home}: {reason}")
+
+
+class HomeInUseError(SrlmError):
+    """Another process computes in the same Dagster home.
+
+    Attributes:
+        home: The folder.
+        process: Its process id; None where it is a step that Dagster started.
+        since: When it began, in UTC, as ISO 8601 has it.
+    """
+
+    def __init__(self, home: Path | str, process: int | None, since: str | None) -> None:
+        self.home, self.process, self.since = Path(home), process, since
+        who = f"`srlm run`, process {process}, since {since}," if process else "a step of a run that Dagster started"
+        super().__init__(f"{who} is at work in {home}: wait for it, or end it first")
 
 
 class TableError(SrlmError):

@@ -137,7 +137,7 @@ def export_model(store: ProjectStore, model: Checkpoint, settings: Settings, tar
         pipeline_tag="text-generation",
         tags=["self-rewarding", "dpo", "trl"],
     )
-    with replacing_folder(target) as folder:
+    with replacing_folder(target, "README.md") as folder:
         for path in files:
             shutil.copy2(path, folder / path.name)
         card = f"---\n{data.to_yaml()}\n---\n\n{_model_text(store, model, settings)}"
@@ -206,7 +206,7 @@ def _write_dataset(rows: pd.DataFrame, target: Path, form: Format, told: str, tr
         "```",
         "",
     ]
-    with replacing_folder(target) as folder:
+    with replacing_folder(target, "README.md") as folder:
         if form == "parquet":
             rows.to_parquet(folder / "train.parquet", index=False)
         else:

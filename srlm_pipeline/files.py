@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from srlm_pipeline.errors import DiskSpaceError
+from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
+
+# The names that `_temporary` gives, and those of what is moved aside.
+_LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")
+
+_OTHER = "make it writable for this user, or set `storage` in the configuration, or DAGSTER_HOME, to another place"
+_TROUBLE = {
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG), _OTHER),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free some disk, or set `storage` in the configuration to a larger one"
+    ),
+}
 
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
     """Give a temporary path to write to; it becomes `target` only if the block succeeds."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     try:
         yield temporary
         temporary.replace(target)
@@ -25,18 +40,27 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
+def replacing_folder(target: Path, mark: str) -> Iterator[Path]:
     """Give a temporary folder to fill; it becomes `target` only if the block succeeds.
 
     A folder that was there before is moved aside first and deleted after, so that at every moment one whole
     folder exists under one of the two names.
+
+    Args:
+        target: The folder.
+        mark: Name of a file that every such folder has; a folder without it is someone else's and is left alone.
+
+    Raises:
+        ForeignFolderError: If another folder, or a file, lies where this one belongs.
     """
+    _refuse_foreign(target, mark)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     aside = temporary.with_suffix(".old")
     temporary.mkdir()
     try:
         yield temporary
+        _refuse_foreign(target, mark)
         if target.exists():
             target.replace(aside)
         try:
@@ -48,6 +72,54 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def tidy(folder: Path, everywhere: bool = True, older_than: float = 0.0) -> None:
+    """Remove what a killed process had begun to write, and put back what it had moved aside.
+
+    Only for folders that nobody writes to meanwhile.
+
+    Args:
+        folder: Need not exist.
+        everywhere: Whether to look into the folders below it, too.
+        older_than: Seconds; what is younger is left alone.
+    """
+    newest = time.time() - older_than
+    for path in list(folder.rglob(".*") if everywhere else folder.glob(".*")):
+        name = _LEFTOVER.fullmatch(path.name)
+        if name is None or not path.exists() or path.stat().st_mtime > newest:
+            continue
+        target = path.with_name(name[1])
+        if name[2] == "old" and not target.exists():
+            path.replace(target)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _refuse_foreign(target: Path, mark: str) -> None:
+    if target.exists() and not (target / mark).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise ForeignFolderError(target)
+
+
+@contextmanager
+def scratch_folder(like: Path) -> Iterator[Path]:
+    """Give a folder that is removed when the block ends, or by `tidy` where the process was killed in it.
+
+    Args:
+        like: Path from which its name is made.
+    """
+    folder = _temporary(like)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def require_disk(folder: Path, needed: int) -> None:
@@ -66,6 +138,14 @@ def require_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise DiskSpaceError(folder, needed, free)
+
+
+def disk_trouble(error: OSError) -> str | None:
+    """Return in a sentence what a person can mend about a file or folder; None for other errors."""
+    if error.errno not in _TROUBLE:
+        return None
+    where = error.filename or "a file or folder of the project"
+    return f"{where}: {os.strerror(error.errno)}: {_TROUBLE[error.errno]}"
 
 
 def digest_files(paths: list[Path]) -> str:

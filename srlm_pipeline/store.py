@@ -11,10 +11,11 @@ from pathlib import Path
 from srlm_pipeline.attempts import Attempt, read_attempt
 from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError, ModelError
-from srlm_pipeline.files import replacing_folder
+from srlm_pipeline.files import replacing_folder, tidy
 from srlm_pipeline.generation.journal import fingerprint
-from srlm_pipeline.models.checkpoint import COPY_OF, MARKER, Checkpoint, is_checkpoint, read_checkpoint, write_marker
+from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
+from srlm_pipeline.models.integrity import MARKER
 
 SFT_BASELINE = "sft_baseline"
 REWARD_MODEL = "reward_model"
@@ -23,6 +24,9 @@ HUMAN_DPO_MODEL = "human_dpo_model"
 BASE = "base"
 # What `baselines.start_from` names, beside the base model.
 STARTING_POINTS = {"rlhf": RLHF_MODEL, "human_dpo": HUMAN_DPO_MODEL}
+# What only runs write to; votes and plans are written beside them.
+_COMPUTED = ("models", "tables", "assessments", "journals", "work", "promotions", "attempts", "reports")
+_A_DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,11 @@ class ProjectStore:
             inputs: Digests of everything that the training depends on: with other data or settings, nothing is
                 continued.
         """
-        return self.root / "work" / model / fingerprint(*inputs)
+        return self.work_folders(model) / fingerprint(*inputs)
+
+    def work_folders(self, model: str) -> Path:
+        """Return the folder of all work folders of a model, those of other settings and data included."""
+        return self.root / "work" / model
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Return a finished model of the project.
@@ -84,6 +92,14 @@ class ProjectStore:
     def assessment_folder(self, checkpoint: Checkpoint) -> Path:
         """Return where everything that was measured of a model lies: its weights' digest is part of the name."""
         return self.root / "assessments" / f"{checkpoint.name}-{fingerprint(checkpoint.digest)}"
+
+    def tidy(self) -> None:
+        """Clear away what killed processes left half-written; only while nobody is at work."""
+        for name in _COMPUTED:
+            tidy(self.root / name)
+        # Whoever plans may be at it, and whoever talks to a model may be converting the embedded one.
+        tidy(self.root / "plans", everywhere=False, older_than=_A_DAY)
+        tidy(self.shared, everywhere=False, older_than=_A_DAY)
 
     @property
     def votes_path(self) -> Path:
@@ -106,7 +122,7 @@ class ProjectStore:
         """Return a folder with this very model that no later training replaces; it shares the files' disk space."""
         kept = self.root / "models" / "kept" / f"{checkpoint.name}-{checkpoint.digest}"
         if not is_checkpoint(kept):
-            with replacing_folder(kept) as temporary:
+            with replacing_folder(kept, MARKER) as temporary:
                 shutil.copytree(checkpoint.path, temporary, dirs_exist_ok=True, copy_function=_link)
         return kept
 

@@ -28,6 +28,7 @@ ORDER = (
     "config",
     "reads",
     "files",
+    "lock",
     "progress",
     "tables",
     "acceleration",

@@ -1,5 +1,7 @@
 """Who starts the next iteration, and when nobody does: the schedule, the sensor, the instance's limits."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -253,6 +255,15 @@ def test_the_sensor_stops_after_a_failed_iteration_naming_the_run(instance: dg.D
     assert "failed" in (reason or "")
 
 
+def test_the_sensor_does_not_begin_again_what_a_person_terminated(instance: dg.DagsterInstance) -> None:
+    materialize(instance, "seed_model")
+    tags = {LOOP_TAG: "iteration", PARTITION_TAG: "iter_001"}
+    start_run(instance, dg.DagsterRunStatus.CANCELED, tags, "iteration")
+    requests, reason = tick_sensor(instance)
+    assert requests == []
+    assert "was terminated" in (reason or "")
+
+
 def test_the_sensor_goes_on_once_the_failed_iteration_was_run_again(instance: dg.DagsterInstance) -> None:
     materialize(instance, "seed_model")
     tags = {LOOP_TAG: "iteration", PARTITION_TAG: "iter_001"}
@@ -306,4 +317,19 @@ def test_iterations_of_a_backfill_and_of_the_schedule_run_one_after_another(
         "value": {"applyLimitPerUniqueValue": True},
         "limit": 1,
     }
-    assert limits[LOOP_TAG] == {"key": LOOP_TAG, "value": "iteration", "limit": 1}
+    assert limits[LOOP_TAG] == {"key": LOOP_TAG, "limit": 1}, "a seed run waits for an iteration as well"
+
+
+def test_nobody_is_asked_to_work_where_srlm_run_is_at_work(instance: dg.DagsterInstance) -> None:
+    materialize(instance, "seed_model")
+    code = "import sys; from pathlib import Path; from srlm_pipeline.lock import sole_use\n"
+    code += "with sole_use(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, instance.root_directory]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        for tick in (tick_schedule, tick_sensor):
+            requests, reason = tick(instance)
+            assert requests == []
+            assert f"process {holder.pid}" in (reason or "")
+        holder.kill()

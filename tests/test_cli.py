@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from srlm_pipeline import cli
-from srlm_pipeline.commands import diagnosis
+from srlm_pipeline.attempts import read_attempt
+from srlm_pipeline.commands import diagnosis, home
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import OVERRIDES_VARIABLE
+from srlm_pipeline.errors import RecordError
+from srlm_pipeline.evaluation.promotion import read_decision
 
 Srlm = Callable[..., tuple[int, str]]
 
@@ -152,3 +155,49 @@ def test_the_doctor_marks_what_is_wrong_and_goes_on(
     assert "ift.jsonl, line 2: not valid JSON" in said
     assert "not ready" in said
     assert "GiB" in said
+
+
+@pytest.mark.parametrize("name", ["a#b", "a%20b", "a?b"])
+def test_a_home_that_databases_cannot_name_is_refused(
+    srlm: Srlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / name))
+    code, said = srlm("status")
+    assert code == 1
+    assert "choose another folder" in said
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("command", [("run", "-n", "0"), ("status",), ("ui",)])
+def test_a_home_that_is_read_only_is_said_so(
+    srlm: Srlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    # Whoever runs the tests may be allowed to write everywhere.
+    monkeypatch.setattr(home.os, "access", lambda path, mode: Path(path) != tmp_path / "home")
+    code, said = srlm(*command)
+    assert code == 1
+    assert f"DAGSTER_HOME {tmp_path / 'home'}: cannot be written to" in said
+
+
+def test_a_home_that_cannot_be_written_to_is_said_so(
+    srlm: Srlm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file" / "home"))
+    code, said = srlm("status")
+    assert code == 1
+    assert "Not a directory" in said
+    assert "DAGSTER_HOME" in said
+    assert "Traceback" not in said
+
+
+def test_a_damaged_decision_or_attempt_is_named_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "iter_001.json"
+    for content in (b"", b"[]", b'{"rules": 3}', b"\xff", b"{}"):
+        path.write_bytes(content)
+        for read in (read_decision, read_attempt):
+            if read is read_attempt and content == b"{}":
+                continue
+            with pytest.raises(RecordError, match=r"iter_001\.json cannot be read.*delete it"):
+                read(path)

@@ -173,6 +173,17 @@ def test_all_problems_are_reported_together() -> None:
         {"data": {"held_out_fraction": 1}},
         {"project": "../elsewhere"},
         {"project": ""},
+        {"project": "smollm2-135m-instruct"},
+        {"project": "SmolLM2-135M-Instruct"},
+        {"project": "all-minilm-l6-v2"},
+        {"project": "x" * 300},
+        {"seed": 2**32},
+        {"dpo": {"learning_rate": float("inf")}},
+        {"evaluation": {"tie_margin": float("inf")}},
+        {"base_model": ""},
+        {"base_model": "  "},
+        {"data": {"ift": ""}},
+        {"prompt_generation": {"generator": ""}},
         {"dpo": None},
         {"dpo": 3},
         {"sft": {"batch_size": 6, "micro_batch_size": 4}},
@@ -205,6 +216,40 @@ def test_what_is_no_mapping_is_refused(write_config, text: str) -> None:
     path = write_config(text)
     with pytest.raises(SettingsError, match=r"mine\.yaml"):
         load_settings(path)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join(['*' + before] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 1\nproject: one\nseed: 2\n", "'seed' is given twice"),
+        ("dpo:\n  beta: 0.1\n  beta: 0.2\n", "'beta' is given twice"),
+        (BOMB, "too many values"),
+        ("a: &a [*a]\n", "nested too deeply"),
+        ("owners: " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("seed: 2020-99-99\n", "month must be in"),
+        ("seed: " + "9" * 5000, "digits"),
+    ],
+)
+def test_yaml_that_nobody_means_is_refused_in_a_sentence(write_config, text: str, said: str) -> None:
+    (problem,) = problems_of(write_config(text))
+    assert said in problem
+    assert len(problem) < 500
+
+
+def test_aliases_are_written_out(write_config) -> None:
+    path = write_config("sft: &training {epochs: 3}\neft: *training\ndpo:\n  <<: *training\n  beta: 0.3\n")
+    settings = load_settings(path)
+    assert (settings.sft.epochs, settings.eft.epochs, settings.dpo.epochs, settings.dpo.beta) == (3, 3, 3, 0.3)
+
+
+def test_of_a_long_value_only_the_beginning_is_shown() -> None:
+    (problem,) = problems_of("quickstart", {"project": "/" * 100_000})
+    assert len(problem) < 500
 
 
 def test_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:

@@ -1,11 +1,23 @@
+import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from srlm_pipeline.errors import DiskSpaceError
-from srlm_pipeline.files import digest_files, replacing_file, replacing_folder, require_disk
+from srlm_pipeline.errors import DiskSpaceError, ForeignFolderError
+from srlm_pipeline.files import (
+    digest_files,
+    disk_trouble,
+    replacing_file,
+    replacing_folder,
+    require_disk,
+    scratch_folder,
+    tidy,
+)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -51,7 +63,7 @@ def test_writing_nothing_is_an_error_and_keeps_the_old_file(tmp_path: Path) -> N
 
 def test_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "model"
-    with replacing_folder(target) as temporary:
+    with replacing_folder(target, "a") as temporary:
         (temporary / "a").write_text("1")
         assert not target.exists()
     assert names_in(target) == {"a"}
@@ -62,9 +74,10 @@ def test_new_folder_has_nothing_of_the_old(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("1")
-    with replacing_folder(target) as temporary:
+    (target / "a").write_text("mark")
+    with replacing_folder(target, "a") as temporary:
         (temporary / "new").write_text("2")
-        assert names_in(target) == {"old"}
+        assert names_in(target) == {"old", "a"}
     assert names_in(target) == {"new"}
     assert names_in(tmp_path) == {"model"}
 
@@ -74,10 +87,11 @@ def test_failure_keeps_the_old_folder(tmp_path: Path, error: type[BaseException]
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("1")
-    with pytest.raises(error), replacing_folder(target) as temporary:
+    (target / "a").write_text("mark")
+    with pytest.raises(error), replacing_folder(target, "a") as temporary:
         (temporary / "half").write_text("2")
         raise error
-    assert names_in(target) == {"old"}
+    assert names_in(target) == {"old", "a"}
     assert names_in(tmp_path) == {"model"}
 
 
@@ -85,6 +99,7 @@ def test_failing_last_rename_keeps_one_whole_folder(tmp_path: Path, monkeypatch:
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("1")
+    (target / "a").write_text("mark")
     real = os.replace
 
     def replace(source: Path, destination: Path) -> None:
@@ -92,10 +107,10 @@ def test_failing_last_rename_keeps_one_whole_folder(tmp_path: Path, monkeypatch:
             raise OSError("input/output error")
         real(source, destination)
 
-    with pytest.raises(OSError, match="input/output"), replacing_folder(target) as temporary:
+    with pytest.raises(OSError, match="input/output"), replacing_folder(target, "a") as temporary:
         (temporary / "new").write_text("2")
         monkeypatch.setattr(os, "replace", replace)
-    assert any(names_in(folder) in ({"old"}, {"new"}) for folder in tmp_path.iterdir())
+    assert any(names_in(folder) in ({"old", "a"}, {"new"}) for folder in tmp_path.iterdir())
 
 
 def test_enough_disk_passes_even_for_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
@@ -137,3 +152,94 @@ def test_digest_does_not_depend_on_the_folder(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "weights").write_text("same")
     assert digest_files([tmp_path / "x" / "weights"]) == digest_files([tmp_path / "y" / "weights"])
+
+
+@pytest.mark.parametrize("filled", ["tables", "tables/candidates.parquet"])
+def test_a_folder_of_someone_else_is_never_replaced(tmp_path: Path, filled: str) -> None:
+    target = tmp_path / "smollm2-135m-instruct"
+    (target / filled).mkdir(parents=True)
+    with pytest.raises(ForeignFolderError, match="choose another `project`"), replacing_folder(target, "config.json"):
+        raise AssertionError("work whose result could not be kept")
+    assert (target / filled).is_dir()
+    assert names_in(tmp_path) == {target.name}
+
+
+def test_a_folder_that_someone_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(ForeignFolderError), replacing_folder(target, "config.json") as temporary:
+        (temporary / "config.json").write_text("{}")
+        (target / "tables").mkdir(parents=True)
+    assert names_in(target) == {"tables"}
+
+
+def test_an_empty_folder_is_in_nobodys_way(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    with replacing_folder(target, "a") as temporary:
+        (temporary / "a").write_text("1")
+    assert names_in(target) == {"a"}
+
+
+KILLED = "import os, sys; from pathlib import Path; from srlm_pipeline.files import replacing_folder, replacing_file\n"
+KILLED_WRITING = (
+    KILLED
+    + """
+here = Path(sys.argv[1])
+with replacing_file(here / "deep" / "table.parquet") as t, replacing_folder(here / "M2", "a") as f:
+    t.write_text("half"); (f / "half").mkdir(); os.kill(os.getpid(), 9)
+"""
+)
+KILLED_BETWEEN_RENAMES = (
+    KILLED
+    + """
+with replacing_folder(Path(sys.argv[1]) / "M2", "a") as folder:
+    (folder / "a").write_text("new")
+    rename = Path.replace
+    def once(path, target): rename(path, target); os.kill(os.getpid(), 9)
+    Path.replace = once
+"""
+)
+
+
+@pytest.mark.parametrize("code", [KILLED_WRITING, KILLED_BETWEEN_RENAMES])
+def test_after_a_kill_the_old_folder_is_there_and_nothing_else(tmp_path: Path, code: str) -> None:
+    (tmp_path / "M2").mkdir()
+    (tmp_path / "M2" / "a").write_text("old")
+    (tmp_path / ".hidden.txt").write_text("someone else's")
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert any(path.name.startswith(".M2.") for path in tmp_path.iterdir())
+    tidy(tmp_path)
+    assert names_in(tmp_path) - {"deep"} == {"M2", ".hidden.txt"}
+    assert (tmp_path / "M2" / "a").read_text() == "old"
+    assert not list(tmp_path.rglob(".table*"))
+
+
+def test_a_scratch_folder_goes_with_its_block_and_after_a_kill_with_tidying(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path / "probe") as folder:
+        (folder / "weights").write_text("1")
+        raise KeyboardInterrupt
+    assert names_in(tmp_path) == set()
+    with scratch_folder(tmp_path / "probe") as folder:
+        tidy(tmp_path)
+        assert not folder.exists()
+
+
+def test_what_is_young_may_still_be_written(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "base", "a") as temporary:
+        (temporary / "a").write_text("1")
+        tidy(tmp_path, everywhere=False, older_than=60)
+    assert names_in(tmp_path) == {"base"}
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_trouble_with_the_disk_is_said_with_place_and_remedy(number: int) -> None:
+    said = disk_trouble(OSError(number, "x", "/somewhere/M2"))
+    assert said is not None
+    assert said.startswith(f"/somewhere/M2: {os.strerror(number)}: ")
+    assert "`storage`" in said
+
+
+def test_other_errors_are_no_trouble_with_the_disk() -> None:
+    assert disk_trouble(FileNotFoundError(errno.ENOENT, "x", "y")) is None
+    assert disk_trouble(OSError("no number")) is None

@@ -120,6 +120,35 @@ def test_every_single_cut_of_a_small_journal_is_recovered(tmp_path: Path) -> Non
         assert list(Journal(tmp_path).items.items()) == list(items.items())[:whole]
 
 
+@given(ITEMS, ITEMS, st.binary(max_size=40))
+@settings(max_examples=80)
+def test_a_line_damaged_in_the_middle_costs_itself_alone_and_is_counted(
+    before: dict[str, dict[str, object]], after: dict[str, dict[str, object]], damage: bytes
+) -> None:
+    with TemporaryDirectory() as folder:
+        journal = Journal(Path(folder))
+        journal.append(before)
+        journal.append({"damaged": {"text": "paid for"}})
+        journal.append(after)
+        lines = journal.path.read_bytes().splitlines(keepends=True)
+        lines[len(before)] = b"\x00" + damage.replace(b"\n", b"") + b"\n"
+        journal.path.write_bytes(b"".join(lines))
+        again = Journal(Path(folder))
+        assert dict(again.items) == before | after
+        assert again.broken == 1
+        again.append({"later": {"n": 1}})
+        assert journal.path.read_bytes().count(b"\n") == len(lines) + 1, "nothing is discarded on disk"
+
+
+def test_how_many_lines_were_broken_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path)
+    journal.append({"a": {"text": "1"}})
+    with journal.path.open("ab") as stream:
+        stream.write(b"broken\n" + b"[" * 100_000 + b'\n\n{"key": "b"}\n' + b'{"key": "being writ')
+    assert set(Journal(tmp_path).items) == {"a", "b"}
+    assert "broken lines passed over: 2" in caplog.text
+
+
 @pytest.mark.parametrize(
     "garbage", [b"\x00" * 50, b"\xff\xfe\n", b"3\n", b"null\n", b'"text"\n', b"[]\n", b"{}\n", b"\n"]
 )

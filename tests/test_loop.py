@@ -458,6 +458,35 @@ def test_a_finished_loop_run_again_does_nothing(finished: Home) -> None:
     ]
 
 
+@pytest.mark.parametrize("asset", ["evaluation_prompts", "ranked_replies"])
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 cut short"])
+def test_a_table_that_was_lost_is_made_again_and_nothing_else(
+    finished: Home, asset: str, content: bytes | None
+) -> None:
+    path = finished.store.table_path(asset)
+    before = finished.table(asset)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    assert set(finished.run(2)) == {asset}
+    assert any(f"{asset} is made again: table {asset}" in line and str(path) in line for line in finished.said)
+    pd.testing.assert_frame_equal(finished.table(asset), before)
+
+
+def test_whatever_an_iteration_left_is_made_again_when_lost(finished: Home) -> None:
+    store = finished.store
+    model = store.checkpoint("M3")
+    store.table_path("judged_scores", 2).write_bytes(b"")
+    shutil.rmtree(store.assessment_folder(model))
+    store.decision_path(2).unlink()
+    (store.root / "reports" / "iter_002.html").unlink()
+    made = set(finished.run(2))
+    lost = {"judged_scores", "assessment", "promotion", "iteration_report"}
+    assert made == {f"{asset}[iter_002]" for asset in lost}
+    assert store.checkpoint("M3") == model
+    assert store.decision_path(2).is_file()
+
+
 def outstanding_under(settings: dict[str, Any]) -> dict[str, list[str]]:
     """Ask a process of its own, as `srlm run --set` is one, what is missing or stale under other settings."""
     code = """

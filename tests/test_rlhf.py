@@ -140,7 +140,6 @@ def test_what_is_rewarded_becomes_likelier(
     assert sum(rewards[-5:]) > 1.2 * sum(rewards[:5])
     assert chance_of_the_liked(run.loaded) > 1.2 * chance_of_the_liked(base)
     assert len(judge.read) == 16 * 32
-    assert not (tmp_path / "work").exists()
     assert type(run.loaded.model).__name__ == "LlamaForCausalLM"
 
 

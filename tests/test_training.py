@@ -1,7 +1,9 @@
 """SFT, ranking and DPO on a tiny random model: they learn, they resume, adapters end up merged."""
 
+import os
+import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,6 +33,7 @@ from srlm_pipeline.training.ranking_items import (
     score_target,
 )
 from srlm_pipeline.training.ranking_trainer import RankingTrainer, item_loss
+from srlm_pipeline.training.resumption import newest_whole
 from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
 
 pytestmark = pytest.mark.slow
@@ -82,6 +85,34 @@ def sft(source: Path, work: Path, method: str = "lora", **changes: Any) -> Any:
     return train_sft(job(source, work), SFT, settings)
 
 
+def watch_steps(patch: pytest.MonkeyPatch, die_at: int | None = None) -> list[int]:
+    """Return a list that the steps done by SFT trainers are added to; training dies at the end of one of them."""
+    from transformers import TrainerCallback
+    from trl import SFTTrainer
+
+    plain = SFTTrainer.__init__
+    steps: list[int] = []
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            steps.append(state.global_step)
+            if state.global_step == die_at:
+                raise RuntimeError("the machine went down")
+
+    def watched(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        plain(trainer, *args, **kwargs)
+        trainer.add_callback(Watch())
+
+    patch.setattr(SFTTrainer, "__init__", watched)
+    return steps
+
+
+def kill_training_at(step: int, source: Path, work: Path, method: str = "lora", **changes: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="went down"):
+        watch_steps(patch, step)
+        sft(source, work, method, **changes)
+
+
 def dpo(source: Path, work: Path, method: str, pairs: list[PreferenceExample] = PAIRS) -> Any:
     settings = DpoSettings(method=method, learning_rate=RATES[method], epochs=4, **COMMON)
     return train_dpo(job(source, work), pairs, settings)
@@ -100,7 +131,6 @@ def test_sft_makes_the_responses_likelier(
         [log_likelihood(m, example.prompt, example.response) for example in SFT] for m in (base, run.loaded)
     )
     assert sum(after) > sum(before) + len(SFT)
-    assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -265,32 +295,77 @@ def test_a_trained_model_is_a_plain_model_that_loads_from_its_folder(
 def test_an_interrupted_training_continues_and_ends_where_a_whole_one_ends(
     tiny_model: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import TrainerCallback
-    from trl import SFTTrainer
-
     whole = sft(tiny_model, tmp_path / "whole", method, save_every=5)
-    plain = SFTTrainer.__init__
-    steps: list[int] = []
-
-    class Watch(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            steps.append(state.global_step)
-            if len(steps) == 8:
-                raise RuntimeError("the machine went down")
-
-    def watched(trainer: Any, *args: Any, **kwargs: Any) -> None:
-        plain(trainer, *args, **kwargs)
-        trainer.add_callback(Watch())
-
-    monkeypatch.setattr(SFTTrainer, "__init__", watched)
-    with pytest.raises(RuntimeError, match="went down"):
-        sft(tiny_model, tmp_path / "work", method, save_every=5)
-    assert steps == list(range(1, 9))
+    kill_training_at(8, tiny_model, tmp_path / "work", method, save_every=5)
+    steps = watch_steps(monkeypatch)
     continued = sft(tiny_model, tmp_path / "work", method, save_every=5)
-    assert steps[8:] == list(range(6, 13)), "from the checkpoint of step 5"
+    assert steps == list(range(6, 13)), "from the checkpoint of step 5"
     for example in SFT:
         ends = [log_likelihood(run.loaded, example.prompt, example.response) for run in (whole, continued)]
         assert ends[0] == pytest.approx(ends[1], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda work: (work / "checkpoint-9").mkdir(), id="nothing written yet"),
+        pytest.param(
+            lambda work: shutil.copytree(
+                work / "checkpoint-5", work / "checkpoint-9", ignore=lambda *_: ["srlm_complete.json", "optimizer.pt"]
+            ),
+            id="some files written",
+        ),
+        pytest.param(
+            lambda work: os.truncate(
+                shutil.copytree(work / "checkpoint-5", work / "checkpoint-9") / "trainer_state.json", 0
+            ),
+            id="a file cut short",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_passed_over_and_removed(
+    tiny_model: Path, tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    work = tmp_path / "work"
+    kill_training_at(8, tiny_model, work, save_every=5)
+    assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-5"]
+    spoil(work)
+    found = newest_whole(work)
+    assert found == (work / "checkpoint-5", 5)
+    assert not (work / "checkpoint-9").exists()
+    sft(tiny_model, work, save_every=5)
+
+
+def test_a_checkpoint_whose_saving_failed_costs_only_the_steps_since_the_one_before(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    whole = SFTTrainer._save_optimizer_and_scheduler
+
+    def full_disk(trainer: Any, folder: str) -> None:
+        if trainer.state.global_step == 10:
+            raise OSError("no space left on device")
+        whole(trainer, folder)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(SFTTrainer, "_save_optimizer_and_scheduler", full_disk)
+        sft(tiny_model, tmp_path / "work", save_every=5)
+    assert newest_whole(tmp_path / "work") == (tmp_path / "work" / "checkpoint-5", 5)
+    assert sft(tiny_model, tmp_path / "work", save_every=5).history[-1]["step"] == 12
+
+
+def test_a_training_whose_model_was_not_saved_yet_is_not_done_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = sft(tiny_model, tmp_path / "work")
+    steps = watch_steps(monkeypatch)
+    again = sft(tiny_model, tmp_path / "work")
+    assert steps == []
+    assert again.final("loss") == done.final("loss")
+    for example in SFT:
+        ends = [log_likelihood(run.loaded, example.prompt, example.response) for run in (done, again)]
+        assert ends[0] == pytest.approx(ends[1], abs=1e-3)
 
 
 def test_adapters_sit_in_the_upper_layers_alone_if_so_asked(

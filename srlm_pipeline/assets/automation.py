@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -9,6 +10,8 @@ import dagster as dg
 
 from srlm_pipeline.assets.stage import ATTEMPT_TAG, iterations
 from srlm_pipeline.config import ScheduleSettings
+from srlm_pipeline.errors import HomeInUseError
+from srlm_pipeline.lock import shared_use
 from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import definition_settings
 from srlm_pipeline.store import iteration_number, open_store, partition_key
@@ -22,6 +25,7 @@ IN_PROGRESS = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+ENDED_EARLY = {dg.DagsterRunStatus.FAILURE: "failed", dg.DagsterRunStatus.CANCELED: "was terminated"}
 
 seed_job = dg.define_asset_job(
     "seed",
@@ -134,6 +138,11 @@ def decide_next_run(
 ) -> dg.RunRequest | dg.SkipReason:
     """Return a request for the next missing iteration, or why there is none."""
     instance = context.instance
+    try:
+        with shared_use(Path(instance.root_directory)):
+            pass
+    except HomeInUseError as error:
+        return dg.SkipReason(str(error))
     running = iteration_in_flight(instance)
     if running is not None:
         return dg.SkipReason(
@@ -231,13 +240,14 @@ def failure_of(data: Any) -> str:
     default_status=dg.DefaultSensorStatus.STOPPED,
 )
 def continue_to_planned(context: dg.SensorEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """While switched on, one iteration follows another until all are complete, one fails, or a model is refused."""
+    """While switched on, one iteration follows another until all are complete, one ends early, a model is refused."""
     last = context.instance.get_runs(dg.RunsFilter(tags={LOOP_TAG: "iteration"}), limit=1)
-    if last and last[0].status == dg.DagsterRunStatus.FAILURE:
+    if last and last[0].status in ENDED_EARLY:
         keys = iteration_assets(context.repository_def.asset_graph)
         # A further attempt finds everything there, from the attempt before.
         if ATTEMPT_TAG in last[0].tags or missing_assets(context.instance, keys, last[0].tags[PARTITION_TAG]):
+            how = ENDED_EARLY[last[0].status]
             return dg.SkipReason(
-                f"the last iteration failed (run {last[0].run_id[:8]}); materialize it by hand to go on"
+                f"the last iteration {how} (run {last[0].run_id[:8]}); materialize it by hand to go on"
             )
     return decide_next_run(context)

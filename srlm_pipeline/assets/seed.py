@@ -1,6 +1,5 @@
 """Initialisation: data, the SFT baseline (M0 on IFT), judging data (EFT), and the seed model M1 (IFT + EFT)."""
 
-import shutil
 from dataclasses import replace
 
 import dagster as dg
@@ -221,7 +220,6 @@ def seed_model(stage: Stage, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFram
     parent = (base if trained.sft else baseline).digest
     whole = replace(trained.final, history=trained.history)
     saved = save_trained(stage, whole, M1, parent, {"eft": settings.eft.model_dump()})
-    shutil.rmtree(job.work, ignore_errors=True)
     stage.run.metrics({"final_loss": trained.final.final("loss")})
     if trained.sft and trained.sft.n_left_out:
         stage.log.warning(

@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.files import disk_trouble
 from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.lock import if_nobody_is_at_work, shared_use
 from srlm_pipeline.notices import Notice, tell
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.reads import STAGES, Reads
@@ -172,7 +175,15 @@ def srlm_asset(
             # Of this run's settings, which may be others than those of the code location; and of the files as they are
             # now: one that changes meanwhile leaves the result stale.
             version = reads.version(project.settings)
-            with user_errors(), project.tracked(context) if tracked else nullcontext() as run:
+            home = Path(context.instance.root_directory)
+            with user_errors():
+                if_nobody_is_at_work(home, project.store.tidy)
+            with (
+                user_errors(),
+                shared_use(home),
+                project.interruptible(),
+                project.tracked(context) if tracked else nullcontext() as run,
+            ):
                 stage = Stage(context, project, run)
                 result = function(stage, **inputs)
                 stage.end()
@@ -223,3 +234,8 @@ def user_errors() -> Iterator[None]:
         yield
     except SrlmError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
+    except OSError as error:
+        trouble = disk_trouble(error)
+        if trouble is None:
+            raise
+        raise dg.Failure(description=trouble, allow_retries=False) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +38,15 @@ def training_job(
 def save_trained(
     stage: Stage, trained: TrainingRun, name: str, parent: str | None, lineage: Mapping[str, Any]
 ) -> Checkpoint:
-    """Track how a training went, and save its model under a name."""
+    """Track how a training went, save its model under a name, and then remove all work on models of that name."""
     from srlm_pipeline.models.checkpoint import save_checkpoint
 
     stage.run.history(list(trained.history))
     runs = {"dagster_run": stage.context.run_id, "mlflow_run": stage.run.run_id}
     folder, dtype = stage.store.model_folder(name), stage.settings.model.save_dtype
-    return save_checkpoint(trained.loaded, folder, name, parent, {**runs, **lineage}, dtype)
+    saved = save_checkpoint(trained.loaded, folder, name, parent, {**runs, **lineage}, dtype)
+    shutil.rmtree(stage.store.work_folders(name), ignore_errors=True)
+    return saved
 
 
 def training_facts(trained: TrainingRun) -> dict[str, float | int]:

@@ -3,7 +3,6 @@
 With the strategy `positive_only` there are no pairs: the replies that M_t gave top marks join the seed data.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -243,7 +242,6 @@ def _fine_tuned(stage: Stage, positives: pd.DataFrame, name: str, entering: "Che
     inputs = (table_digest(ift), table_digest(eft))
     job = training_job(stage, name, base, f"training {name}", *inputs, settings=settings)
     trained = train_seed_model(job, ift, eft, settings)
-    shutil.rmtree(job.work, ignore_errors=True)
     lineage = {"sft": settings.sft.model_dump(), "positives": len(added), "judged_by": entering.digest}
     return _Made(trained.final, "sft", base.digest, lineage, {"positives": len(added)})
 

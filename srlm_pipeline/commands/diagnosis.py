@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from srlm_pipeline.commands.terminal import console
-from srlm_pipeline.config import EMBEDDED_MODEL, Settings, load_settings
+from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, load_settings
 from srlm_pipeline.errors import DiskSpaceError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
@@ -168,14 +168,14 @@ def _arbiters(settings: Settings) -> str:
 
 
 def _encoder(settings: Settings) -> str:
-    from srlm_pipeline.models.sentence_encoder import ENCODER, encoder_archive, how_to_get_it
+    from srlm_pipeline.models.sentence_encoder import encoder_archive, how_to_get_it
 
     if settings.evaluation.encoder == "none":
         return "off (evaluation.encoder): nearness to reference replies is not measured"
     if encoder_archive() is None:
         # No obstacle: everything else is measured without it.
         return f"nearness to reference replies will not be measured: {how_to_get_it()}"
-    return f"{ENCODER}, for nearness to reference replies"
+    return f"{EMBEDDED_ENCODER}, for nearness to reference replies"
 
 
 def _notices(settings: Settings) -> str:

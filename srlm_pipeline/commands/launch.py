@@ -7,20 +7,24 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.events import RunFailureReason
 from dagster._core.loader import LoadingContext
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
+from srlm_pipeline.assets.products import loss
 from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import load_settings
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
-from srlm_pipeline.resources.project import PROJECT
-from srlm_pipeline.store import open_store, partition_key
+from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
+from srlm_pipeline.store import iteration_number, open_store, partition_key
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ def run_loop(
     overrides: dict[str, Any],
     announce: Callable[[str], None],
 ) -> StageTimes:
-    """Materialize whatever is missing or stale up to the given iteration.
+    """Materialize whatever is missing, stale or lost on disk up to the given iteration.
 
     Args:
         definitions: The code location's.
@@ -66,21 +70,27 @@ def run_loop(
     Raises:
         RunFailedError: If an asset fails.
         SrlmError: If more iterations are asked for than are planned, or another run is in flight.
+        HomeInUseError: If another process is at work in the same home.
+        KeyboardInterrupt: If a signal ended it.
     """
     planned = len(iterations.get_partition_keys())
     if n_iterations > planned:
         raise SrlmError(
             f"{n_iterations} iterations were asked for, but {planned} are planned: raise schedule.planned_iterations"
         )
-    close_dead_runs(instance)
-    running = iteration_in_flight(instance)
-    if running is not None:
-        raise SrlmError(f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first")
-    times = StageTimes()
-    _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
-    for t in range(1, n_iterations + 1):
-        _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
-    return times
+    with sole_use(Path(instance.root_directory)):
+        close_dead_runs(instance)
+        running = iteration_in_flight(instance)
+        if running is not None:
+            raise SrlmError(
+                f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first"
+            )
+        open_store(load_settings(None, overrides)).tidy()
+        times = StageTimes()
+        _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
+        for t in range(1, n_iterations + 1):
+            _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
+        return times
 
 
 def outstanding(
@@ -159,12 +169,36 @@ def _run_outstanding(
         # It may be a further attempt no longer, and then more is outdated than seemed so.
         _run_assets(definitions, instance, name, job, partition, [POLICY], overrides, times)
         wanted = outstanding(definitions, instance, job, partition)
+    lost = _lost(definitions, job, partition, wanted, overrides)
+    if lost:
+        # Alone and first: what comes out is what was there, and then nothing below has to be done again.
+        for asset, what in lost.items():
+            announce(f"{name}: {asset.to_user_string()} is made again: {what}")
+        _run_assets(definitions, instance, name, job, partition, list(lost), overrides, times)
+        wanted = outstanding(definitions, instance, job, partition)
     if not wanted:
         announce(f"{name}: everything is up to date")
         return
     announce(f"{name}: {', '.join(key.to_user_string() for key in wanted)}")
     _run_assets(definitions, instance, name, job, partition, wanted, overrides, times)
     announce(f"{name}: done in {time.monotonic() - started:.0f} s")
+
+
+def _lost(
+    definitions: dg.Definitions,
+    job: str,
+    partition: str | None,
+    wanted: Sequence[dg.AssetKey],
+    overrides: dict[str, Any],
+) -> dict[dg.AssetKey, str]:
+    """Return the job's assets that are up to date but whose files are not whole, upstream first, and what they lack."""
+    settings = load_settings(None, overrides)
+    store, iteration = open_store(settings), iteration_number(partition) if partition else None
+    graph = definitions.resolve_asset_graph()
+    of_job = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
+    there = [key for key in graph.toposorted_asset_keys if key in of_job and key not in wanted]
+    found = {key: loss(store, settings, key.to_user_string(), iteration) for key in there}
+    return {key: what for key, what in found.items() if what is not None}
 
 
 def _run_assets(
@@ -192,10 +226,24 @@ def _run_assets(
         if event.is_step_success:
             key = f"{event.step_key}[{partition}]" if partition else str(event.step_key)
             times.seconds[key] = event.step_success_data.duration_ms / 1000
+    if _was_interrupted(result):
+        # In a step Dagster has made an event of it.
+        raise KeyboardInterrupt
     if not result.success:
         reasons, settings = _reasons(result), load_settings(None, overrides)
         tell(failure(settings.project, result.run_id, name, reasons), settings, open_store(settings), log.warning)
         raise RunFailedError(name, reasons)
+
+
+def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data.user_failure_data
+            if failure is not None and failure.description == INTERRUPTED:
+                return True
+        if event.event_type == dg.DagsterEventType.RUN_FAILURE:
+            return bool(event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION)
+    return False
 
 
 def _reasons(result: dg.ExecuteInProcessResult) -> list[str]:

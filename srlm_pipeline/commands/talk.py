@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.prompt import Prompt
 from rich.text import Text
 
-from srlm_pipeline.commands.terminal import console
+from srlm_pipeline.commands.terminal import console, without_controls
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling
@@ -52,8 +52,10 @@ def talk(settings: Settings, names: list[str], temperature: float, max_new_token
             with console.status(f"{name} is writing"):
                 reply = engine.generate([request], sampling)[0]
             end = "" if reply.finish_reason == "stop" else " (cut off)"
-            # Text, not a string: a reply with square brackets is no markup.
-            panels.append(Panel(Text(reply.text.strip()), title=name, subtitle=f"{reply.n_tokens} tokens{end}"))
+            # Text, not a string: a reply with square brackets is no markup. Clean, so that its width is that of what
+            # is seen.
+            text = Text(without_controls(reply.text).strip())
+            panels.append(Panel(text, title=name, subtitle=f"{reply.n_tokens} tokens{end}"))
         console.print(panels[0] if len(panels) == 1 else Columns(panels, equal=True, expand=True))
 
 

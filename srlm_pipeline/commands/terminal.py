@@ -1,11 +1,16 @@
-"""Progress bars with rate and time left."""
+"""What is printed to a terminal: never the control sequences of others, and progress bars with rate and time left.
+
+What models, servers and data files say may hold escape sequences, which a terminal obeys: they move the cursor, change
+the title, write to the clipboard.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,10 +20,42 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from srlm_pipeline.progress import LogProgress, Meter, ProgressReporter, Task
 
-console = Console()
+# ECMA-48: control sequences (CSI ... final byte), control strings (OSC, DCS, SOS, PM, APC ... ST, or BEL as xterm has
+# it), other escape sequences; each also with its introducer as one character of C1.
+_SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+)
+_CONTROLS = dict.fromkeys([*(c for c in range(32) if chr(c) not in "\n\t"), *range(127, 160)])
+
+
+def without_controls(text: str) -> str:
+    """Return a text without escape sequences, and without any control character but line ends and tabs."""
+    return _SEQUENCES.sub("", text).translate(_CONTROLS)
+
+
+class PlainTextConsole(Console):
+    """A console that obeys nobody but the program: whatever is printed loses the control sequences in its text."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as `Console` does; its own control codes are kept apart from texts, and stay."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            if control is None:
+                link = style.link if style is not None else None
+                if style is not None and link is not None and link != without_controls(link):
+                    style = style.update_link(None)
+                yield Segment(without_controls(text), style)
+            else:
+                yield segment
+
+
+console = PlainTextConsole()
 
 
 def terminal_reporter() -> ProgressReporter:

@@ -14,7 +14,7 @@ from srlm_pipeline.config.evaluation import (
 from srlm_pipeline.config.loading import OVERRIDES_VARIABLE, PRESETS, load_settings, merge_overrides, parse_override
 from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings, ServerSettings
 from srlm_pipeline.config.notices import NoticeSettings, Occasion
-from srlm_pipeline.config.sections import EMBEDDED_DATA, EMBEDDED_MODEL, Role, Section, role_of
+from srlm_pipeline.config.sections import EMBEDDED_DATA, EMBEDDED_ENCODER, EMBEDDED_MODEL, Role, Section, role_of
 from srlm_pipeline.config.self_instruction import (
     CandidateSettings,
     EvolutionSettings,
@@ -44,6 +44,7 @@ from srlm_pipeline.config.training import (
 
 __all__ = [
     "EMBEDDED_DATA",
+    "EMBEDDED_ENCODER",
     "EMBEDDED_MODEL",
     "OVERRIDES_VARIABLE",
     "PRESETS",

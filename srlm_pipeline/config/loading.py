@@ -25,6 +25,9 @@ from srlm_pipeline.config.settings import Settings, describe_fields
 from srlm_pipeline.errors import SettingsError
 
 PRESETS = ("quickstart", "paper", "single-gpu")
+# Of a configuration, aliases written out; the largest preset has some two hundred.
+_MOST_VALUES = 10_000
+_SHOWN = 200
 log = logging.getLogger(__name__)
 # How the command line hands its --set options to the definitions that it loads; JSON.
 OVERRIDES_VARIABLE = "SRLM_OVERRIDES"
@@ -66,7 +69,7 @@ def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any]
         try:
             return Settings.model_validate(merged)
         except ValidationError as error:
-            problems = [f"{_key(e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+            problems = [f"{_key(e['loc'])}: {e['msg']} (got {_shortened(e['input'])})" for e in error.errors()]
     raise SettingsError(problems, str(source))
 
 
@@ -88,9 +91,9 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise SettingsError([f"{text!r} is not of the form section.key=value"], "--set")
     try:
-        nested: Any = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
-        raise SettingsError([f"{text!r}: the value is not valid YAML: {error}"], "--set") from error
+        nested: Any = _parse_yaml(value)
+    except ValueError as error:
+        raise SettingsError([f"{_shortened(text)}: the value is not valid YAML: {error}"], "--set") from error
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return dict(nested)
@@ -121,10 +124,59 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _parse_yaml(text: str | bytes) -> Any:
+    """Return what a YAML document says.
+
+    Raises:
+        ValueError: Also for what YAML allows and nobody means: a key given twice, aliases that grow beyond measure.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _written_out(node, {})
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for with all aliases written out.
+
+    Args:
+        node: Of the document.
+        known: Results so far, by the nodes' identities.
+
+    Raises:
+        MarkedYAMLError: If there are too many, or a mapping has a key twice.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    if isinstance(node, yaml.MappingNode):
+        children = [part for pair in node.value for part in pair]
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in names[:place]:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark)
+    known[id(node)] = 1 + sum(_written_out(child, known) for child in children)
+    if known[id(node)] > _MOST_VALUES:
+        raise yaml.MarkedYAMLError(problem="its aliases stand for too many values", problem_mark=node.start_mark)
+    return known[id(node)]
+
+
 def _read_yaml(text: str | bytes, name: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
-    except yaml.YAMLError as error:
+        content = _parse_yaml(text)
+    except ValueError as error:
         raise SettingsError([f"not valid YAML: {error}"], name) from error
     if content is None:
         return {}
@@ -189,6 +241,11 @@ def _lay_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         else:
             merged[key] = value
     return merged
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
 
 
 def _key(location: tuple[int | str, ...]) -> str:

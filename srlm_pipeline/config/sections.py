@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 EMBEDDED_DATA = "embedded"
+EMBEDDED_ENCODER = "all-MiniLM-L6-v2"
 Role = Literal["result", "verdict", "resources"]
 _ROLE, _NO_PATHS = "role", "no_paths"
 
@@ -61,7 +62,7 @@ class Section(BaseModel):
         renamed: Former names of fields, with those that they have now.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     short_form: ClassVar[str | None] = None
     apart: ClassVar[frozenset[str]] = frozenset()
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -74,6 +75,14 @@ class Section(BaseModel):
     def short(self) -> Any:
         """Return the field that stands for the whole section, or the section itself."""
         return getattr(self, self.short_form) if self.short_form else self
+
+    @field_validator("*")
+    @classmethod
+    def _names_something(cls, value: Any, info: ValidationInfo) -> Any:
+        # A blank path would be the folder that happens to be the current one.
+        if isinstance(value, str) and not value.strip() and is_path(cls.model_fields[str(info.field_name)], value):
+            raise ValueError("is blank; name a file, a folder, or what else the setting takes")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,16 @@ from srlm_pipeline.config.data import DataSettings
 from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
 from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings
 from srlm_pipeline.config.notices import NoticeSettings
-from srlm_pipeline.config.sections import EMBEDDED_MODEL, Section, item_section_of, path, resources, section_of, verdict
+from srlm_pipeline.config.sections import (
+    EMBEDDED_ENCODER,
+    EMBEDDED_MODEL,
+    Section,
+    item_section_of,
+    path,
+    resources,
+    section_of,
+    verdict,
+)
 from srlm_pipeline.config.self_instruction import (
     CandidateSettings,
     JudgeSettings,
@@ -20,6 +29,9 @@ from srlm_pipeline.config.self_instruction import (
     PromptGenerationSettings,
 )
 from srlm_pipeline.config.training import BaselineSettings, DpoSettings, EftSettings, SftSettings
+
+# Folders beside those of the projects.
+RESERVED_PROJECTS = {EMBEDDED_MODEL.lower(), EMBEDDED_ENCODER.lower()}
 
 
 class ScheduleSettings(Section):
@@ -46,8 +58,11 @@ class Settings(Section):
     """Everything a project can decide. `describe_fields` lists all keys with their meaning."""
 
     preset: str = "quickstart"
-    project: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="MLflow experiment name")
-    seed: int = Field(20, ge=0)
+    project: str = Field(
+        "quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100, description="MLflow experiment name"
+    )
+    # Iterations add their number to it, and trainers seed NumPy, which takes 32 bits.
+    seed: int = Field(20, ge=0, lt=2**31)
     base_model: str = path(EMBEDDED_MODEL, description="embedded name, model folder, or hub name")
     storage: str | None = Field(None, description="models, tables, journals; default: srlm/ under DAGSTER_HOME")
     owners: tuple[str, ...] = resources((), description="shown on every asset: e-mail addresses or team:name")
@@ -79,6 +94,14 @@ class Settings(Section):
             raise ValueError(
                 f"panel: {VERIFIERS} need checkable prompts; set prompt_generation.evolution.constrain or .task"
             )
+        return value
+
+    @field_validator("project")
+    @classmethod
+    def _project_has_a_folder_of_its_own(cls, value: str) -> str:
+        # File systems may not tell upper from lower case.
+        if value.lower() in RESERVED_PROJECTS:
+            raise ValueError("that is the name of a folder which all projects share; choose another one")
         return value
 
     @field_validator("pairs")

@@ -80,7 +80,7 @@ def write_assessment(assessment: Assessment, store: ProjectStore, checkpoint: Ch
     Raises:
         TableError: If a table breaks its schema.
     """
-    with replacing_folder(store.assessment_folder(checkpoint)) as folder:
+    with replacing_folder(store.assessment_folder(checkpoint), _FACTS) as folder:
         for name, schema in _TABLES.items():
             write_table(getattr(assessment, name), schema, folder / f"{name}.parquet")
         facts = {"model": assessment.model, "digest": assessment.digest, "limits": dict(assessment.limits)}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from srlm_pipeline.checks.checkable import Checks
 from srlm_pipeline.config import (
+    EMBEDDED_ENCODER,
     PROGRAMS,
     VERIFIERS,
     ArbiterSettings,
@@ -33,7 +34,6 @@ from srlm_pipeline.judging.rubric import Rubric
 from srlm_pipeline.judging.verifiers import VerifierJudge
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.models.sentence_encoder import (
-    ENCODER,
     SentenceEncoder,
     encoder_archive,
     how_to_get_it,
@@ -76,7 +76,7 @@ def open_encoder(settings: Settings, store: ProjectStore) -> SentenceEncoder | N
     """Return what says how near replies are to reference replies; None if it is off or not installed."""
     if settings.evaluation.encoder == "none" or encoder_archive() is None:
         return None
-    return SentenceEncoder(unpack_encoder(store.shared / ENCODER))
+    return SentenceEncoder(unpack_encoder(store.shared / EMBEDDED_ENCODER))
 
 
 def open_judge(

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from srlm_pipeline.config import PromotionSettings
+from srlm_pipeline.errors import RecordError
 from srlm_pipeline.evaluation.measures import MEASURES, Change, Measure, Unit, amount
 from srlm_pipeline.files import replacing_file
 
@@ -350,8 +351,15 @@ def write_decision(decision: Decision, path: Path) -> None:
 
 
 def read_decision(path: Path) -> Decision | None:
-    """Return a decision that was kept, or None if there is none."""
+    """Return a decision that was kept, or None if there is none.
+
+    Raises:
+        RecordError: If what is kept is damaged.
+    """
     if not path.is_file():
         return None
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    return Decision(**{**facts, "rules": tuple(Rule(**rule) for rule in facts["rules"])})
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return Decision(**{**facts, "rules": tuple(Rule(**rule) for rule in facts["rules"])})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RecordError(path, error, "delete it, and `srlm run` decides again") from error

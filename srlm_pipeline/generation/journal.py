@@ -4,21 +4,23 @@ An item's key says all that its result depends on: the model, what it was asked,
 takes up whatever was finished and does only the rest; batch sizes, thresholds and how many items there are change no
 key, and settings that do change what is asked find nothing under the new keys and leave the old items alone.
 
-One JSONL file per stage. Every finished batch is appended and flushed to disk; a line that a crash cut short is
-passed over. Reading changes nothing, so another process may append meanwhile.
+One JSONL file per stage. Every finished batch is appended and flushed to disk; a line that a crash cut short, or that
+was damaged later, is passed over. Reading changes nothing, so another process may append meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from srlm_pipeline.files import replacing_file
+
+log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -26,12 +28,23 @@ class Journal:
 
     Args:
         folder: Of the stage.
+
+    Attributes:
+        broken: Lines that hold no item; a last one that has not come to its end is none of them, for it may be just
+            being written.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "items.jsonl"
+        self.broken = 0
         self._items = self._read()
+        if self.broken:
+            log.warning(
+                "%s: broken lines passed over: %d; what they held is done again, all others are kept",
+                self.path,
+                self.broken,
+            )
         self._used: set[str] = set()
         self._added: dict[str, dict[str, Any]] = {}
 
@@ -83,10 +96,11 @@ class Journal:
             return items
         with self.path.open("rb") as stream:
             for line in stream:
-                # Of an item that is being written, or whose writing was cut short, the end is missing.
-                with suppress(ValueError, KeyError, AttributeError, TypeError):
+                try:
                     item = json.loads(line)
                     items[item.pop("key")] = item
+                except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+                    self.broken += bool(line.strip()) and line.endswith(b"\n")
         return items
 
     @staticmethod

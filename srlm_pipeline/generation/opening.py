@@ -10,6 +10,7 @@ from typing import Literal
 from srlm_pipeline.config import Settings
 from srlm_pipeline.generation.engine import TextEngine
 from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.models.integrity import verify
 
 EngineKind = Literal["transformers", "vllm", "openai"]
 # Loads a checkpoint with a batch size.
@@ -43,7 +44,11 @@ def open_engine(checkpoint: Checkpoint, settings: Settings, batch_size: int) -> 
         checkpoint: The model.
         settings: `engine` and `model` are read.
         batch_size: Rows that are generated together, where the engine does not schedule by itself.
+
+    Raises:
+        ModelError: If the model's files are not those that its digest stands for.
     """
+    verify(checkpoint.path)
     kind, _ = choose_engine(settings)
     if kind == "vllm":
         from srlm_pipeline.generation.vllm_engine import VllmEngine

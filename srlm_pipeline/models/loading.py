@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.errors import ModelError
+from srlm_pipeline.models.integrity import verify
 
 if TYPE_CHECKING:
     import torch
@@ -83,6 +86,21 @@ def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTok
     return tokenizer
 
 
+@contextmanager
+def readable(source: str | Path) -> Iterator[None]:
+    """Say in one sentence what is wrong with weights that cannot be loaded.
+
+    Raises:
+        ModelError: Naming the model.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError) as error:
+        raise ModelError(source, f"its weights could not be loaded ({_first_line(error)})") from error
+
+
 def load_model(
     source: str | Path, settings: ModelSettings, dtype: str | None = None, attention: str | None = None
 ) -> LoadedModel:
@@ -95,21 +113,20 @@ def load_model(
         attention: Overrides transformers' choice of an implementation.
 
     Raises:
-        ModelError: If weights, tokenizer or chat template are missing.
+        ModelError: If weights, tokenizer or chat template are missing or damaged.
     """
     from transformers import AutoModelForCausalLM
 
+    verify(Path(source))
     device = choose_device(settings.device)
     tokenizer = load_tokenizer(source, settings)
-    try:
+    with readable(source):
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=choose_dtype(dtype or settings.dtype, device),
             attn_implementation=attention,
             trust_remote_code=settings.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(source, f"its weights could not be loaded ({_first_line(error)})") from error
     return LoadedModel(model.to(device).eval(), tokenizer)
 
 

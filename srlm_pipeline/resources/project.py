@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 
 # On every run: the settings that it began with. Tags with this beginning are not shown among the others.
 SETTINGS_TAG = ".dagster/srlm_settings"
+INTERRUPTED = "interrupted; materialize again to go on from here"
 # The resource's key among the definitions.
 PROJECT = "project"
+
+
+class InterruptedFailure(dg.Failure):
+    """A step ended because someone asked the run to end; it is not tried again."""
+
+    def __init__(self) -> None:
+        super().__init__(description=INTERRUPTED, allow_retries=False)
 
 
 class ProjectResource(dg.ConfigurableResource):
@@ -38,6 +46,7 @@ class ProjectResource(dg.ConfigurableResource):
 
     _settings: Settings | None = PrivateAttr(default=None)
     _configured: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _interrupted: bool = PrivateAttr(default=False)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Freeze the settings: whatever is edited while a run is in progress, all its steps use the same."""
@@ -79,6 +88,24 @@ class ProjectResource(dg.ConfigurableResource):
         log = LogProgress(context.log.info)
         terminal = terminal_progress()
         return TeeProgress(log, terminal) if terminal else log
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let an interruption end the run.
+
+        Dagster's retry policies take one for a failure and begin a second attempt, but leave a `Failure` alone. The
+        other steps of the same process, which do not depend on this one, end with it.
+
+        Raises:
+            InterruptedFailure: In place of the interruption, and in whatever comes after it in this process.
+        """
+        if self._interrupted:
+            raise InterruptedFailure
+        try:
+            yield
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
+            self._interrupted = True
+            raise InterruptedFailure from error
 
     def engine(self, checkpoint: Checkpoint, batch_size: int) -> "TextEngine":
         """Load a checkpoint for inference."""

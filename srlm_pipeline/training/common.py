@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.acceleration.allocation import keep_freed_memory
 from srlm_pipeline.config import ModelSettings, TrainingSettings
-from srlm_pipeline.errors import EmptyDataError
+from srlm_pipeline.errors import DivergedError, EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.resumption import marking_callback, newest_whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -33,7 +34,8 @@ class TrainingJob:
         source: Model to start from.
         model: How models are loaded.
         seed: Of data order, adapter initialisation and whatever else is drawn.
-        work: Folder for resumable checkpoints; a later job with the same one continues.
+        work: Folder for resumable checkpoints; a later job with the same one continues. It stays until the model is
+            saved, or an interruption in between would cost the training.
         description: Shown with the progress.
         progress: Where progress is shown.
     """
@@ -105,9 +107,12 @@ def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: Load
         "gradient_checkpointing": not on_cpu,
         "use_cpu": on_cpu,
         "logging_steps": 1,
+        # Or a loss that is no number would be logged as the one before.
+        "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": settings.save_every,
-        "save_total_limit": 1,
+        # None is removed by the trainer: an older one goes when the new one is whole (`marking_callback`).
+        "save_total_limit": None,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
@@ -168,21 +173,24 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
     Args:
         job: Whose arguments the trainer has.
         trainer: Built, not started.
+
+    Raises:
+        DivergedError: At the first loss or gradient norm that is not finite.
     """
     from transformers import PrinterCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
 
     trainer.remove_callback(PrinterCallback)
     steps = _planned_steps(trainer)
-    newest = get_last_checkpoint(str(job.work)) if job.work.is_dir() else None
-    done = int(newest.rsplit("-", 1)[-1]) if newest else 0
+    newest, done = newest_whole(job.work) or (None, 0)
     with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
+        trainer.add_callback(marking_callback())
+        trainer.add_callback(_finite_callback(job.description))
         device = trainer.model.device.type
         with keep_freed_memory(device), cheap_log_probabilities(device), _no_double_casts(trainer):
-            trainer.train(resume_from_checkpoint=newest)
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return [dict(entry) for entry in trainer.state.log_history]
 
 
@@ -192,13 +200,6 @@ def _no_double_casts(trainer: Trainer) -> AbstractContextManager[None]:
     from peft.helpers import disable_input_dtype_casting
 
     return disable_input_dtype_casting(trainer.model, isinstance(trainer.model, PeftModel) and trainer.args.bf16)
-
-
-def finish(job: TrainingJob, settings: TrainingSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
-    """Return the trained model as `trained_model` does, and remove the work folder."""
-    trained = trained_model(job, settings, trainer, tokenizer)
-    shutil.rmtree(job.work, ignore_errors=True)
-    return trained
 
 
 def trained_model(job: TrainingJob, settings: TrainingSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
@@ -247,6 +248,21 @@ def _planned_steps(trainer: Trainer) -> int:
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     per_epoch = -(-len(trainer.train_dataset) // per_step)
     return max(1, round(per_epoch * arguments.num_train_epochs))
+
+
+def _finite_callback(description: str) -> Any:
+    from transformers import TrainerCallback
+
+    class Finite(TrainerCallback):
+        """Ends training at the first figure that is no number, before the step is saved."""
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            for name in ("loss", "grad_norm"):
+                value = (logs or {}).get(name)
+                if value is not None and not math.isfinite(float(value)):
+                    raise DivergedError(description, state.global_step, name, float(value), args.learning_rate)
+
+    return Finite()
 
 
 def _progress_callback(advance: Callable[[int, str], None]) -> Any:

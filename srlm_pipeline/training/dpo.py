@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
-    finish,
     load_for_training,
     require_rows,
     run_trainer,
@@ -122,9 +120,8 @@ def train_dpo(
         if early_stopping.stopped_at is not None:
             on_cpu = job.model.model_copy(update={"device": "cpu"})
             best = load_model(early_stopping.best.path, on_cpu, dtype="float32")
-            shutil.rmtree(job.work, ignore_errors=True)
             return TrainingRun(best, history, len(rows), len(encoded) - len(rows))
-    trained = finish(job, settings, trainer, tokenizer)
+    trained = trained_model(job, settings, trainer, tokenizer)
     return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
 
 

@@ -136,7 +136,6 @@ def train_and_interpolate(
         if tried[-1].passed:
             break
     chosen = load_model(between, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
-    shutil.rmtree(folder)
     told = trained.lineage
     return TrainingRun(chosen, told["history"], told["examples"], told["left_out"]), tried
 

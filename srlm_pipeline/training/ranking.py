@@ -19,10 +19,10 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
-    finish,
     load_for_training,
     require_rows,
     run_trainer,
+    trained_model,
     trainer_arguments,
 )
 from srlm_pipeline.training.ranking_items import RankedExample, encode_comparisons, encode_ranked, ranking_weights
@@ -71,4 +71,4 @@ def train_ranking(
         weights=ranking_weights(examples, settings),
     )
     history = run_trainer(job, trainer)
-    return TrainingRun(finish(job, settings, trainer, loaded.tokenizer), history, len(items))
+    return TrainingRun(trained_model(job, settings, trainer, loaded.tokenizer), history, len(items))

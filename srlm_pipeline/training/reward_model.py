@@ -7,7 +7,6 @@ it where the tokenizer pads with that very token.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from srlm_pipeline.data.chat import tokenize_exchange
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.judging.rubric import MAX_SCORE
-from srlm_pipeline.models.loading import LoadedModel, choose_device, choose_dtype, load_tokenizer
+from srlm_pipeline.models.integrity import verify
+from srlm_pipeline.models.loading import LoadedModel, choose_device, choose_dtype, load_tokenizer, readable
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
     TrainingJob,
@@ -153,7 +153,6 @@ def train_reward_model(
     )
     history = run_trainer(job, trainer)
     trained = _trained(job, settings, trainer, loaded.tokenizer)
-    shutil.rmtree(job.work, ignore_errors=True)
     return TrainingRun(trained, history, len(rows), len(examples) - len(rows))
 
 
@@ -192,19 +191,17 @@ def _load(
     from transformers import AutoModelForSequenceClassification
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
+    verify(Path(source))
     device = choose_device(settings.device)
     tokenizer = load_tokenizer(source, settings)
-    try:
-        with suppress_seqcls_warning():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                num_labels=1,
-                dtype=choose_dtype(dtype or settings.dtype, device),
-                attn_implementation=attention,
-                trust_remote_code=settings.trust_remote_code,
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(source, f"no reward model could be made of it ({error})") from error
+    with readable(source), suppress_seqcls_warning():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            num_labels=1,
+            dtype=choose_dtype(dtype or settings.dtype, device),
+            attn_implementation=attention,
+            trust_remote_code=settings.trust_remote_code,
+        )
     if not new_head and "ForSequenceClassification" not in str(model.config.architectures):
         raise ModelError(source, "is no reward model: materialize reward_model again")
     # The reward is read at the last token that is not padding.

@@ -22,10 +22,10 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
-    finish,
     load_for_training,
     require_rows,
     run_trainer,
+    trained_model,
     trainer_arguments,
 )
 from srlm_pipeline.training.reward_model import RewardModel
@@ -90,7 +90,7 @@ def train_rlhf(
     logged = run_trainer(job, trainer)
     # TRL logs None where a figure does not exist.
     history = [{name: value for name, value in entry.items() if value is not None} for entry in logged]
-    trained = finish(job, settings, trainer, loaded.tokenizer)
+    trained = trained_model(job, settings, trainer, loaded.tokenizer)
     return TrainingRun(trained, history, len(rendered), len(prompts) - len(rendered))
 
 

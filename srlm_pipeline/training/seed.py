@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,14 @@ import pandas as pd
 from srlm_pipeline.config import Settings
 from srlm_pipeline.files import replacing_folder
 from srlm_pipeline.judging.rubric import Rubric, judge_prompt
+from srlm_pipeline.models.checkpoint import require_finite
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
 from srlm_pipeline.training.ranking import train_ranking
 from srlm_pipeline.training.ranking_items import RankedExample
 from srlm_pipeline.training.sft import SftExample, train_sft
+
+# What every model folder has.
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def train_seed_model(
     if not groups:
         only = run_sft()
         return SeedTraining(only, only)
-    sft = None if made else _kept(between, run_sft)
+    sft = None if made else _kept(between, run_sft, job.work / "sft")
     to_rank = stage(made or between, "ranking", "to rank")
     ranking = train_ranking(to_rank, groups, settings.eft, settings.judge.taught_rubric)
     return SeedTraining(ranking, sft, ranking)
@@ -114,14 +119,16 @@ def ranked_examples(eft: pd.DataFrame) -> list[RankedExample]:
     ]
 
 
-def _kept(folder: Path, train: Callable[[], TrainingRun]) -> TrainingRun:
-    """Train and keep the model in a folder, or take up what an interrupted run kept there."""
+def _kept(folder: Path, train: Callable[[], TrainingRun], work: Path) -> TrainingRun:
+    """Train in a work folder and keep the model in another, or take up what an interrupted run kept there."""
     if folder.is_dir():
         return _load(folder)
     run = train()
-    with replacing_folder(folder) as temporary:
+    with replacing_folder(folder, _CONFIG) as temporary:
+        require_finite(run.loaded.model, folder)
         run.loaded.model.save_pretrained(temporary)
         run.loaded.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(work, ignore_errors=True)
     return run
 
 

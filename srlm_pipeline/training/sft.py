@@ -12,10 +12,10 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
-    finish,
     load_for_training,
     require_rows,
     run_trainer,
+    trained_model,
     trainer_arguments,
 )
 
@@ -67,7 +67,7 @@ def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: Traini
         peft_config=adapter_config(settings, loaded.model),
     )
     history = run_trainer(job, trainer)
-    trained = finish(job, settings, trainer, tokenizer)
+    trained = trained_model(job, settings, trainer, tokenizer)
     return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
 
 

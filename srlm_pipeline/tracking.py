@@ -6,13 +6,14 @@ The only module that imports mlflow, and only inside functions: importing it tak
 from __future__ import annotations
 
 import functools
-import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from srlm_pipeline.config import Settings
 
@@ -120,7 +121,7 @@ class Tracker:
             },
         )
         run_id = created.info.run_id
-        for name, value in self._parameters(keys).items():
+        for name, value in parameters(self._settings, keys).items():
             self.client.log_param(run_id, name, value)
         try:
             yield TrackedRun(run_id, self.run_url(run_id), self)
@@ -190,20 +191,26 @@ class Tracker:
             if run.info.run_id != run_id and SUPERSEDED_TAG not in run.data.tags:
                 self.client.set_tag(run.info.run_id, SUPERSEDED_TAG, run_id)
 
-    def _parameters(self, keys: Sequence[str]) -> dict[str, Any]:
-        dumped = self._settings.model_dump(mode="json")
-        flat: dict[str, Any] = {"base_model": dumped["base_model"], "seed": dumped["seed"]}
 
-        def flatten(prefix: str, value: Any) -> None:
-            if isinstance(value, dict):
-                for name, inner in value.items():
-                    flatten(f"{prefix}.{name}", inner)
-            else:
-                flat[prefix] = str(value)[:_PARAM_LIMIT]
+def parameters(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
+    """Return settings as parameters of an MLflow run, by their dotted names.
 
-        for key in keys:
-            flatten(key, functools.reduce(operator.getitem, key.split("."), dumped))
-        return flat
+    Args:
+        settings: All.
+        keys: Dotted paths of sections, fields, or what follows from these.
+    """
+    flat: dict[str, Any] = {"base_model": settings.base_model, "seed": settings.seed}
+
+    def flatten(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                flatten(f"{prefix}.{name}", inner)
+        else:
+            flat[prefix] = str(value)[:_PARAM_LIMIT]
+
+    for key in keys:
+        flatten(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings)))
+    return flat
 
 
 def _home() -> Path:

@@ -24,6 +24,7 @@ from srlm_pipeline.config import (
 from srlm_pipeline.data import loaders
 from srlm_pipeline.reads import STAGES, Reads
 from srlm_pipeline.resources.project import PROJECT, SETTINGS_TAG, ProjectResource, frozen_settings
+from srlm_pipeline.tracking import parameters
 
 TABLES_FROM_FILES = {"ift_dataset", "ranked_replies", "evaluation_prompts"}
 SEED_TRAINING = {"sft_baseline", "seed_model"}
@@ -181,6 +182,15 @@ def table() -> str:
 def test_the_document_has_this_table() -> None:
     document = (Path(__file__).parent.parent / "docs" / "staleness.md").read_text(encoding="utf-8")
     assert table() in document, f"docs/staleness.md should have:\n{table()}"
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+@pytest.mark.parametrize("around", [{}, WITHOUT_SFT, {"pairs": {"strategy": "positive_only"}}], ids=str)
+def test_whatever_a_stage_reads_can_be_told_as_parameters(stage: str, around: dict[str, Any]) -> None:
+    settings = settings_with(around)
+    told = parameters(settings, STAGES[stage].all_keys(settings))
+    for key in STAGES[stage].all_keys(settings):
+        assert any(name == key or name.startswith(f"{key}.") for name in told), key
 
 
 @pytest.mark.parametrize("key", KEYS)

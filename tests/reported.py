@@ -112,7 +112,14 @@ def write_iteration(store: ProjectStore, number: int, text: str, other: str) -> 
     write(WIN_RATES, "win_rates", [row for opponent in met for row in _verdicts(opponent)])
     monitors = [("kl", True, 0.1, 1.0, "close by" + text), ("tie_rate", number == 1, 0.1, 0.2, "12.0% tied" + text)]
     write(MONITORS, "collapse_monitors", [*monitors, ("variety", None, None, 0.1, "not measured" + text)])
-    write(GENERATED_PROMPTS, "generated_prompts", [("p0", "Plan a trip." + text, "few_shot", 0, "", "", 0.1, 3)])
+    write(
+        GENERATED_PROMPTS,
+        "generated_prompts",
+        [
+            ("p0", "Plan a trip." + text, "few_shot", 0, "", "", 0.1, 3),
+            ("p1", "Plan a trip. Use no commas." + text, "constrain", 1, "p0", "", 0.6, 6),
+        ],
+    )
     refused = [(0, "not_novel", "Write a poem." + text), (1, "too_long", ""), (2, "not_novel", "Write again." + text)]
     write(REFUSED_PROMPTS, "refused_prompts", refused)
     scored = [

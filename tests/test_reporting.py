@@ -367,9 +367,9 @@ def test_costs_are_added_up_and_compared_with_the_plan(pages: dict[str, str], st
 
 def test_prompts_and_pairs_are_shown_with_what_became_of_the_others(pages: dict[str, str]) -> None:
     told = text_of(pages["iteration"])
-    assert "1 kept after 4 attempts (25.0%)." in told
-    assert "Turned away because not novel: 2 (50.0%) Write a poem. Write again." in told
-    assert "Turned away because too long: 1 (25.0%) Kept, for example Plan a trip." in told
+    assert "2 kept after 5 attempts (40.0%)." in told
+    assert "Turned away because not novel: 2 (40.0%) Write a poem. Write again." in told
+    assert "Turned away because too long: 1 (20.0%) Kept, for example Plan a trip." in told
     assert "1 from 3 prompts; prompts without one: 1 ties, 1 too few readable scores." in told
     assert "Sum? chosen, 5 characters, score 4.30 Four. rejected, 5 characters, score 1.90 Five." in told
 
@@ -384,6 +384,12 @@ def test_replies_are_shown_side_by_side_where_the_arbiter_was_surest(pages: dict
     assert "Lost preference -1.00 evaluation prompt 1" in told
     assert "Most disputed" in told
     assert "Tie preference +0.00, dispute 1.00 evaluation prompt 3" in told
+
+
+def test_prompts_are_shown_below_those_they_were_made_of(pages: dict[str, str]) -> None:
+    told = text_of(pages["iteration"])
+    assert "Made out of others, or by program: 1" in told
+    assert "few-shot Plan a trip. constrain Plan a trip. Use no commas." in told
 
 
 def test_the_lineage_says_how_every_model_was_made(pages: dict[str, str]) -> None:

@@ -25,6 +25,11 @@ class Relative:
     operator: str
     children: tuple[Relative, ...]
 
+    @property
+    def is_evolved(self) -> bool:
+        """Whether an operator made it, or anything out of it."""
+        return bool(self.children) or self.operator != "few_shot"
+
 
 def family_trees(prompts: pd.DataFrame) -> list[Relative]:
     """Return the trees of a table, those with most descendants first; a prompt whose parent is elsewhere is a root.

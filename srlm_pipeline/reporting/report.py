@@ -13,13 +13,14 @@ import yaml
 from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.evaluation.promotion import Decision
 from srlm_pipeline.preference.pairs import select
+from srlm_pipeline.prompting.family import family_trees
 from srlm_pipeline.reporting import figures
 from srlm_pipeline.reporting.iteration import Iteration
 from srlm_pipeline.reporting.pages import OVERVIEW, Table, plain, reading_name, render, sentence
 from srlm_pipeline.reporting.reading import Reading, telling
 from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, PREFERENCE_PAIRS, REFUSED_PROMPTS
 
-_EXCHANGES_SHOWN, _PAIRS_SHOWN, _PROMPTS_SHOWN, _REFUSED_SHOWN = 5, 5, 8, 3
+_EXCHANGES_SHOWN, _PAIRS_SHOWN, _PROMPTS_SHOWN, _REFUSED_SHOWN, _FAMILIES_SHOWN = 5, 5, 8, 3, 12
 
 
 def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
@@ -39,6 +40,7 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
         "too few readable scores": selection.n_too_few_valid,
         "scores too low": selection.n_too_low,
         "no candidate fit to be chosen": selection.n_unfit,
+        "none that passes its checks and is liked": selection.n_failed,
     }
     pairs = it.table(PREFERENCE_PAIRS, "preference_pairs")
     told = exchanges(it)
@@ -70,7 +72,9 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
         lengths=figures.length_figures(it),
         groups=groups,
         n_exchanges=len(told),
-        kept=generated["prompt"].head(_PROMPTS_SHOWN),
+        kept=generated["prompt"][generated["operator"] == "few_shot"].head(_PROMPTS_SHOWN),
+        evolved=generated["operator"][generated["operator"] != "few_shot"].value_counts().to_dict(),
+        families=[tree for tree in family_trees(generated) if tree.is_evolved][:_FAMILIES_SHOWN],
         n_kept=len(generated),
         n_attempts=len(generated) + len(refused),
         refused=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -131,6 +132,7 @@ def run_iteration(
         examples = preference_examples(pairs)
         job = TrainingJob(policy.path, settings.model, settings.seed + 1, work / "dpo", "DPO", NullProgress())
         trained = train_dpo(job, examples, settings.dpo)
+        shutil.rmtree(job.work, ignore_errors=True)
         if save:
             save_checkpoint(trained.loaded, work / "model", "M2", policy.digest, {}, settings.model.save_dtype)
     steps = sum("loss" in entry for entry in trained.history)

@@ -227,7 +227,9 @@ def teach_to_judge(start: Path, judging_data: pd.DataFrame, settings: Settings, 
     work = folder.with_name(f"{folder.name}-training")
     job = TrainingJob(start, settings.model, settings.seed, work, f"training {folder.name}", terminal_reporter())
     trained = train_ranking(job, ranked_examples(judging_data), settings.eft, settings.judge.taught_rubric)
-    return save_checkpoint(trained.loaded, folder, folder.name, None, {}, "float32")
+    saved = save_checkpoint(trained.loaded, folder, folder.name, None, {}, "float32")
+    shutil.rmtree(work, ignore_errors=True)
+    return saved
 
 
 def some_groups(ranked: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:

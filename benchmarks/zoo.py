@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -114,7 +115,9 @@ def make_animal(animal: Animal, seed: int, sources: Sources, folder: Path, progr
     # Named by all that decides: what another recipe left there must not be continued.
     work = folder / f".{name}-{source.digest}-{lineage['recipe']}"
     made = recipe.make(Making(source, sources.settings, seed, work, f"making {name}", progress))
-    return save_checkpoint(made, target, name, source.digest, lineage, sources.settings.model.save_dtype)
+    saved = save_checkpoint(made, target, name, source.digest, lineage, sources.settings.model.save_dtype)
+    shutil.rmtree(work, ignore_errors=True)
+    return saved
 
 
 def exchanges(kind: str, seed: int, sources: Sources) -> list[Exchange]:

@@ -35,6 +35,7 @@ SECTION_CHANGES: dict[str, dict[str, Any]] = {
     "promotion": {"min_win_rate": 0.123},
     "schedule": {"planned_iterations": 17},
     "tracking": {"ui_url": "http://example.org"},
+    "notices": {"max_retries": 17},
 }
 EXISTING_PRESETS = [p for p in PRESETS if resources.files("srlm_pipeline.presets").joinpath(f"{p}.yaml").is_file()]
 

@@ -178,9 +178,12 @@ def test_one_schedule_at_two_in_the_morning_switched_off_until_somebody_wants_it
     assert found == [expected]
 
 
-def test_one_sensor_switched_off_until_somebody_wants_it() -> None:
-    found = [(s.name, s.job_name, s.default_status) for s in REPOSITORY.sensor_defs]
-    assert found == [("continue_to_planned", "iteration", dg.DefaultSensorStatus.STOPPED)]
+def test_the_sensor_that_starts_runs_is_off_until_somebody_wants_it_and_the_one_that_tells_is_on() -> None:
+    found = {s.name: s.default_status for s in REPOSITORY.sensor_defs}
+    assert found == {
+        "continue_to_planned": dg.DefaultSensorStatus.STOPPED,
+        "tell_of_failures": dg.DefaultSensorStatus.RUNNING,
+    }
 
 
 def test_whatever_loads_a_model_waits_for_the_accelerator() -> None:

@@ -41,6 +41,8 @@ def pair(**changes: Any) -> dict[str, Any]:
         "rejected_finish_reason": "length",
         "rejected_score": 1.0,
         "margin": 3.0,
+        "chosen_passed": None,
+        "rejected_passed": None,
         "rejected_for": "",
         "judge": "j",
     } | changes

@@ -55,6 +55,7 @@ def some_pairs() -> pd.DataFrame:
         "prompt_id": "p", "prompt": "hello", "strategy": "best_worst", "length_control": 0.0, "min_margin": 0.1,
         "chosen_sample": 0, "rejected_sample": 1, "chosen": "good", "rejected": "bad", "chosen_finish_reason": "stop",
         "rejected_finish_reason": "length", "chosen_score": 4.0, "rejected_score": 1.0, "margin": 3.0,
+        "chosen_passed": None, "rejected_passed": None,
         "rejected_for": "", "judge": "M1",
     }  # fmt: skip
     return check_table(pd.DataFrame([pair, {**pair, "prompt_id": "q"}]), PREFERENCE_PAIRS)

@@ -103,6 +103,9 @@ class Tracker:
     def run(self, asset: str, partition: str | None, dagster_run_id: str, keys: Sequence[str]) -> Iterator[TrackedRun]:
         """Open a fresh child run for one materialization; an earlier one of the same asset is marked superseded.
 
+        One that is still running was left by a process that was killed, for no two make the same asset at a time: it
+        is ended.
+
         Args:
             asset: Asset name.
             partition: Its partition, if any.
@@ -110,6 +113,7 @@ class Tracker:
             keys: Dotted paths of the settings, sections or fields, that go into the parameters.
         """
         key = f"{asset}[{partition}]" if partition else asset
+        self._end_what_was_killed(key)
         created = self.client.create_run(
             self.experiment_id,
             run_name=key,
@@ -184,7 +188,14 @@ class Tracker:
         created = self.client.create_run(
             self.experiment_id, run_name=f"{self._settings.project}: all iterations", tags={CURVES_TAG: "true"}
         )
+        # It takes figures for as long as the project lives, and never runs.
+        self.client.set_terminated(created.info.run_id, "FINISHED")
         return str(created.info.run_id)
+
+    def _end_what_was_killed(self, key: str) -> None:
+        mine = f"tags.`{ASSET_TAG}` = '{key}' and attributes.status = 'RUNNING'"
+        for run in self.client.search_runs([self.experiment_id], mine):
+            self.client.set_terminated(run.info.run_id, "KILLED")
 
     def _supersede(self, key: str, run_id: str) -> None:
         for run in self.client.search_runs([self.experiment_id], f"tags.`{ASSET_TAG}` = '{key}'"):

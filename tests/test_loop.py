@@ -778,8 +778,9 @@ def test_prompts_that_programs_check_are_made_and_judged_along_from_iteration_to
         assert row.score == pytest.approx((row.opinion + 5 * row.passed) / 2)
     for pair in seeded.table("preference_pairs", "iter_001").itertuples():
         assert pair.prompt not in checks or pair.chosen_passed == 1
-    curve = Tracker(load_settings(None, seeded.overrides)).curve("difficulty/pass_rate/tasks")
-    assert [step for step, _ in curve] == [1]
+    tracker = Tracker(load_settings(None, seeded.overrides))
+    curve = tracker.client.get_metric_history(tracker.curves_run, "difficulty/pass_rate/tasks")
+    assert [point.step for point in curve] == [1]
     assert seeded.run_assets("iter_002", "policy", "generated_prompts").success
     again = seeded.table("generated_prompts", "iter_002")
     assert set(again["prompt_id"]).isdisjoint(prompts["prompt_id"])

@@ -1,0 +1,53 @@
+"""Runs in MLflow: one a materialization, and what becomes of those that were cut short."""
+
+from pathlib import Path
+
+import pytest
+
+from srlm_pipeline.config import Settings, load_settings
+from srlm_pipeline.tracking import Tracker, parameters
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return load_settings("quickstart")
+
+
+def test_a_run_that_was_killed_is_ended_when_its_asset_is_made_again(settings: Settings) -> None:
+    tracker = Tracker(settings)
+    cut_short = tracker.run("candidates", "iter_001", "dagster-1", ["candidates"])
+    killed = cut_short.__enter__()
+    other = tracker.run("candidates", "iter_002", "dagster-1", ["candidates"])
+    elsewhere = other.__enter__()
+    with Tracker(settings).run("candidates", "iter_001", "dagster-2", ["candidates"]) as again:
+        states = {r: tracker.client.get_run(r).info.status for r in (killed.run_id, elsewhere.run_id, again.run_id)}
+    assert states == {killed.run_id: "KILLED", elsewhere.run_id: "RUNNING", again.run_id: "RUNNING"}
+    assert tracker.client.get_run(again.run_id).info.status == "FINISHED"
+    other.__exit__(None, None, None)
+
+
+def test_a_failure_is_one(settings: Settings) -> None:
+    tracker = Tracker(settings)
+    with pytest.raises(KeyboardInterrupt), tracker.run("seed_model", None, "dagster-1", ["eft"]) as run:
+        raise KeyboardInterrupt
+    assert tracker.client.get_run(run.run_id).info.status == "FAILED"
+
+
+def test_the_run_of_the_curves_takes_figures_and_does_not_run(settings: Settings) -> None:
+    tracker = Tracker(settings)
+    with tracker.run("win_rates", "iter_001", "dagster-1", ["evaluation.tie_margin"]) as run:
+        run.curve({"win_rate/vs_base": 0.6}, 1)
+    again = Tracker(settings)
+    assert again.curves_run == tracker.curves_run
+    assert again.client.get_run(again.curves_run).info.status == "FINISHED"
+    history = again.client.get_metric_history(again.curves_run, "win_rate/vs_base")
+    assert [(point.step, point.value) for point in history] == [(1, 0.6)]
+
+
+def test_parameters_are_the_settings_that_were_read(settings: Settings) -> None:
+    told = parameters(settings, ["pairs", "judge.taught_rubric"])
+    assert told["judge.taught_rubric"] == "short"
+    assert told["pairs.unfit"] == "rejected"
+    assert {name.split(".")[0] for name in told} == {"base_model", "seed", "pairs", "judge"}

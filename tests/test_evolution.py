@@ -105,6 +105,13 @@ def test_what_was_made_out_of_what_is_recorded() -> None:
         assert isinstance(read_checks(row.checks, row.prompt), DrawnTask)
 
 
+def test_nobody_gets_a_second_child_before_everybody_has_one() -> None:
+    prompts = create(constrain=0.5).prompts
+    parents = prompts["parent_ids"][prompts["operator"] == "constrain"]
+    assert parents.is_unique
+    assert parents.str.startswith("seed-").sum() == 5
+
+
 def test_an_interrupted_evolution_continues_where_it_was(tmp_path: pytest.TempPathFactory) -> None:
     whole = create(**EVERYTHING)
     journal = Journal(tmp_path / "journal")  # type: ignore[operator]

@@ -230,10 +230,12 @@ def _constrained(invented: pd.DataFrame, seeds: Sequence[SeedPrompt], draws: _Dr
         [(seed.id, seed.prompt, 0) for seed in seeds if len(seed.prompt.split()) <= most],
     ]
     known = [parents for parents in known if parents]
+    # Everyone is taken once before anyone is taken again.
+    orders = [draws.random("constrain", -1 - place).permutation(len(parents)) for place, parents in enumerate(known)]
     for n in count():
-        random = draws.random("constrain", n)
-        parents = known[n % len(known)]
-        parent_id, prompt, generation = parents[int(random.integers(len(parents)))]
+        turn, place = divmod(n, len(known))
+        random, parents = draws.random("constrain", n), known[place]
+        parent_id, prompt, generation = parents[int(orders[place][turn % len(parents)])]
         kinds: list[str] = []
         drawn: list[tuple[DrawnInstruction, str]] = []
         for _ in range(_how_many(random, draws.earlier.difficulty)):

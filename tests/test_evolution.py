@@ -247,11 +247,13 @@ def test_instructions_of_one_prompt_do_not_contradict_each_other(kinds: list[str
     assert len(groups) == len(set(groups))
 
 
-def test_nothing_is_preferred_before_anything_is_known() -> None:
+def test_before_anything_is_known_kinds_are_alike_and_easy_levels_are_preferred() -> None:
     difficulty = Difficulty()
-    drawn = Counter(difficulty.draw(np.random.default_rng(n), ["a", "b"], 2) for n in range(400))
-    assert set(drawn) == {("a", 1), ("a", 2), ("b", 1), ("b", 2)}
-    assert max(drawn.values()) < 2 * min(drawn.values())
+    drawn = [difficulty.draw(np.random.default_rng(n), ["a", "b"], LEVELS) for n in range(600)]
+    kinds, levels = Counter(kind for kind, _ in drawn), Counter(level for _, level in drawn)
+    assert max(kinds.values()) < 1.3 * min(kinds.values())
+    assert set(levels) == set(range(1, LEVELS + 1))
+    assert levels[1] > 3 * levels[LEVELS]
 
 
 def test_what_is_passed_half_the_time_is_drawn_most() -> None:

@@ -2,7 +2,8 @@
 
 A prompt teaches most where some replies succeed and others fail. What a program checks is drawn by the variance of its
 outcome, p (1 - p), which is greatest where one half of the replies pass; p is learned from the replies of earlier
-iterations, and nothing is preferred while nothing is known. Of prompts that no program can check, the spread of their
+iterations. While nothing is known, no kind is preferred and easy levels are: what every reply fails teaches nothing, and
+what every reply passes shows at once how far one can go. Of prompts that no program can check, the spread of their
 replies' scores says the same.
 """
 
@@ -21,6 +22,11 @@ from srlm_pipeline.prompting.tasks import TASKS
 
 # What was seen one level away, or one iteration longer ago, counts half.
 _FADING = 0.5
+# What is expected of a level before anything is known, worth so many replies: one half at the first, a tenth less at
+# each further one.
+_EXPECTED, _STEEPNESS, _WORTH = 0.5, 0.1, 2.0
+# The same of instructions altogether.
+_TYPICAL = 0.25
 # How decidedly the middle is preferred: the variance is taken to this power.
 _SHARPNESS = 2.0
 
@@ -57,17 +63,19 @@ class Difficulty:
             self._trials[trial.kind].append(trial)
 
     def pass_rate(self, kind: str, level: int) -> float:
-        """Return the expected share of replies that pass, in 0..1: the mean of a Beta distribution that began flat."""
+        """Return the expected share of replies that pass, in 0..1: the mean of a Beta distribution."""
         n = passed = 0.0
         for trial in self._trials[kind]:
             weight = _FADING ** (abs(trial.level - level) + trial.age - 1)
             n, passed = n + weight * trial.n, passed + weight * trial.n_passed
-        return (passed + 1) / (n + 2)
+        expected = max(_EXPECTED - _STEEPNESS * (level - 1), _STEEPNESS)
+        return (passed + _WORTH * expected) / (n + _WORTH)
 
     def typical_pass_rate(self, kinds: Sequence[str]) -> float:
-        """Return the share of all replies of earlier iterations that passed, in 0..1; one half where there are none."""
+        """Return the share of all replies of earlier iterations that passed, in 0..1; a quarter before the first."""
         trials = [trial for kind in kinds for trial in self._trials[kind]]
-        return (sum(trial.n_passed for trial in trials) + 1) / (sum(trial.n for trial in trials) + 2)
+        n, passed = sum(trial.n for trial in trials), sum(trial.n_passed for trial in trials)
+        return (passed + _WORTH * _TYPICAL) / (n + _WORTH)
 
     def draw(self, random: np.random.Generator, kinds: Sequence[str], levels: int) -> tuple[str, int]:
         """Draw a kind and a level.

@@ -2,8 +2,8 @@
 
 A prompt teaches most where some replies succeed and others fail. What a program checks is drawn by the variance of its
 outcome, p (1 - p), which is greatest where one half of the replies pass; p is learned from the replies of earlier
-iterations. While nothing is known, no kind is preferred and easy levels are: what every reply fails teaches nothing, and
-what every reply passes shows at once how far one can go. Of prompts that no program can check, the spread of their
+iterations. While nothing is known, no kind is preferred and easy levels are: what every reply fails teaches nothing,
+and what every reply passes shows at once how far one can go. Of prompts that no program can check, the spread of their
 replies' scores says the same.
 """
 

@@ -25,7 +25,7 @@ from srlm_pipeline.evaluation.assessment import (
     read_assessments,
     write_assessment,
 )
-from srlm_pipeline.evaluation.measures import MEASURES
+from srlm_pipeline.evaluation.measures import SHOWN
 from srlm_pipeline.generation.engine import Completion, GenerationRequest
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import NullProgress
@@ -215,7 +215,7 @@ PROMPTS = pd.DataFrame(
 )
 RANKED = pd.DataFrame(
     [
-        {"group_id": group, "prompt": f"Prompt {group}?", "rank": rank, "text": text}
+        {"group_id": group, "kind": "facts", "prompt": f"Prompt {group}?", "rank": rank, "text": text}
         for group in ("h", "g")
         for rank, text in enumerate(("A good reply.", "A bad one."))
     ]
@@ -355,7 +355,7 @@ def test_a_right_answer_in_a_sentence_that_is_always_the_same_is_right(tiny_mode
 def test_vital_signs_are_one_row_for_each_model_and_measure() -> None:
     table = check_table(vital_signs([whole("M1"), whole("M2", closed=[])], 100), VITAL_SIGNS)
     assert list(zip(table["model"], table["measure"], strict=True)) == [
-        (model, measure.name) for model in ("M1", "M2") for measure in MEASURES
+        (model, measure.name) for model in ("M1", "M2") for measure in SHOWN
     ]
     rows = table.set_index(["model", "measure"])
     assert rows.loc[("M1", "closed_tasks"), "value"] == pytest.approx(2 / 3)

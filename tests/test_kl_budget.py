@@ -88,4 +88,3 @@ def test_training_ends_at_the_budget_and_is_the_same_up_to_there(tiny_model: Pat
     steps = {int(entry["step"]): entry[KL] for entry in run.history if KL in entry}
     assert steps == pytest.approx({step: value for step, value in moved.items() if step <= first}, abs=1e-3)
     assert step_beyond(run.history, budget) == first < 12
-    assert not (tmp_path / "work").exists()

@@ -677,7 +677,7 @@ def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None
     assert m3.lineage["reference"] == {"name": "M1", "digest": m1.digest}
     assert m3.parent == m2.digest
     assert seeded.materialization("iteration_model", "iter_002").metadata["reference"].value == "M1"
-    seeded.run(1, dpo={"reference": "base"})
+    assert seeded.run_assets("iter_001", "iteration_model", dpo={"reference": "base"}).success
     assert seeded.store.checkpoint("M2").lineage["reference"]["name"] == "base"
 
 

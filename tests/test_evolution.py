@@ -84,9 +84,15 @@ def test_without_evolution_all_are_invented() -> None:
 def test_shares_add_up_to_the_count(shares: dict[str, float], count: int) -> None:
     found = prompts_by_operator(PromptGenerationSettings(count=count, evolution=shares))
     assert sum(found.values()) == count
-    assert min(found.values()) >= 0 and found["few_shot"] >= 0
+    assert min(found.values()) >= 0 and found["few_shot"] >= 1
     for operator, share in shares.items():
-        assert abs(found[operator] - share * count) <= 0.5
+        assert abs(found[operator] - share * count) < 1 + 1e-6
+
+
+def test_shares_of_few_prompts_do_not_add_up_to_more_than_there_are() -> None:
+    found = prompts_by_operator(PromptGenerationSettings(count=3, evolution=dict.fromkeys(EVERYTHING, 0.18)))
+    assert sum(found.values()) == 3
+    assert found["few_shot"] == 1
 
 
 def test_what_was_made_out_of_what_is_recorded() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import accumulate, count, pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS
 
 ROUND = 16
 """Rewritings that are asked for together; a constant, so that results do not depend on the batch size."""
+# 0.1 + 0.2 is a little more than 0.3, and other sums a little less.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,12 @@ class _Draws:
 
 
 def prompts_by_operator(settings: PromptGenerationSettings) -> dict[str, int]:
-    """Return how many prompts each operator makes; ``few_shot`` are those that are invented. Together `count`."""
-    evolved = {name: round(share * settings.count) for name, share in settings.evolution}
-    return {"few_shot": settings.count - sum(evolved.values()), **evolved}
+    """Return how many prompts each operator makes, together `count`; at least one is invented (``few_shot``)."""
+    names, shares = zip(*settings.evolution, strict=True)
+    # Shares are rounded together: each by itself could add up to more than there is.
+    ends = [int(end * settings.count + _ROUNDING) for end in accumulate(shares)]
+    evolved = dict(zip(names, (end - before for before, end in pairwise([0, *ends])), strict=True))
+    return {"few_shot": settings.count - ends[-1], **evolved}
 
 
 def evolve(
@@ -197,7 +202,7 @@ def _row(prompt_id: str, operator: str, new: _Attempt, nearest: float) -> dict[s
 def _rewritten(
     operator: Operator, engine: TextWriter, invented: pd.DataFrame, draws: _Draws, journal: Journal | None
 ) -> Iterator[_Attempt]:
-    """Have a model rewrite prompts of this iteration and of earlier ones, such as split their replies' scores."""
+    """Have a model rewrite prompts of this iteration and of earlier ones, the more the scores of replies differed."""
     settings, spreads = draws.settings, draws.earlier.spreads
     parents = _open(draws.earlier.prompts) + _open(invented)
     # Replies to those of this iteration are not written yet: they count as the average.

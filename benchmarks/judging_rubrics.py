@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,15 +143,11 @@ class CountingEngine:
 
 def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
     """Return how many tokens have to be read where what any sequences begin with is read once."""
-    total, before = 0, []
-    for sequence in sorted(map(list, sequences)):
-        alike = 0
-        for a, b in zip(sequence, before, strict=False):
-            if a != b:
-                break
-            alike += 1
-        total, before = total + len(sequence) - alike, sequence
-    return total
+    from srlm_pipeline.generation.prefill import common_length
+
+    ordered = sorted(map(list, sequences))
+    shared = sum(common_length([before, after]) for before, after in pairwise(ordered))
+    return sum(map(len, ordered)) - shared
 
 
 def judged(

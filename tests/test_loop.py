@@ -699,13 +699,27 @@ NONE = ANY | {"max_length_growth": 1e-6}
 
 @pytest.mark.parametrize(("first", "then", "champions"), [(ANY, NONE, ("M2", "M1")), (NONE, ANY, ("M1", "M2"))])
 def test_matches_with_the_champion_are_stale_once_another_model_is_champion(
-    seeded: Home, first: dict[str, Any], then: dict[str, Any], champions: tuple[str, str]
+    seeded: Home,
+    first: dict[str, Any],
+    then: dict[str, Any],
+    champions: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seeded.run(2, promotion=first)
     assert champion_before(seeded.store, 2) == champions[0]
     assert seeded.run(2, promotion=first) == {}
+    told: list[tuple[str, str]] = []
+    monkeypatch.setenv("SRLM_NOTICE_URLS", "json://localhost")
+    monkeypatch.setattr(
+        "srlm_pipeline.notices.deliver",
+        lambda _, title, *__: told.append((title, seeded.data_version("champion", "iter_002"))),
+    )
     assert seeded.run_assets("iter_001", "promotion", promotion=then).success
     assert champion_before(seeded.store, 2) == champions[1]
+    ((title, published),) = told
+    assert ("M2 is promoted" in title) == (champions[1] == "M2")
+    assert published == seeded.store.checkpoint(champions[1]).digest, "people are told of what is so already"
+    monkeypatch.delenv("SRLM_NOTICE_URLS")
     outdated = [key.to_user_string() for key in outstanding(defs, seeded.instance, "iteration", "iter_002")]
     assert "win_rates" in outdated and "iteration_model" not in outdated
     seeded.run(2, promotion=then)

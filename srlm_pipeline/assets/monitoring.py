@@ -57,17 +57,17 @@ def collapse_monitors(
     )
     monitors = watch(figures, settings.monitors)
     stage.curve({f"monitors/{m.name}": m.value for m in monitors})
-    stage.curve({"monitors/failed": float(sum(m.passed is False for m in monitors))})
+    failed = [m for m in monitors if m.passed is False]
+    stage.curve({"monitors/failed": float(len(failed))})
     table = pd.DataFrame(
         [(m.name, m.passed, m.value, m.threshold, m.explanation) for m in monitors], columns=list(MONITORS.columns)
     ).astype({"passed": "boolean", "value": float})
     metadata: dict[str, Any] = {m.name: m.value for m in monitors if m.value is not None}
-    failed = [m.name for m in monitors if m.passed is False]
-    metadata["failed"] = ", ".join(failed) or "none"
+    metadata["failed"] = ", ".join(m.name for m in failed) or "none"
     if failed:
-        alarms = [f"- {m.name}: {m.explanation}" for m in monitors if m.passed is False]
-        key = f"alarm/{name}/{new.digest}/{','.join(failed)}"
-        stage.notify(Notice(key, "alarm", f"{stage.settings.project}: monitors of {name} failed", "\n".join(alarms)))
+        key = f"alarm/{name}/{new.digest}/{','.join(m.name for m in failed)}"
+        alarms = "\n".join(f"- {m.name}: {m.explanation}" for m in failed)
+        stage.notify(Notice(key, "alarm", f"{settings.project}: monitors of {name} failed", alarms))
     # What could not be measured is no proof of health.
     checks = []
     for m in monitors:

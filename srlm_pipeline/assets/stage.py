@@ -61,6 +61,7 @@ class Stage:
         self.iteration = iteration_number(context.partition_key) if context.has_partition_key else 0
         self._started = time.monotonic()
         self._journals: list[Journal] = []
+        self._notices: list[Notice] = []
 
     @property
     def name(self) -> str:
@@ -124,19 +125,21 @@ class Stage:
         self.run.curve(values, self.iteration)
 
     def notify(self, notice: Notice) -> None:
-        """Tell people, where there are addresses."""
-        tell(notice, self.settings, self.store, self.log.warning)
+        """Tell people when the stage is done, where there are addresses: a server that does not answer takes long."""
+        self._notices.append(notice)
 
     def speed(self, n_done: int) -> float | None:
         """Return how much was done per second; None if everything was finished before."""
         return round(n_done / max(self.seconds, 1e-9), 2) if n_done else None
 
     def end(self) -> None:
-        """Leave nothing behind that is not needed any more."""
+        """Leave nothing behind that is not needed any more, and tell people what there is to tell."""
         for journal in self._journals:
             journal.prune()
         if self._run is not None:
             self._run.metrics({"seconds": self.seconds})
+        for notice in self._notices:
+            tell(notice, self.settings, self.store, self.log.warning)
 
 
 def srlm_asset(

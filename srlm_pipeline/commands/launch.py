@@ -101,10 +101,8 @@ def outstanding(
     Stale means what the UI calls unsynced: the settings that an asset reads have changed, or something upstream has.
     What a blocking check refused is outstanding too, and so is everything below an outstanding asset.
     """
-    graph = definitions.resolve_asset_graph()
+    graph, keys = definitions.resolve_asset_graph(), _assets_of(definitions, job)
     resolver = CachingStaleStatusResolver(instance, graph, InstanceScope(instance))
-    of_job = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
-    keys = [key for key in graph.toposorted_asset_keys if key in of_job]
     wanted: list[dg.AssetKey] = []
     for key in keys:
         below = not graph.get(key).parent_keys.isdisjoint(wanted)
@@ -184,6 +182,12 @@ def _run_outstanding(
     announce(f"{name}: done in {time.monotonic() - started:.0f} s")
 
 
+def _assets_of(definitions: dg.Definitions, job: str) -> list[dg.AssetKey]:
+    """Return the job's assets, upstream first."""
+    own = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
+    return [key for key in definitions.resolve_asset_graph().toposorted_asset_keys if key in own]
+
+
 def _lost(
     definitions: dg.Definitions,
     job: str,
@@ -194,9 +198,7 @@ def _lost(
     """Return the job's assets that are up to date but whose files are not whole, upstream first, and what they lack."""
     settings = load_settings(None, overrides)
     store, iteration = open_store(settings), iteration_number(partition) if partition else None
-    graph = definitions.resolve_asset_graph()
-    of_job = definitions.resolve_job_def(job).asset_layer.executable_asset_keys
-    there = [key for key in graph.toposorted_asset_keys if key in of_job and key not in wanted]
+    there = [key for key in _assets_of(definitions, job) if key not in wanted]
     found = {key: loss(store, settings, key.to_user_string(), iteration) for key in there}
     return {key: what for key, what in found.items() if what is not None}
 
@@ -238,8 +240,8 @@ def _run_assets(
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     for event in result.all_events:
         if event.is_step_failure:
-            failure = event.step_failure_data.user_failure_data
-            if failure is not None and failure.description == INTERRUPTED:
+            given = event.step_failure_data.user_failure_data
+            if given is not None and given.description == INTERRUPTED:
                 return True
         if event.event_type == dg.DagsterEventType.RUN_FAILURE:
             return bool(event.job_failure_data.failure_reason == RunFailureReason.UNEXPECTED_TERMINATION)

@@ -101,7 +101,7 @@ def assess(
     followed = verifiable_table(
         checkpoint.name, verifiable, own["reply"].tolist(), own[list(WRECKS)].any(axis=1).tolist()
     )
-    likelihood = _likelihood(checkpoint, ranked, settings, progress)
+    likelihood = likelihood_of_best_replies(checkpoint, ranked, settings, progress)
     return Assessment(checkpoint.name, checkpoint.digest, table, followed, judgements, likelihood, dict(limits.items()))
 
 
@@ -135,6 +135,37 @@ def _ask(
         if len(table)
     }
     return replies, judge_ranked_replies(checkpoint, ranked, settings, store, opened, progress)
+
+
+def likelihood_of_best_replies(
+    checkpoint: Checkpoint, ranked: pd.DataFrame, settings: Settings, progress: ProgressReporter
+) -> pd.DataFrame:
+    """Read the best human reply to every prompt with the model; returns table `LIKELIHOOD`.
+
+    Args:
+        checkpoint: The model; it is loaded for this.
+        ranked: Held-out rows of table `RANKED_REPLIES`.
+        settings: `judge.batch_size` and `model` are read.
+        progress: Where progress is shown.
+    """
+    best = best_replies(ranked)
+    written = pd.DataFrame({"prompt": best["prompt"].tolist(), "reply": best["text"].tolist(), "finish_reason": "stop"})
+    read = reply_log_probabilities(
+        load_model(checkpoint.path, settings.model),
+        written,
+        settings.judge.batch_size,
+        progress,
+        f"{checkpoint.name} reads the best human replies",
+    )
+    table = pd.DataFrame(
+        {
+            "model": checkpoint.name,
+            "group_id": best["group_id"].tolist(),
+            "nats": -read.sums,
+            "n_tokens": read.n_tokens,
+        }
+    )
+    return table[list(LIKELIHOOD.columns)]
 
 
 def vital_signs(assessments: Sequence[Assessment], resamples: int) -> pd.DataFrame:
@@ -223,27 +254,3 @@ def _add_results(
         places = table.index[table["part"] == "evaluation"][known]
         references = prompts["reference"][known].tolist()
         table.loc[places, "nearness"] = encoder.nearness(table.loc[places, "reply"].tolist(), references)
-
-
-def _likelihood(
-    checkpoint: Checkpoint, ranked: pd.DataFrame, settings: Settings, progress: ProgressReporter
-) -> pd.DataFrame:
-    """Read the best human reply to every held-out prompt with the model; returns table `LIKELIHOOD`."""
-    best = best_replies(ranked)
-    written = pd.DataFrame({"prompt": best["prompt"].tolist(), "reply": best["text"].tolist(), "finish_reason": "stop"})
-    read = reply_log_probabilities(
-        load_model(checkpoint.path, settings.model),
-        written,
-        settings.judge.batch_size,
-        progress,
-        f"{checkpoint.name} reads the best human replies",
-    )
-    table = pd.DataFrame(
-        {
-            "model": checkpoint.name,
-            "group_id": best["group_id"].tolist(),
-            "nats": -read.sums,
-            "n_tokens": read.n_tokens,
-        }
-    )
-    return table[list(LIKELIHOOD.columns)]

@@ -8,12 +8,12 @@ import pandas as pd
 from srlm_pipeline.checks.vital_signs import Exchange, read_signs
 from srlm_pipeline.config import Settings
 from srlm_pipeline.data.chat import template_system_prompt
-from srlm_pipeline.evaluation.divergence import reply_log_probabilities
+from srlm_pipeline.evaluation.assessing import likelihood_of_best_replies
 from srlm_pipeline.evaluation.measuring import evaluation_replies
 from srlm_pipeline.evaluation.references import best_replies
 from srlm_pipeline.generation.opening import OpenEngine, release_engines
 from srlm_pipeline.models.checkpoint import Checkpoint
-from srlm_pipeline.models.loading import load_model
+from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.store import ProjectStore
 from srlm_pipeline.training.interpolation import DevelopmentFigures
@@ -46,18 +46,11 @@ def development_figures(
     limit = settings.evaluation.max_new_tokens
     replies = evaluation_replies(checkpoint, prompts, limit, settings, store, open_engine, progress, purpose)
     release_engines()
-    loaded = load_model(checkpoint.path, settings.model)
-    read = reply_log_probabilities(
-        loaded,
-        best.rename(columns={"text": "reply"}).assign(finish_reason="stop"),
-        settings.judge.batch_size,
-        progress,
-        f"{checkpoint.name} reads the best human replies",
-    )
+    likelihood = likelihood_of_best_replies(checkpoint, held_out, settings, progress)
     exchanges = [
         Exchange(prompt, reply, reference)
         for prompt, reply, reference in zip(best["prompt"], replies["reply"], best["text"], strict=True)
     ]
-    signs = read_signs(exchanges, template_system_prompt(loaded.tokenizer))
-    nats = -read.sums / np.maximum(read.n_tokens, 1)
+    signs = read_signs(exchanges, template_system_prompt(load_tokenizer(str(checkpoint.path), settings.model)))
+    nats = likelihood["nats"].to_numpy() / likelihood["n_tokens"].clip(lower=1).to_numpy()
     return DevelopmentFigures(np.array([bool(shown) for shown in signs]), float(nats.mean()))

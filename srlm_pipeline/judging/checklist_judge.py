@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from srlm_pipeline.generation.engine import TextEngine
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.judging.checklists import FEWEST, Question, fill_up, write_checklists
-from srlm_pipeline.judging.judges import JudgeItem, Judgement
+from srlm_pipeline.judging.judges import JudgeItem, Judgement, weighted_judgement
 from srlm_pipeline.judging.kind_rubrics import kind_rubrics
 from srlm_pipeline.judging.kinds import kinds_of
-from srlm_pipeline.judging.reading import Place, expectation, read_places, weighted_expectation
+from srlm_pipeline.judging.reading import Place, expectation, read_places
 from srlm_pipeline.judging.rubric import MAX_SCORE, YES_NO, YES_NO_START, yes_no_prompt
 from srlm_pipeline.progress import ProgressReporter
 
@@ -50,22 +50,12 @@ class ChecklistJudge:
             questions = checklists[item.prompt]
             # In ascending order of their worth.
             answers = [expectation((no, yes), (0, MAX_SCORE)) for yes, no in read.tolist()]
-            found = weighted_expectation(answers, [question.weight for question in questions])
-            n_valid = sum(answer is not None for answer in answers)
             told = [
                 {"question": question.text, "weight": question.weight, "yes": yes, "no": no}
                 for question, (yes, no) in zip(questions, read.tolist(), strict=True)
             ]
-            judgements.append(
-                Judgement(
-                    item.key,
-                    found.mean if found else None,
-                    n_valid,
-                    len(answers) - n_valid,
-                    found.spread if found else None,
-                    json.dumps({"questions": told}, ensure_ascii=False),
-                )
-            )
+            raw = json.dumps({"questions": told}, ensure_ascii=False)
+            judgements.append(weighted_judgement(item.key, answers, [q.weight for q in questions], raw))
         return judgements
 
     def checklists(

@@ -18,7 +18,7 @@ from srlm_pipeline.generation.engine import Sampling, TextEngine, TextWriter, de
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import Ask, generate_all, refuse_duplicates
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, rationale_before_score
-from srlm_pipeline.judging.reading import expectation
+from srlm_pipeline.judging.reading import Expectation, expectation, weighted_expectation
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, Rubric, judge_prompt
 from srlm_pipeline.progress import ProgressReporter
 
@@ -338,6 +338,23 @@ def expected_score(key: str, masses: Sequence[float]) -> Judgement:
     if found is None:
         return Judgement(key, None, 0, 1, None, json.dumps(masses))
     return Judgement(key, found.mean, 1, 0, found.spread, json.dumps(masses))
+
+
+def weighted_judgement(
+    key: str, answers: Sequence[Expectation | None], weights: Sequence[float], raw: str
+) -> Judgement:
+    """Turn the answers to several questions about one reply into a judgement: their weighted mean.
+
+    Args:
+        key: Of the item.
+        answers: On the scale 0..5; None where the model was not about to answer, which is counted as invalid.
+        weights: Of the questions, shape (answers,).
+        raw: What is kept of the answers.
+    """
+    found = weighted_expectation(answers, weights)
+    n_valid = sum(answer is not None for answer in answers)
+    mean, spread = (found.mean, found.spread) if found else (None, None)
+    return Judgement(key, mean, n_valid, len(answers) - n_valid, spread, raw)
 
 
 def _without_key(judgement: Judgement) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from srlm_pipeline.generation.engine import TextEngine
 from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.judging.judges import JudgeItem, Judgement, Messages
+from srlm_pipeline.judging.judges import JudgeItem, Judgement, Messages, weighted_judgement
 from srlm_pipeline.judging.kind_rubrics import kind_rubrics
 from srlm_pipeline.judging.kinds import kinds_of
-from srlm_pipeline.judging.reading import Place, expectation, read_places, weighted_expectation
+from srlm_pipeline.judging.reading import Place, expectation, read_places
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, dimension_prompt, kind_rubric_prompt
 from srlm_pipeline.progress import ProgressReporter
 
@@ -47,19 +47,9 @@ class KindRubricJudge:
         judgements = []
         for item, kind, rubric, read in zip(items, kinds, rubrics, masses, strict=True):
             scores = [expectation(row, range(len(SCORES))) for row in read.tolist()]
-            found = weighted_expectation(scores, [d.weight for d in rubric.dimensions])
-            n_valid = sum(score is not None for score in scores)
             named = {d.name: row for d, row in zip(rubric.dimensions, read.tolist(), strict=True)}
-            judgements.append(
-                Judgement(
-                    item.key,
-                    found.mean if found else None,
-                    n_valid,
-                    len(scores) - n_valid,
-                    found.spread if found else None,
-                    json.dumps({"kind": kind, "dimensions": named}),
-                )
-            )
+            raw = json.dumps({"kind": kind, "dimensions": named})
+            judgements.append(weighted_judgement(item.key, scores, [d.weight for d in rubric.dimensions], raw))
         return judgements
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from srlm_pipeline.checks.checkable import DrawnInstruction, draw_instruction
+from srlm_pipeline.prompting.drawing import draw_wording, draw_words
 
 LEVELS = 5
 _WORD = re.compile(r"[A-Za-z]{5,}")
@@ -72,6 +73,14 @@ def _constraint(kind: str, group: str) -> Callable[[Maker], Maker]:
     return register
 
 
+def _fixed(kind: str, group: str, wordings: Sequence[str], **arguments: object) -> None:
+    """Register a kind whose arguments are always the same."""
+
+    @_constraint(kind, group)
+    def make(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
+        return dict(arguments), draw_wording(random, wordings)
+
+
 def draw_constraint(random: np.random.Generator, kind: str, level: int, prompt: str) -> tuple[DrawnInstruction, str]:
     """Return an instruction and the sentence that asks for it.
 
@@ -103,37 +112,31 @@ def add_sentences(random: np.random.Generator, prompt: str, sentences: Sequence[
     return body + apart + " ".join(sentences)
 
 
-def _pick(random: np.random.Generator, wordings: Sequence[str], **parts: object) -> str:
-    return str(wordings[int(random.integers(len(wordings)))]).format(**parts)
-
-
-def _some(random: np.random.Generator, words: Sequence[str], n: int) -> list[str]:
-    return [str(words[int(i)]) for i in random.choice(len(words), min(n, len(words)), replace=False)]
-
-
 def _fitting_words(random: np.random.Generator, prompt: str, n: int) -> list[str]:
     """Return words that a reply may well use: of the prompt, or such as fit anywhere."""
     own = sorted({word.lower() for word in _WORD.findall(prompt)} - set(_FITTING))
-    from_prompt = _some(random, own, n if random.random() < 0.4 else 0) if own else []
-    return from_prompt + _some(random, _FITTING, n - len(from_prompt))
+    from_prompt = draw_words(random, own, min(n, len(own)) if random.random() < 0.4 else 0) if own else []
+    return from_prompt + draw_words(random, _FITTING, n - len(from_prompt))
 
 
-def _listed(words: Sequence[str]) -> str:
+def _the_words(words: Sequence[str]) -> str:
     quoted = [f'"{word}"' for word in words]
-    return quoted[0] if len(quoted) == 1 else ", ".join(quoted[:-1]) + f" and {quoted[-1]}"
+    if len(quoted) == 1:
+        return f"the word {quoted[0]}"
+    return "the words " + ", ".join(quoted[:-1]) + f" and {quoted[-1]}"
 
 
 @_constraint("keywords:existence", "words")
 def _keywords(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
     words = _fitting_words(random, prompt, 1 + level // 2)
-    wording = _pick(
+    wording = draw_wording(
         random,
         (
             "Use {words} somewhere in your reply.",
             "Your reply must contain {words}.",
             "Make sure that {words} can be found in what you write.",
         ),
-        words=("the word " if len(words) == 1 else "the words ") + _listed(words),
+        words=_the_words(words),
     )
     return {"keywords": words}, wording
 
@@ -141,7 +144,7 @@ def _keywords(random: np.random.Generator, level: int, prompt: str) -> tuple[Arg
 @_constraint("keywords:frequency", "words")
 def _frequency(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
     (word,), often = _fitting_words(random, prompt, 1), level + 1
-    wording = _pick(
+    wording = draw_wording(
         random,
         (
             'Use the word "{word}" at least {often} times.',
@@ -156,15 +159,15 @@ def _frequency(random: np.random.Generator, level: int, prompt: str) -> tuple[Ar
 
 @_constraint("keywords:forbidden_words", "without")
 def _forbidden(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    words = _some(random, _AVOIDED[level - 1], int(random.integers(1, 4)))
-    wording = _pick(
+    words = draw_words(random, _AVOIDED[level - 1], int(random.integers(1, 4)))
+    wording = draw_wording(
         random,
         (
             "Do without {words}.",
             "Leave out {words} entirely.",
             "Never use {words} in your reply.",
         ),
-        words=("the word " if len(words) == 1 else "the words ") + _listed(words),
+        words=_the_words(words),
     )
     return {"forbidden_words": words}, wording
 
@@ -173,7 +176,7 @@ def _forbidden(random: np.random.Generator, level: int, prompt: str) -> tuple[Ar
 def _sentences(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
     if random.random() < 0.6:
         limit = (9, 7, 5, 4, 3)[level - 1]
-        wording = _pick(
+        wording = draw_wording(
             random,
             (
                 "Write fewer than {n} sentences.",
@@ -184,7 +187,7 @@ def _sentences(random: np.random.Generator, level: int, prompt: str) -> tuple[Ar
         )
         return {"num_sentences": limit, "relation": "less than"}, wording
     limit = (2, 3, 4, 6, 8)[level - 1]
-    wording = _pick(
+    wording = draw_wording(
         random,
         ("Write at least {n} sentences.", "It should be {n} sentences or more.", "Use no fewer than {n} sentences."),
         n=limit,
@@ -196,7 +199,7 @@ def _sentences(random: np.random.Generator, level: int, prompt: str) -> tuple[Ar
 def _words(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
     if random.random() < 0.7:
         limit = (120, 80, 60, 40, 20)[level - 1] + int(random.integers(0, 6))
-        wording = _pick(
+        wording = draw_wording(
             random,
             (
                 "Use fewer than {n} words.",
@@ -208,7 +211,7 @@ def _words(random: np.random.Generator, level: int, prompt: str) -> tuple[Argume
         )
         return {"num_words": limit, "relation": "less than"}, wording
     limit = (15, 30, 50, 70, 90)[level - 1] + int(random.integers(0, 6))
-    wording = _pick(
+    wording = draw_wording(
         random,
         ("Write at least {n} words.", "Use {n} words or more.", "It should not be shorter than {n} words."),
         n=limit,
@@ -219,7 +222,7 @@ def _words(random: np.random.Generator, level: int, prompt: str) -> tuple[Argume
 @_constraint("length_constraints:number_paragraphs", "shape")
 def _paragraphs(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
     n = (2, 2, 3, 4, 5)[level - 1]
-    wording = _pick(
+    wording = draw_wording(
         random,
         (
             "Write {n} paragraphs and put a line with *** between them.",
@@ -233,7 +236,7 @@ def _paragraphs(random: np.random.Generator, level: int, prompt: str) -> tuple[A
 
 @_constraint("detectable_content:number_placeholders", "placeholders")
 def _placeholders(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
+    wording = draw_wording(
         random,
         (
             "Leave at least {n} blanks to fill in, written in square brackets like [name].",
@@ -244,23 +247,22 @@ def _placeholders(random: np.random.Generator, level: int, prompt: str) -> tuple
     return {"num_placeholders": level}, wording
 
 
-@_constraint("detectable_content:postscript", "ending")
-def _postscript(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
-        random,
-        (
-            "Add a postscript at the end that begins with P.S.",
-            "Close with a postscript, marked P.S.",
-            "After your reply, write one more line that starts with P.S.",
-        ),
-    )
-    return {"postscript_marker": "P.S."}, wording
+_fixed(
+    "detectable_content:postscript",
+    "ending",
+    (
+        "Add a postscript at the end that begins with P.S.",
+        "Close with a postscript, marked P.S.",
+        "After your reply, write one more line that starts with P.S.",
+    ),
+    postscript_marker="P.S.",
+)
 
 
 @_constraint("detectable_format:number_bullet_lists", "shape")
 def _bullets(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
     n = (3, 2, 4, 5, 6)[level - 1]
-    wording = _pick(
+    wording = draw_wording(
         random,
         (
             "Give exactly {n} bullet points, each on a line that begins with *.",
@@ -274,7 +276,7 @@ def _bullets(random: np.random.Generator, level: int, prompt: str) -> tuple[Argu
 
 @_constraint("detectable_format:number_highlighted_sections", "highlights")
 def _highlights(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
+    wording = draw_wording(
         random,
         (
             "Highlight at least {n} of the most useful parts with asterisks, like *this*.",
@@ -290,36 +292,32 @@ def _highlights(random: np.random.Generator, level: int, prompt: str) -> tuple[A
     return {"num_highlights": level}, wording
 
 
-@_constraint("detectable_format:title", "title")
-def _title(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
-        random,
-        (
-            "Give it a title in double angle brackets, like <<my title>>.",
-            "Put a heading above it, written between << and >>.",
-            "Begin with a title of this form: <<title>>.",
-        ),
-    )
-    return {}, wording
+_fixed(
+    "detectable_format:title",
+    "title",
+    (
+        "Give it a title in double angle brackets, like <<my title>>.",
+        "Put a heading above it, written between << and >>.",
+        "Begin with a title of this form: <<title>>.",
+    ),
+)
 
 
-@_constraint("detectable_format:json_format", _ALONE)
-def _json(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
-        random,
-        (
-            "Write your whole reply as JSON.",
-            "Reply with valid JSON and nothing else.",
-            "The entire output has to be one JSON object.",
-        ),
-    )
-    return {}, wording
+_fixed(
+    "detectable_format:json_format",
+    _ALONE,
+    (
+        "Write your whole reply as JSON.",
+        "Reply with valid JSON and nothing else.",
+        "The entire output has to be one JSON object.",
+    ),
+)
 
 
 @_constraint("startend:end_checker", "ending")
 def _ending(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    (phrase,) = _some(random, _ENDINGS[level - 1], 1)
-    wording = _pick(
+    (phrase,) = draw_words(random, _ENDINGS[level - 1], 1)
+    wording = draw_wording(
         random,
         (
             'Finish with exactly these words: "{phrase}" Nothing may follow them.',
@@ -331,36 +329,30 @@ def _ending(random: np.random.Generator, level: int, prompt: str) -> tuple[Argum
     return {"end_phrase": phrase}, wording
 
 
-@_constraint("change_case:english_capital", "case")
-def _capitals(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
-        random,
-        (
-            "Write everything in English and in capital letters.",
-            "Use capital letters only, in English.",
-            "Your English reply must be in upper case from beginning to end.",
-        ),
-    )
-    return {}, wording
+_fixed(
+    "change_case:english_capital",
+    "case",
+    (
+        "Write everything in English and in capital letters.",
+        "Use capital letters only, in English.",
+        "Your English reply must be in upper case from beginning to end.",
+    ),
+)
 
 
-@_constraint("change_case:english_lowercase", "case")
-def _lowercase(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
-        random,
-        (
-            "Write everything in English and in small letters, without any capitals.",
-            "Use lowercase letters only, in English.",
-            "No capital letter may appear in your English reply.",
-        ),
-    )
-    return {}, wording
+_fixed(
+    "change_case:english_lowercase",
+    "case",
+    (
+        "Write everything in English and in small letters, without any capitals.",
+        "Use lowercase letters only, in English.",
+        "No capital letter may appear in your English reply.",
+    ),
+)
 
 
-@_constraint("punctuation:no_comma", "commas")
-def _no_comma(random: np.random.Generator, level: int, prompt: str) -> tuple[Arguments, str]:
-    wording = _pick(
-        random,
-        ("Do not use commas.", "Write without commas.", "There must be no comma anywhere in it."),
-    )
-    return {}, wording
+_fixed(
+    "punctuation:no_comma",
+    "commas",
+    ("Do not use commas.", "Write without commas.", "There must be no comma anywhere in it."),
+)

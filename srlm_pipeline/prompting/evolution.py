@@ -25,7 +25,7 @@ from srlm_pipeline.generation.stage import Ask, generate_all
 from srlm_pipeline.progress import NullProgress, ProgressReporter
 from srlm_pipeline.prompting.constraints import CONSTRAINTS, LEVELS, add_sentences, compatible, draw_constraint
 from srlm_pipeline.prompting.difficulty import Difficulty, gather_trials, score_spreads
-from srlm_pipeline.prompting.few_shot import SeedPrompt
+from srlm_pipeline.prompting.few_shot import SeedPrompt, numbered_id, prompt_row
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.prompting.rewriting import OPERATORS, Operator, rewriting_exchange, rewriting_failure
 from srlm_pipeline.prompting.tasks import TASKS, draw_task
@@ -164,8 +164,9 @@ def evolve(
                 if failure is None and evaluation.nearest(new.text) >= settings.novelty_rouge_l:
                     failure = "like_an_evaluation_prompt"
                 if failure is None:
-                    prompt_id = f"{stage.rsplit('/', 1)[-1]}-{len(invented) + len(rows):05d}"
-                    rows.append(_row(prompt_id, operator, new, taken.nearest(new.text)))
+                    prompt_id, nearest = numbered_id(stage, len(invented) + len(rows)), taken.nearest(new.text)
+                    checks = write_checks(new.checks) if new.checks else ""
+                    rows.append(prompt_row(prompt_id, new.text, operator, new.parent_id, nearest, new.round, checks))
                     texts.add(new.text)
                     accepted += 1
                     task.advance(1, f"{number} attempts")
@@ -186,19 +187,6 @@ def evolve(
     )
 
 
-def _row(prompt_id: str, operator: str, new: _Attempt, nearest: float) -> dict[str, object]:
-    return {
-        "prompt_id": prompt_id,
-        "prompt": new.text,
-        "operator": operator,
-        "round": new.round,
-        "parent_ids": new.parent_id,
-        "checks": write_checks(new.checks) if new.checks else "",
-        "nearest_rouge_l": nearest,
-        "n_words": len(new.text.split()),
-    }
-
-
 def _rewritten(
     operator: Operator, engine: TextWriter, invented: pd.DataFrame, draws: _Draws, journal: Journal | None
 ) -> Iterator[_Attempt]:
@@ -208,12 +196,11 @@ def _rewritten(
     # Replies to those of this iteration are not written yet: they count as the average.
     average = float(np.mean(list(spreads.values()))) if spreads else 1.0
     weights = np.array([spreads.get(parent.prompt_id, average) for parent in parents]) + 1e-6
+    shares = weights / weights.sum()
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_new_tokens, stop=("\n",))
     for first in count(step=ROUND):
         numbers = range(first, first + ROUND)
-        chosen = [
-            parents[int(draws.random(operator, n).choice(len(parents), p=weights / weights.sum()))] for n in numbers
-        ]
+        chosen = [parents[int(draws.random(operator, n).choice(len(parents), p=shares))] for n in numbers]
         asks = []
         for n, parent in zip(numbers, chosen, strict=True):
             message, begun = rewriting_exchange(operator, parent.prompt)

@@ -118,19 +118,9 @@ def generate_prompts(
                 if reason is not None:
                     refused.append({"attempt": number, "reason": reason, "prompt": text})
                     continue
-                prompt_id = f"{stage.rsplit('/', 1)[-1]}-{len(accepted):05d}"
-                accepted.append(
-                    {
-                        "prompt_id": prompt_id,
-                        "prompt": text,
-                        "operator": "few_shot",
-                        "round": 0,
-                        "parent_ids": ",".join(e.id for e in chosen[number]),
-                        "checks": "",
-                        "nearest_rouge_l": nearest,
-                        "n_words": len(text.split()),
-                    }
-                )
+                prompt_id = numbered_id(stage, len(accepted))
+                parents = ",".join(e.id for e in chosen[number])
+                accepted.append(prompt_row(prompt_id, text, "few_shot", parents, nearest))
                 taken.add(text)
                 pool.append(SeedPrompt(prompt_id, text))
                 task.advance(1, f"{attempts} attempts")
@@ -156,6 +146,37 @@ def few_shot_exchange(examples: Sequence[str]) -> tuple[str, str]:
     """
     shown = "".join(f"Task {number}: {' '.join(e.split())}\n" for number, e in enumerate(examples, start=1))
     return _REQUEST, f"{shown}Task {len(examples) + 1}:"
+
+
+def numbered_id(stage: str, number: int) -> str:
+    """Return the id of an iteration's prompt: ``"prompts/iter_001"`` and 7 make ``"iter_001-00007"``."""
+    return f"{stage.rsplit('/', 1)[-1]}-{number:05d}"
+
+
+def prompt_row(
+    prompt_id: str, prompt: str, operator: str, parent_ids: str, nearest: float, generation: int = 0, checks: str = ""
+) -> dict[str, object]:
+    """Return a row of table `GENERATED_PROMPTS`.
+
+    Args:
+        prompt_id: See `numbered_id`.
+        prompt: The new prompt.
+        operator: What made it.
+        parent_ids: Of the prompts that it was made of, separated by commas.
+        nearest: ROUGE-L F1 with the most similar known prompt, in 0..1.
+        generation: How many operators lie between it and an invention.
+        checks: What a program checks of its replies, as `write_checks` writes it.
+    """
+    return {
+        "prompt_id": prompt_id,
+        "prompt": prompt,
+        "operator": operator,
+        "round": generation,
+        "parent_ids": parent_ids,
+        "checks": checks,
+        "nearest_rouge_l": nearest,
+        "n_words": len(prompt.split()),
+    }
 
 
 def _choose_examples(

@@ -14,6 +14,7 @@ import numpy as np
 from srlm_pipeline.checks.checkable import DrawnTask
 from srlm_pipeline.checks.closed_tasks import ClosedTask
 from srlm_pipeline.prompting.constraints import LEVELS
+from srlm_pipeline.prompting.drawing import draw_wording, draw_words
 
 _NAMES = (
     "Tom", "Lena", "Omar", "Ida", "Ravi", "Nora", "Ben", "Mei", "Carl", "Ruth", "Yusuf", "Elsa",
@@ -39,7 +40,8 @@ _NUMBER_ONLY = "Reply with the number only."
 _ONE_WORD = "Answer with one word."
 
 Made = tuple[str, Sequence[str], Sequence[str]]
-TASKS: dict[str, Callable[[np.random.Generator, int], Made]] = {}
+Maker = Callable[[np.random.Generator, int], Made]
+TASKS: dict[str, Maker] = {}
 
 
 def draw_task(random: np.random.Generator, kind: str, level: int) -> DrawnTask:
@@ -55,46 +57,42 @@ def draw_task(random: np.random.Generator, kind: str, level: int) -> DrawnTask:
     return DrawnTask(ClosedTask("", kind, prompt, tuple(answers), tuple(wrong)), level)
 
 
-def _task(
-    name: str,
-) -> Callable[[Callable[[np.random.Generator, int], Made]], Callable[[np.random.Generator, int], Made]]:
-    def register(make: Callable[[np.random.Generator, int], Made]) -> Callable[[np.random.Generator, int], Made]:
-        TASKS[name] = make
+def _task(kind: str) -> Callable[[Maker], Maker]:
+    def register(make: Maker) -> Maker:
+        TASKS[kind] = make
         return make
 
     return register
 
 
-def _some(random: np.random.Generator, words: Sequence[str], n: int) -> list[str]:
-    return [str(words[int(i)]) for i in random.choice(len(words), n, replace=False)]
-
-
-def _pick(random: np.random.Generator, wordings: Sequence[str], **parts: object) -> str:
-    return str(wordings[int(random.integers(len(wordings)))]).format(**parts)
-
-
 @_task("word_problem")
 def _word_problem(random: np.random.Generator, level: int) -> Made:
-    (name,), (things,) = _some(random, _NAMES, 1), _some(random, _THINGS, 1)
+    (name,), (things,) = draw_words(random, _NAMES, 1), draw_words(random, _THINGS, 1)
     most = (5, 9, 20, 50, 200)[level - 1]
     has, more = (int(random.integers(2, most + 1)) for _ in range(2))
     if random.random() < 0.5:
-        text = _pick(
+        text = draw_wording(
             random,
             (
                 "{name} has {has} {things} and gets {more} more. How many {things} does {name} have now?",
                 "There are {has} {things} in a box. {name} puts in {more} more. How many {things} are in the box?",
             ),
-            **{"name": name, "has": has, "more": more, "things": things},
+            name=name,
+            has=has,
+            more=more,
+            things=things,
         )
         return f"{text} {_NUMBER_ONLY}", [str(has + more)], []
-    text = _pick(
+    text = draw_wording(
         random,
         (
             "{name} has {has} {things} and gives away {more}. How many {things} are left?",
             "Of {has} {things}, {name} loses {more}. How many {things} remain?",
         ),
-        **{"name": name, "has": has + more, "more": more, "things": things},
+        name=name,
+        has=has + more,
+        more=more,
+        things=things,
     )
     return f"{text} {_NUMBER_ONLY}", [str(has)], []
 
@@ -102,16 +100,16 @@ def _word_problem(random: np.random.Generator, level: int) -> Made:
 @_task("counting")
 def _counting(random: np.random.Generator, level: int) -> Made:
     n = int(random.integers(2, 3 + level))
-    words = ", ".join(_some(random, _NOUNS, n))
-    text = _pick(random, ("How many things are listed here: {words}?", "Count the words: {words}."), words=words)
+    words = ", ".join(draw_words(random, _NOUNS, n))
+    text = draw_wording(random, ("How many things are listed here: {words}?", "Count the words: {words}."), words=words)
     return f"{text} {_NUMBER_ONLY}", [str(n)], []
 
 
 @_task("position")
 def _position(random: np.random.Generator, level: int) -> Made:
-    words = _some(random, _NOUNS, 2 + level)
+    words = draw_words(random, _NOUNS, 2 + level)
     place = int(random.integers(len(words)))
-    text = _pick(
+    text = draw_wording(
         random,
         ("Here is a list: {words}. Which word is the {place} one?", "What is the {place} word of this list: {words}?"),
         words=", ".join(words),
@@ -122,11 +120,11 @@ def _position(random: np.random.Generator, level: int) -> Made:
 
 @_task("price")
 def _price(random: np.random.Generator, level: int) -> Made:
-    goods = _some(random, _GOODS, 1 + level)
+    goods = draw_words(random, _GOODS, 1 + level)
     prices = [int(price) for price in random.choice(np.arange(2, 30), len(goods), replace=False)]
     asked = int(random.integers(len(goods)))
     listed = ", ".join(f"{good} {price} dollars" for good, price in zip(goods, prices, strict=True))
-    text = _pick(
+    text = draw_wording(
         random,
         (
             "A shop sells {listed}. What does the {good} cost?",
@@ -144,7 +142,7 @@ def _sequence(random: np.random.Generator, level: int) -> Made:
     step = int(random.integers(1, (2, 3, 5, 9, 20)[level - 1] + 1))
     start = int(random.integers(1, 10 * level))
     shown = [start + step * k for k in range(4)]
-    text = _pick(
+    text = draw_wording(
         random,
         ("Which number comes next: {shown}?", "Continue this row of numbers: {shown}, ..."),
         shown=", ".join(map(str, shown)),
@@ -154,7 +152,7 @@ def _sequence(random: np.random.Generator, level: int) -> Made:
 
 @_task("comparison")
 def _comparison(random: np.random.Generator, level: int) -> Made:
-    names = _some(random, _NAMES, 2 + (level > 2))
+    names = draw_words(random, _NAMES, 2 + (level > 2))
     most, least = random.random() < 0.5, names[-1]
     chain = " ".join(f"{a} is older than {b}." for a, b in pairwise(names))
     if level % 2 == 0:
@@ -174,9 +172,9 @@ def _weekday(random: np.random.Generator, level: int) -> Made:
 
 @_task("spelling")
 def _spelling(random: np.random.Generator, level: int) -> Made:
-    (word,) = _some(random, [noun for noun in _NOUNS if len(noun) <= 3 + level] or _NOUNS, 1)
+    (word,) = draw_words(random, [noun for noun in _NOUNS if len(noun) <= 3 + level] or _NOUNS, 1)
     first = random.random() < 0.5
-    text = _pick(
+    text = draw_wording(
         random,
         ('What is the {which} letter of "{word}"?', 'With which letter does "{word}" {does}?'),
         which="first" if first else "last",

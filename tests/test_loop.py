@@ -637,6 +637,15 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     assert len(asked) == metadata["looks"].value + 1
 
 
+def test_with_early_stopping_by_signs_no_judge_is_asked(seeded: Home) -> None:
+    seeded.run(1, dpo={"early_stopping": {"every": 1, "by": "signs"}, "nats_tolerance": 0.0, "learning_rate": 0.1})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
+    assert asked == {"M1", *(f"M1-step-{step}" for step in range(1, metadata["looks"].value + 1))}
+    assert metadata["stopped_early"].value == metadata["looks"].value, "human replies are less likely by then"
+    assert not seeded.store.journal_folder("early_stopping/M2").exists()
+
+
 def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(seeded: Home) -> None:
     seeded.run(1, dpo={"rehearsal": 0.6})
     pairs = seeded.table("preference_pairs", "iter_001")
@@ -651,15 +660,15 @@ def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(se
 
 
 def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompts(seeded: Home) -> None:
-    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0})
+    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "nats_tolerance": 100.0})
     metadata = seeded.materialization("iteration_model", "iter_001").metadata
     m2 = seeded.store.checkpoint("M2")
     tried = m2.lineage["interpolation"]
     assert metadata["interpolation"].value == tried
     assert metadata["interpolation_ratio"].value == tried[-1]["ratio"]
     assert [one["ratio"] for one in tried] == [1.0, 0.5][: len(tried)]
-    assert tried[-1]["passed"] or len(tried) == 2
-    assert not any(one["passed"] for one in tried[:-1])
+    assert tried[-1]["tolerable"] or len(tried) == 2
+    assert not any(one["tolerable"] for one in tried[:-1])
     asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
     assert asked == {"M1", *(f"ratio-{one['ratio']:g}" for one in tried)}
     tracker = Tracker(load_settings(None, seeded.overrides))
@@ -667,7 +676,7 @@ def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompt
     assert [(point.step, point.value) for point in ratios] == [(1, tried[-1]["ratio"])]
     assert metadata["final_loss"].value > 0
     assert [path for path in (seeded.store.root / "work").rglob("*") if path.is_file()] == []
-    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0}) == {}
+    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "nats_tolerance": 100.0}) == {}
 
 
 def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None:

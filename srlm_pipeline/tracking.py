@@ -15,7 +15,9 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from srlm_pipeline import relocation
 from srlm_pipeline.config import Settings
+from srlm_pipeline.relocation import ARTIFACTS, DATABASE
 
 CURVES_TAG = "srlm.curves"
 ASSET_TAG = "srlm.asset"
@@ -26,13 +28,36 @@ _PARAM_LIMIT = 500
 
 def tracking_uri(settings: Settings) -> str:
     """Return the store's address: MLFLOW_TRACKING_URI, the setting, or SQLite under DAGSTER_HOME."""
-    named = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri
-    return named or f"sqlite:///{_home() / 'mlflow.db'}"
+    return _named_store(settings) or f"sqlite:///{_home() / DATABASE}"
 
 
 def artifact_location() -> str:
     """Return where artefacts go when the store is local; absolute, for its default is the current folder."""
-    return (_home() / "mlartifacts").as_uri()
+    return (_home() / ARTIFACTS).as_uri()
+
+
+def is_local(settings: Settings) -> bool:
+    """Whether the store is the one in the Dagster home, and no other was named."""
+    return _named_store(settings) is None
+
+
+def former_homes(settings: Settings) -> list[str]:
+    """Return the homes that the store in this one still names; a store that was named belongs to no home.
+
+    Raises:
+        RecordError: If the store cannot be read.
+    """
+    return relocation.former_homes(_home()) if is_local(settings) else []
+
+
+def follow_home(settings: Settings) -> None:
+    """Let the addresses in the store lead into this home, where it was moved or copied; before anything is written.
+
+    Raises:
+        RecordError: If the store cannot be read or written.
+    """
+    if is_local(settings):
+        relocation.follow(_home())
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         self._settings = settings
+        follow_home(settings)
         uri = tracking_uri(settings)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.experiment_id = self._experiment(local=uri.startswith("sqlite:"))
@@ -139,8 +165,15 @@ class Tracker:
         """Return a run's page in the MLflow UI."""
         return f"{self._settings.tracking.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
-    def register(self, name: str, source: Path, run_id: str, tags: Mapping[str, str], champion: bool) -> str:
+    def register(self, name: str, source: Path, run_id: str | None, tags: Mapping[str, str], champion: bool) -> str:
         """Register a model folder as a version; move the alias `champion` to it if asked.
+
+        Args:
+            name: Of the registered model.
+            source: The folder.
+            run_id: Run that made it; None where that was lost.
+            tags: Of the version.
+            champion: Whether it is.
 
         Returns:
             The version.
@@ -153,8 +186,18 @@ class Tracker:
             self.client.create_registered_model(name)
         version = self.client.create_model_version(name, source=source.as_uri(), run_id=run_id, tags=dict(tags))
         if champion:
-            self.client.set_registered_model_alias(name, CHAMPION, version.version)
+            self.name_champion(name, str(version.version))
         return str(version.version)
+
+    def name_champion(self, name: str, version: str) -> None:
+        """Move the alias `champion` to a version."""
+        self.client.set_registered_model_alias(name, CHAMPION, version)
+
+    def registered(self, name: str) -> dict[str, str]:
+        """Return the newest version of each model that is registered, by the digest of its weights."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        tagged = [(int(v.version), v.tags["digest"]) for v in versions if "digest" in v.tags]
+        return {digest: str(version) for version, digest in sorted(tagged)}
 
     def champion(self, name: str) -> Mapping[str, str] | None:
         """Return the tags of the champion's version, or None."""
@@ -222,6 +265,10 @@ def parameters(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
     for key in keys:
         flatten(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings)))
     return flat
+
+
+def _named_store(settings: Settings) -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri or None
 
 
 def _home() -> Path:

@@ -824,6 +824,29 @@ def test_after_iterations_that_made_pairs_good_replies_alone_are_learned_from_wh
     assert positives == expected > 0
 
 
+def test_a_copied_home_leaves_the_original_alone_and_a_lost_registry_is_filled_again(
+    seeded: Home, seeded_folder: Path, tiny_model: Path, tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in seeded_folder.rglob("*") if path.is_file()}
+    seeded.run(1)
+    assert {path: path.read_bytes() for path in seeded_folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in (seeded.path / "mlartifacts").rglob("report.html")] == ["report.html"]
+    settings = load_settings(None, seeded.overrides)
+    registered = Tracker(settings).registered(settings.project)
+    shutil.copytree(seeded.path, tmp_path / "lost", ignore=shutil.ignore_patterns("mlflow.db"))
+    for lost in open_home(tmp_path / "lost", tiny_model, environment):
+        lost.overrides = seeded.overrides
+        assert lost.run(1) == {}, "nothing is computed for it"
+        assert "registered again in MLflow, whose store did not know them: M1, M2" in lost.said
+        tracker = Tracker(settings)
+        assert tracker.registered(settings.project).keys() == registered.keys()
+        champion = tracker.champion(settings.project)
+        assert champion is not None
+        assert champion["digest"] == lost.store.checkpoint(champion_before(lost.store, 2)).digest
+        lost.run(1)
+        assert len(tracker.client.search_model_versions(f"name = '{settings.project}'")) == 2, "none twice"
+
+
 def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seeded: Home) -> None:
     seeded.run(1)
     first = {asset: seeded.data_version(asset, "iter_001") for asset in ("policy", "candidates", "iteration_model")}

@@ -1,11 +1,15 @@
 """Runs in MLflow: one a materialization, and what becomes of those that were cut short."""
 
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from srlm_pipeline.config import Settings, load_settings
-from srlm_pipeline.tracking import Tracker, parameters
+from srlm_pipeline.errors import RecordError
+from srlm_pipeline.relocation import DATABASE, follow
+from srlm_pipeline.tracking import Tracker, former_homes, parameters
 
 
 @pytest.fixture
@@ -51,3 +55,43 @@ def test_parameters_are_the_settings_that_were_read(settings: Settings) -> None:
     assert told["judge.taught_rubric"] == "short"
     assert told["pairs.unfit"] == "rejected"
     assert {name.split(".")[0] for name in told} == {"base_model", "seed", "pairs", "judge"}
+
+
+def test_where_a_home_was_copied_nothing_goes_into_the_old_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, copy = tmp_path / "a home", tmp_path / "another h\u00f6me"
+    monkeypatch.setenv("DAGSTER_HOME", str(original))
+    with Tracker(settings).run("iteration_report", "iter_001", "dagster-1", []) as run:
+        run.text("first", "report.html")
+    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, champion=True)
+    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, champion=False)
+    shutil.copytree(original, copy)
+    before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    monkeypatch.setenv("DAGSTER_HOME", str(copy))
+    assert former_homes(settings) == [original.as_uri()]
+    tracker = Tracker(settings)
+    assert former_homes(settings) == []
+    with tracker.run("iteration_report", "iter_001", "dagster-2", []) as again:
+        again.text("second", "report.html")
+    written = {path.read_text(): path for path in copy.rglob("report.html")}
+    assert set(written) == {"first", "second"}
+    assert tracker.client.get_run(run.run_id).info.artifact_uri == written["first"].parent.as_uri()
+    versions = {v.tags["digest"]: v.source for v in tracker.client.search_model_versions("name = 'quickstart'")}
+    assert versions == {"0": (copy / "srlm/M1").as_uri(), "1": (tmp_path / "a home beside/M2").as_uri()}
+    assert {path: path.read_bytes() for path in original.rglob("*") if path.is_file()} == before
+
+
+def test_addresses_outside_of_any_home_stay(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / DATABASE) as store:
+        store.execute("CREATE TABLE experiments (experiment_id, name, artifact_location)")
+        elsewhere = [(1, "a", "s3://bucket/mlartifacts/a"), (2, "b", "/data/b"), (3, "c", "file:///data/mlartifacts/x")]
+        store.executemany("INSERT INTO experiments VALUES (?, ?, ?)", elsewhere)
+    assert follow(tmp_path) == []
+    assert sqlite3.connect(tmp_path / DATABASE).execute("SELECT * FROM experiments").fetchall() == elsewhere
+
+
+def test_a_store_that_is_none_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(b"not a database, and longer than the header of one" * 100)
+    with pytest.raises(RecordError, match=r"mlflow\.db.*MLflow's store"):
+        Tracker(settings)

@@ -19,6 +19,7 @@ from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, loa
 from srlm_pipeline.errors import DiskSpaceError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
+from srlm_pipeline.tracking import former_homes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "dagster", "dagster-webserver", "mlflow", "pandas")
 COMFORTABLE_DISK = 8 * 2**30
@@ -67,7 +68,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("notices", lambda: _notices(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
-        ("instance", lambda: os.environ["DAGSTER_HOME"]),
+        ("instance", lambda: _instance(settings())),
     ]
 
 
@@ -183,6 +184,12 @@ def _notices(settings: Settings) -> str:
     if not names:
         return f"nobody is told of verdicts and failures: {settings.notices.variable} holds no address"
     return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
+
+
+def _instance(settings: Settings) -> str:
+    former = former_homes(settings)
+    moved = f"; it was {' and '.join(former)} before, and MLflow's addresses follow with the next run" if former else ""
+    return os.environ["DAGSTER_HOME"] + moved
 
 
 def _memory() -> str:

@@ -18,6 +18,7 @@ from dagster._core.loader import LoadingContext
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.products import loss
+from srlm_pipeline.assets.registry import restore_registry
 from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import load_settings
 from srlm_pipeline.errors import SrlmError
@@ -25,6 +26,7 @@ from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
 from srlm_pipeline.store import iteration_number, open_store, partition_key
+from srlm_pipeline.tracking import is_local
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,11 @@ def run_loop(
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
         for t in range(1, n_iterations + 1):
             _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
+        settings = load_settings(None, overrides)
+        # Another store may not answer now, and nothing may be left to do.
+        restored = restore_registry(open_store(settings), settings) if is_local(settings) else []
+        if restored:
+            announce(f"registered again in MLflow, whose store did not know them: {', '.join(restored)}")
         return times
 
 

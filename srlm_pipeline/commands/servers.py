@@ -21,7 +21,7 @@ from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.commands.webserver import ALLOWED_HOSTS_VARIABLE, LOOPBACK
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.tracking import artifact_location, tracking_uri
+from srlm_pipeline.tracking import artifact_location, follow_home, tracking_uri
 
 START_SECONDS = 120
 STOP_SECONDS = 15
@@ -40,8 +40,9 @@ def serve(
         allowed_hosts: Names by which people call this machine, beside the address itself and the loopback.
 
     Raises:
-        SrlmError: If a port is taken or a server ends by itself.
+        SrlmError: If a port is taken, MLflow's store cannot be used, or a server ends by itself.
     """
+    follow_home(settings)
     for port, option in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         require_free_port(host, port, option)
     # Not `logs`: Dagster's telemetry takes that folder for its own and empties it.

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "none"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Completion:
         key: Of the request.
         text: Without special tokens and without the stop text.
         n_tokens: Tokens drawn, the end token included.
-        finish_reason: ``stop`` for an end token or stop text, ``length`` for the token limit.
+        finish_reason: ``stop`` for an end token or stop text, ``length`` for the token limit; ``none`` where a server
+            did not answer, which is asked again the next time.
     """
 
     key: str

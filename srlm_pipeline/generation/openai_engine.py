@@ -17,7 +17,7 @@ from srlm_pipeline.config import Settings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.completion_client import Answer, CompletionClient
-from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
+from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.parallel import in_parallel
 from srlm_pipeline.generation.transformers_engine import option_tokens
 from srlm_pipeline.models.checkpoint import Checkpoint
@@ -184,16 +184,10 @@ class OpenAIEngine:
         return answer
 
     def _completion(self, key: str, answer: Answer, sampling: Sampling) -> Completion:
-        reasons: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
-        if answer.finish_reason not in reasons:
-            raise ModelError(
-                self.digest,
-                f"the server ended a completion with {answer.finish_reason!r} instead of 'stop' or 'length'",
-            )
         shortened = cut(answer.text, sampling)
         if shortened is not None:
             return Completion(key, shortened, answer.n_tokens, "stop")
-        return Completion(key, answer.text, answer.n_tokens, reasons[answer.finish_reason])
+        return Completion(key, answer.text, answer.n_tokens, answer.finish_reason)
 
     def _option_probabilities(self, listed: Mapping[str, float], tokens: Sequence[int]) -> list[float]:
         found = [listed.get(f"token_id:{token}", listed.get(self._tokenizer.decode([token]))) for token in tokens]

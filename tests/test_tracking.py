@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
-from srlm_pipeline.tracking import Tracker, parameters
+from srlm_pipeline.tracking import Tracker, parameters, remember_ui, ui_url
 
 
 @pytest.fixture
@@ -51,3 +52,24 @@ def test_parameters_are_the_settings_that_were_read(settings: Settings) -> None:
     assert told["judge.taught_rubric"] == "short"
     assert told["pairs.unfit"] == "rejected"
     assert {name.split(".")[0] for name in told} == {"base_model", "seed", "pairs", "judge"}
+
+
+def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_another_place(settings: Settings) -> None:
+    assert ui_url(settings) == "http://127.0.0.1:5000"
+    remember_ui("http://127.0.0.1:5007")
+    assert Tracker(settings).run_url("r").startswith("http://127.0.0.1:5007/#/experiments/")
+    proxied = load_settings("quickstart", {"tracking": {"ui_url": "https://lab.example.org/mlflow/"}})
+    assert ui_url(proxied) == "https://lab.example.org/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "name"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("::1", [], "[::1]"),
+        ("0.0.0.0", [], "127.0.0.1"),
+        ("0.0.0.0", ["lab.example.org"], "lab.example.org"),
+    ],
+)
+def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
+    assert reachable_name(host, allowed) == name

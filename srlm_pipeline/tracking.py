@@ -17,12 +17,15 @@ from pydantic_core import to_jsonable_python
 
 from srlm_pipeline import relocation
 from srlm_pipeline.config import Settings
+from srlm_pipeline.files import replacing_file
 from srlm_pipeline.relocation import ARTIFACTS, DATABASE
 
 CURVES_TAG = "srlm.curves"
 ASSET_TAG = "srlm.asset"
 SUPERSEDED_TAG = "srlm.superseded_by"
 CHAMPION = "champion"
+_SERVED_AT = "mlflow_address"
+_DEFAULT_UI = "http://127.0.0.1:5000"
 _PARAM_LIMIT = 500
 
 
@@ -58,6 +61,22 @@ def follow_home(settings: Settings) -> None:
     """
     if is_local(settings):
         relocation.follow(_home())
+
+
+def ui_url(settings: Settings) -> str:
+    """Return where people open MLflow: the setting, or where `srlm ui` of this home served it last."""
+    if settings.tracking.ui_url:
+        return settings.tracking.ui_url.rstrip("/")
+    try:
+        return (_home() / _SERVED_AT).read_text(encoding="utf-8").strip() or _DEFAULT_UI
+    except (OSError, UnicodeDecodeError):
+        return _DEFAULT_UI
+
+
+def remember_ui(address: str) -> None:
+    """Keep where MLflow is served, so that the links of all later runs lead there, whoever starts them."""
+    with replacing_file(_home() / _SERVED_AT) as temporary:
+        temporary.write_text(address + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -163,7 +182,7 @@ class Tracker:
 
     def run_url(self, run_id: str) -> str:
         """Return a run's page in the MLflow UI."""
-        return f"{self._settings.tracking.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{ui_url(self._settings)}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
     def register(self, name: str, source: Path, run_id: str | None, tags: Mapping[str, str], champion: bool) -> str:
         """Register a model folder as a version; move the alias `champion` to it if asked.

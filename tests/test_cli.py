@@ -56,7 +56,7 @@ def test_every_setting_is_listed_with_its_meaning(srlm: Srlm) -> None:
 def test_an_unknown_setting_is_named_with_the_nearest_and_nothing_is_run(srlm: Srlm, tmp_path: Path) -> None:
     code, said = srlm("run", "--set", "dpo.learning_rte=1e-5")
     assert code == 1
-    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'?" in said
+    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'" in said
     assert not (tmp_path / "dagster_home" / "srlm").exists()
 
 

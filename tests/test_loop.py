@@ -22,6 +22,7 @@ from srlm_pipeline.checks.checkable import check, checks_of
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
+from srlm_pipeline.commands.standing import standing
 from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, PairSettings, load_settings
 from srlm_pipeline.data.loaders import load_evaluation_prompts
 from srlm_pipeline.definitions import defs
@@ -613,6 +614,9 @@ def test_what_a_blocking_check_refused_is_not_built_upon_when_run_again(seeded: 
     with pytest.raises(RunFailedError):
         seeded.run(1, judge=sampled)
     assert not seeded.is_materialized("preference_pairs", "iter_001")
+    said = standing(defs, seeded.instance, load_settings(None, seeded.overrides))
+    readable = "0.0% of the judgements have a readable score"
+    assert any(line.startswith(f"iter_001: judged_scores was refused: {readable}") for line in said)
 
 
 def test_with_positive_examples_alone_the_base_model_is_trained_again_on_more(seeded: Home) -> None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
 from srlm_pipeline.errors import RecordError
 from srlm_pipeline.relocation import DATABASE, follow
-from srlm_pipeline.tracking import Tracker, former_homes, parameters
+from srlm_pipeline.tracking import Tracker, former_homes, parameters, remember_ui, ui_url
 
 
 @pytest.fixture
@@ -95,3 +96,24 @@ def test_a_store_that_is_none_is_named(settings: Settings, tmp_path: Path) -> No
     (tmp_path / DATABASE).write_bytes(b"not a database, and longer than the header of one" * 100)
     with pytest.raises(RecordError, match=r"mlflow\.db.*MLflow's store"):
         Tracker(settings)
+
+
+def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_another_place(settings: Settings) -> None:
+    assert ui_url(settings) == "http://127.0.0.1:5000"
+    remember_ui("http://127.0.0.1:5007")
+    assert Tracker(settings).run_url("r").startswith("http://127.0.0.1:5007/#/experiments/")
+    proxied = load_settings("quickstart", {"tracking": {"ui_url": "https://lab.example.org/mlflow/"}})
+    assert ui_url(proxied) == "https://lab.example.org/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "name"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("::1", [], "[::1]"),
+        ("0.0.0.0", [], "127.0.0.1"),
+        ("0.0.0.0", ["lab.example.org"], "lab.example.org"),
+    ],
+)
+def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
+    assert reachable_name(host, allowed) == name

@@ -150,12 +150,17 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
-        process = run.tags.get(PROCESS_TAG)
-        if process is not None and not _alive(process):
+        if is_orphan(run):
             instance.report_run_failed(run, "the process of `srlm run` ended before the run did")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             closed.append(run.run_id)
     return closed
+
+
+def is_orphan(run: dg.DagsterRun) -> bool:
+    """Return whether a run was begun by a command line that no longer lives."""
+    process = run.tags.get(PROCESS_TAG)
+    return process is not None and not _alive(process)
 
 
 def _run_outstanding(

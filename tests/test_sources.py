@@ -163,6 +163,7 @@ def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add"}}]}
 LONG_CHAT = chat(("user", "p"), ("assistant", "r"), ("user", "p2"), ("assistant", None))
 
 
@@ -173,6 +174,12 @@ LONG_CHAT = chat(("user", "p"), ("assistant", "r"), ("user", "p2"), ("assistant"
         (chat(("system", "Be brief. "), ("user", "p"), ("assistant", "r")), ("Be brief.\n\np", "r")),
         (LONG_CHAT | {"prompt": "not this one"}, ("p", "r")),
         (LONG_CHAT | {"prompt": "p3", "response": "r3"}, ("p3", "r3")),
+        (chat(("developer", "Be brief."), ("User", "p"), ("Assistant", "r")), ("Be brief.\n\np", "r")),
+        (
+            chat(("user", [{"type": "text", "text": "p"}, {"type": "text", "text": "q"}]), ("model", "r")),
+            ("p\n\nq", "r"),
+        ),
+        (chat(("user", "p"), ("assistant", "r")) | {"system": "Be brief."}, ("Be brief.\n\np", "r")),
     ],
 )
 def test_chat_gives_its_first_exchange(write, row: dict[str, Any], pair: tuple[str, str]) -> None:
@@ -198,8 +205,19 @@ def test_column_of_a_chat_is_named_by_the_settings(write) -> None:
         (chat(("user", "p"), ("user", "p"), ("assistant", "r")), "the assistant's reply"),
         (chat(("system", "s"), ("system", "s"), ("user", "p")), "at most one system message"),
         (chat(), "the assistant's reply"),
-        (chat(("user", "p"), ("assistant", [{"type": "text"}])), "content to be text"),
-        (chat(("user", "p"), ("assistant", " ")), "response: "),
+        (chat(("user", "p"), ("assistant", [{"type": "text"}])), "parts that are no text"),
+        (
+            chat(("user", "p"), ("assistant", [{"type": "image_url", "image_url": "x"}])),
+            "parts that are no text.*image",
+        ),
+        (chat(("user", "p"), ("assistant", {"text": "r"})), "content to be text"),
+        (chat(("user", "p"), ("assistant", " ")), "a message without text"),
+        (chat(("user", "p"), ("assistant", None)), "a message without text"),
+        (chat(("user", None), ("assistant", "r")), "a message without text"),
+        (chat(("system", None), ("user", "p"), ("assistant", "r")), "a message without text"),
+        (chat(("narrator", "p"), ("assistant", "r")), "unknown role 'narrator'"),
+        (chat(("user", "p"), ("tool", "r"), ("assistant", "r")), "calls of tools"),
+        ({"messages": [{"role": "user", "content": "p"}, CALL, {"role": "tool", "content": "3"}]}, "calls of tools"),
         ({"messages": "user: p"}, "list of objects"),
         ({"messages": ["p", "r"]}, "list of objects"),
     ],

@@ -11,6 +11,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
+from srlm_pipeline.data.conversations import split_turns
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -68,17 +70,23 @@ def user_turn(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
+def conversation(text: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """Return the messages of a prompt, the last one by the user; special tokens in them are neutralised."""
+    return [
+        {"role": "assistant" if place % 2 else "user", "content": neutralise_special_tokens(turn, tokenizer)}
+        for place, turn in enumerate(split_turns(text))
+    ]
+
+
 def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start: str = "") -> str:
-    """Return the string after which the model writes its reply to one user message.
+    """Return the string after which the model writes its reply to a user's message.
 
     Args:
         tokenizer: With a chat template.
-        text: The user's message; special tokens in it are neutralised.
+        text: The user's message, after its history if it has one (`conversations`); special tokens are neutralised.
         reply_start: Words put into the assistant's mouth, e.g. ``"Score: "``; the same.
     """
-    rendered = tokenizer.apply_chat_template(
-        user_turn(neutralise_special_tokens(text, tokenizer)), tokenize=False, add_generation_prompt=True
-    )
+    rendered = tokenizer.apply_chat_template(conversation(text, tokenizer), tokenize=False, add_generation_prompt=True)
     return str(rendered) + neutralise_special_tokens(reply_start, tokenizer)
 
 
@@ -101,7 +109,7 @@ def tokenize_exchange(
 
     Args:
         tokenizer: With a chat template.
-        message: The user's message; special tokens in it are neutralised.
+        message: The user's message, with its history if it has one; special tokens in it are neutralised.
         reply: The assistant's reply; the same.
         ended: Whether the reply came to its end, and so is followed by the end token. One that a token limit cut off
             is not, or a model trained on it would learn to stop in the middle.

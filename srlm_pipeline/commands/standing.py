@@ -70,11 +70,12 @@ def _part(definitions: dg.Definitions, instance: dg.DagsterInstance, job: str, p
 
 def _progress(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     """Return which step is being computed, and since when, in local time."""
-    steps = [s for s in instance.get_run_step_stats(run.run_id) if s.start_time is not None and s.end_time is None]
-    if not steps:
+    stats = instance.get_run_step_stats(run.run_id)
+    begun = [(step.step_key, step.start_time) for step in stats if step.start_time and step.end_time is None]
+    if not begun:
         return "waits for its turn" if run.status != dg.DagsterRunStatus.STARTED else "is running"
-    since = datetime.fromtimestamp(steps[-1].start_time).astimezone()  # type: ignore[arg-type]
-    return f"{steps[-1].step_key} is running since {since:%H:%M}"
+    step, seconds = begun[-1]
+    return f"{step} is running since {datetime.fromtimestamp(seconds).astimezone():%H:%M}"
 
 
 def _listed(keys: Sequence[dg.AssetKey]) -> str:

@@ -77,6 +77,7 @@ STALE: dict[str, set[str]] = {
     "eft.min_prompts": {"eft_dataset"},
     "prompt_generation": {"generated_prompts"},
     # A gain in what the loop trains on proves nothing.
+    "prompt_generation.evolution.given": {"generated_prompts"},
     "prompt_generation.evolution.constrain": {"generated_prompts", "promotion"},
     "candidates": {"candidates"},
     "judge": {"judged_scores", "baseline_comparison"} | ASSESSED,

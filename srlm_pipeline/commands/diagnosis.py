@@ -137,20 +137,25 @@ def _data(settings: Settings) -> str:
         load(settings.data) for load in (load_instructions, load_ranked_replies, load_evaluation_prompts)
     )
     counted = (
-        ("instruction pairs", len(ift.table), ift.left_out),
-        ("judging prompts", ranked.table["group_id"].nunique(), ranked.left_out),
-        ("evaluation prompts", len(evaluation.table), evaluation.left_out),
+        ("instruction pairs", len(ift.table), ift),
+        ("judging prompts", ranked.table["group_id"].nunique(), ranked),
+        ("evaluation prompts", len(evaluation.table), evaluation),
     )
     found = ", ".join(
-        f"{count} {what}" + (f" (left out: {in_words(left_out)})" if left_out else "")
-        for what, count, left_out in counted
+        f"{count} {what}" + (f" (left out: {in_words(loaded.left_out)})" if loaded.left_out else "")
+        for what, count, loaded in counted
+    )
+    unread = "".join(
+        f"; {loaded.warning(name)}"
+        for name, loaded in (("ift", ift), ("ranked_replies", ranked), ("evaluation_prompts", evaluation))
+        if loaded.unread
     )
     verifiable = load_verifiable(settings.evaluation.verifiable)
     tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     with_reference = int(evaluation.table["reference"].notna().sum())
     return (
         f"{found}, {with_reference} of them with a reference reply, {len(verifiable)} verifiable prompts, "
-        f"{len(tasks)} closed tasks"
+        f"{len(tasks)} closed tasks{unread}"
     )
 
 

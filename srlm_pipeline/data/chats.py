@@ -138,7 +138,7 @@ def read_reply(value: Any) -> tuple[str | None, Any]:
     if messages is None:
         return None, without_marks(value) if isinstance(value, str) else value
     if role_of(messages[-1]) != "assistant":
-        raise UnusableRowError("the conversation does not end with the assistant's message")
+        raise UnusableRowError("reply: the conversation does not end with the assistant's message")
     if len(messages) == 1:
         return None, message_text(messages[0])
     *_, last = exchanges([*messages[:-1], {**messages[-1], "weight": None}], answered=True)
@@ -152,7 +152,7 @@ def _from_transcript(value: Any) -> Sequence[Mapping[str, Any]] | None:
     """
     if not isinstance(value, str):
         return None
-    if re.match(r"\s*Human:", value) and "\n\nAssistant:" in value:
+    if value.startswith("\n\nHuman:") or (re.match(r"\s*Human:", value) and "\n\nAssistant:" in value):
         pieces = _HUMAN.split(value)
     elif "<extra_id_1>Assistant" in value and _EXTRA_ID.search(value):
         pieces = _EXTRA_ID.split(value)

@@ -28,6 +28,11 @@ def split_turns(prompt: str) -> list[str]:
     return turns if len(turns) % 2 and all(turn.strip() for turn in turns) else [without_marks(prompt)]
 
 
+def opening(prompt: str) -> str:
+    """Return the user's first message, which is understood without anything before it."""
+    return split_turns(prompt)[0]
+
+
 def without_marks(text: str) -> str:
     """Return a text that can be no conversation."""
     return text.replace(TURN_MARK, " ")

@@ -36,6 +36,14 @@ class LoadedTable:
     left_out: dict[str, int]
     unread: tuple[str, ...] = ()
 
+    def warning(self, source: str) -> str:
+        """Return what to do about text that nothing reads; the source is named as in the settings."""
+        columns = "column" if len(self.unread) == 1 else "columns"
+        return (
+            f"nothing reads the text in {columns} {', '.join(self.unread)} of data.{source}: if a prompt is not whole "
+            f"without it, name it in data.{source}.columns"
+        )
+
 
 def load_instructions(settings: DataSettings) -> LoadedTable:
     """Return the IFT pairs as table `INSTRUCTIONS`, without the prompts that are used for judging.

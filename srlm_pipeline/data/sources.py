@@ -156,6 +156,8 @@ def _separated(path: Path, report: RowReport) -> Iterator[tuple[int, Any]]:
         with _open(path) as stream, TextIOWrapper(stream, "utf-8-sig", newline="") as text:
             rows = csv.reader(text, delimiter=_SEPARATORS[_ending(path)])
             header = next(rows, [])
+            if len(header) == 1 and any(other in header[0] for other in ";\t|,"):
+                raise report.error(None, f"the names of the columns are not separated as in .csv or .tsv: {header[0]}")
             if len(set(header)) < len(header):
                 raise report.error(None, f"two columns have the same name: {', '.join(header)}")
             for number, cells in enumerate((cells for cells in rows if cells), start=1):

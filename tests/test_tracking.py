@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_metric
 
 from srlm_pipeline.config import Settings, load_settings
-from srlm_pipeline.tracking import Tracker, parameters
+from srlm_pipeline.tracking import Tracker, metric_name, parameters
 
 
 @pytest.fixture
@@ -51,3 +54,11 @@ def test_parameters_are_the_settings_that_were_read(settings: Settings) -> None:
     assert told["judge.taught_rubric"] == "short"
     assert told["pairs.unfit"] == "rejected"
     assert {name.split(".")[0] for name in told} == {"base_model", "seed", "pairs", "judge"}
+
+
+@given(st.text(max_size=300))
+@example("qwen2.5-7b@q4_k_m")
+@example("../a//b/./c/")
+def test_a_figure_has_a_name_that_mlflow_takes_whoever_it_is_of(name: str) -> None:
+    _validate_metric(metric_name(f"win_rate/vs_{name}_low"), 0.5, 0, 0)
+    assert metric_name("win_rate/vs_gpt 4.1: scores") == "win_rate/vs_gpt 4.1: scores"

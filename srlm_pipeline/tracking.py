@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ CHAMPION = "champion"
 _SERVED_AT = "mlflow_address"
 _DEFAULT_UI = "http://127.0.0.1:5000"
 _PARAM_LIMIT = 500
+_METRIC_LIMIT = 250
 
 
 def tracking_uri(settings: Settings) -> str:
@@ -79,6 +81,13 @@ def remember_ui(address: str) -> None:
         temporary.write_text(address + "\n", encoding="utf-8")
 
 
+def metric_name(name: str) -> str:
+    """Return a figure's name with what MLflow takes: names of other people's models hold anything."""
+    parts = re.sub(r"[^\w /.:-]", "-", name).split("/")
+    # A part that a path would leave out, or that leads out of it, is no name.
+    return "/".join(re.sub(r"^\.{0,2}$", "-", part) for part in parts)[:_METRIC_LIMIT].rstrip("/")
+
+
 @dataclass(frozen=True)
 class TrackedRun:
     """An open child run.
@@ -96,14 +105,16 @@ class TrackedRun:
         """Log figures of this run; those that are None are left out."""
         for name, value in values.items():
             if value is not None:
-                self._tracker.client.log_metric(self.run_id, name, float(value), step=step or 0)
+                self._tracker.client.log_metric(self.run_id, metric_name(name), float(value), step=step or 0)
 
     def curve(self, values: Mapping[str, float | None], iteration: int) -> None:
         """Log figures to this run and to the project's curves, with the iteration as step."""
         self.metrics(values, step=iteration)
         for name, value in values.items():
             if value is not None:
-                self._tracker.client.log_metric(self._tracker.curves_run, name, float(value), step=iteration)
+                self._tracker.client.log_metric(
+                    self._tracker.curves_run, metric_name(name), float(value), step=iteration
+                )
 
     def text(self, content: str, name: str) -> None:
         """Store a text as an artefact."""
@@ -118,7 +129,7 @@ class TrackedRun:
         from mlflow.entities import Metric
 
         points = [
-            Metric(f"train/{name}", float(value), 0, int(entry.get("step", place)))
+            Metric(metric_name(f"train/{name}"), float(value), 0, int(entry.get("step", place)))
             for place, entry in enumerate(entries)
             for name, value in entry.items()
             if name not in {"step", "epoch"}

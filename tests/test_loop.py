@@ -91,7 +91,7 @@ ITERATIONS = ("iter_001", "iter_002")
 RECORDER = Recorder()
 # Read and not declared: reports tell settings beside results, and are made anew with any of these results.
 SHOWN_IN_REPORTS = ("promotion", "monitors", "evaluation", "judge", "pairs", "dpo", "schedule", "base_model", "seed")
-ELSEWHERE = "another-model"
+ELSEWHERE = "qwen2.5-7b@q4_k_m"
 
 
 @dataclass

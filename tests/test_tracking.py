@@ -5,12 +5,15 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_metric
 
 from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
 from srlm_pipeline.errors import RecordError
 from srlm_pipeline.relocation import DATABASE, follow
-from srlm_pipeline.tracking import Tracker, former_homes, parameters, remember_ui, ui_url
+from srlm_pipeline.tracking import Tracker, former_homes, metric_name, parameters, remember_ui, ui_url
 
 
 @pytest.fixture
@@ -117,3 +120,9 @@ def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_anothe
 )
 def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
     assert reachable_name(host, allowed) == name
+@given(st.text(max_size=300))
+@example("qwen2.5-7b@q4_k_m")
+@example("../a//b/./c/")
+def test_a_figure_has_a_name_that_mlflow_takes_whoever_it_is_of(name: str) -> None:
+    _validate_metric(metric_name(f"win_rate/vs_{name}_low"), 0.5, 0, 0)
+    assert metric_name("win_rate/vs_gpt 4.1: scores") == "win_rate/vs_gpt 4.1: scores"

@@ -20,7 +20,7 @@ from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measuring import arbiter_agreement, match
 from srlm_pipeline.evaluation.opening import open_arbiter
 from srlm_pipeline.evaluation.opponents import opponents_of
-from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers
+from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers, require_names
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.reads import Reads
@@ -165,13 +165,14 @@ def _taking_part(stage: Stage, iterations: list[int]) -> list[str]:
 def _other_answers(stage: Stage, prompts: pd.DataFrame) -> list[OtherAnswers]:
     """Read other models' answers from their files; lengths in tokens are counted as M1 does."""
     settings, store = stage.settings, stage.store
-    if not settings.evaluation.other_answers:
+    paths = [Path(path) for path in settings.evaluation.other_answers]
+    if not require_names(paths):
         return []
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(store.checkpoint(M1).path)
     return [
         answers
-        for path in settings.evaluation.other_answers
-        for answers in read_other_answers(Path(path), prompts, lambda text: len(tokenizer.encode(text)))
+        for path in paths
+        for answers in read_other_answers(path, prompts, lambda text: len(tokenizer.encode(text)))
     ]

@@ -64,6 +64,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
         ("arbiters", lambda: _arbiters(settings())),
+        ("other answers", lambda: _other_answers(settings())),
         ("encoder", lambda: _encoder(settings())),
         ("notices", lambda: _notices(settings())),
         ("memory", _memory),
@@ -171,6 +172,12 @@ def _arbiters(settings: Settings) -> str:
         f"{names}: not independent ({'; '.join(reasons)}), so its verdicts are shown as the loop's own opinion and "
         f"promote nothing by themselves; {ADVICE}"
     )
+
+
+def _other_answers(settings: Settings) -> str:
+    from srlm_pipeline.evaluation.other_answers import require_names
+
+    return ", ".join(require_names([Path(path) for path in settings.evaluation.other_answers])) or "none"
 
 
 def _encoder(settings: Settings) -> str:

@@ -22,6 +22,7 @@ from srlm_pipeline.assets.registry import restore_registry
 from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import load_settings
 from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.evaluation.other_answers import require_names
 from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
@@ -87,7 +88,9 @@ def run_loop(
             raise SrlmError(
                 f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first"
             )
-        open_store(load_settings(None, overrides)).tidy()
+        settings = load_settings(None, overrides)
+        require_names([Path(path) for path in settings.evaluation.other_answers])
+        open_store(settings).tidy()
         times = StageTimes()
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
         for t in range(1, n_iterations + 1):

@@ -56,6 +56,9 @@ STALE: dict[str, set[str]] = {
     "model.device": set(),
     "model.trust_remote_code": set(),
     "model": TRAINING,
+    # Whether and how models think is part of what they write.
+    "model.thinking": TRAINING | ASSESSED | MATCHES | {"generated_prompts", "candidates", "judged_scores"},
+    "model.thinking.trained": TRAINING,
     "engine": set(),
     "data.ift": {"ift_dataset", "ranked_replies"},
     "data.ranked_replies": {"ift_dataset", "ranked_replies"},

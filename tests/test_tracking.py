@@ -120,6 +120,8 @@ def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_anothe
 )
 def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
     assert reachable_name(host, allowed) == name
+
+
 @given(st.text(max_size=300))
 @example("qwen2.5-7b@q4_k_m")
 @example("../a//b/./c/")

@@ -121,6 +121,7 @@ def select_best_worst(
                 "margin": margin,
                 "rejected_passed": rejected["passed"],
                 "rejected_for": rejected["signs"] if faulty.any() else "",
+                "rejected_token_ids": rejected.get("token_ids"),
             }
         )
     return PairSelection(
@@ -178,6 +179,7 @@ def _chosen(reply: pd.Series, strategy: str) -> dict[str, object]:
         "chosen_score": reply["score"],
         "chosen_passed": reply["passed"],
         "judge": reply["judge"],
+        "chosen_token_ids": reply.get("token_ids"),
     }
 
 

@@ -183,7 +183,8 @@ class PairSettings(Section):
     unfit: Literal["scored", "rejected"] = Field(
         "scored",
         description="candidates that loop, copy the prompt, recite, refuse, are empty, in another language or cut off: "
-        "scored: like any other (the paper); rejected: never chosen, and rejected before any other (not in the paper)",
+        "scored: like any other (the paper); rejected: never chosen, and rejected before any other unless only cut off "
+        "(not in the paper)",
     )
     min_score: float = Field(
         5.0, ge=0, le=5, description="for positive_only; the paper takes perfect fives, which small models seldom give"

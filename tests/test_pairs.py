@@ -44,12 +44,13 @@ def scored(
     return check_table(pd.DataFrame(full, columns=list(JUDGED_SCORES.columns)), JUDGED_SCORES)
 
 
+SIGNS = st.sampled_from(["loops", "echoes,cut_off", "cut_off"])
+
+
 @st.composite
 def judged_tables(draw: st.DrawFn) -> pd.DataFrame:
     rows = []
-    signs = draw(
-        st.dictionaries(st.integers(0, 4), st.sampled_from(["loops", "echoes,cut_off", "cut_off"]), max_size=4)
-    )
+    signs = draw(st.dictionaries(st.integers(0, 4), SIGNS, max_size=4))
     for prompt in range(draw(st.integers(0, 4))):
         candidates = draw(st.lists(st.tuples(COMPLETIONS, SCORES), min_size=1, max_size=5))
         rows += [(f"p{prompt}", sample, text, score) for sample, (text, score) in enumerate(candidates)]

@@ -80,7 +80,9 @@ GENERATED_PROMPTS = _schema(
         "prompt_id": _text(filled=True),
         "prompt": _text(filled=True),
         # few_shot: invented from the examples `parent_ids`; else made out of the one prompt there, or by program.
-        "operator": pa.Column(str, pa.Check.isin(["few_shot", "deepen", "concretise", "broaden", "constrain", "task"])),
+        "operator": pa.Column(
+            str, pa.Check.isin(["few_shot", "deepen", "concretise", "broaden", "constrain", "given", "task"])
+        ),
         # How many operators lie between it and an invention.
         "round": pa.Column("int64", _NOT_NEGATIVE),
         "parent_ids": _text(),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenizer_control_tokens
+from srlm_pipeline.data.conversations import join_turns, transcript, without_marks
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.judging.choosing import make_judge
@@ -24,7 +25,7 @@ from srlm_pipeline.judging.judges import (
     expected_score,
 )
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
-from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags
+from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags, questions_exchange
 from srlm_pipeline.progress import NullProgress
 
 RUBRICS = ("additive", "short")
@@ -158,8 +159,16 @@ def test_data_cannot_add_or_close_the_comparisons_tags(prompt: str, first: str, 
 @settings(max_examples=60)
 def test_data_stands_in_the_prompt_as_it_is_but_for_its_tags(rubric: str, prompt: str, response: str) -> None:
     text = judge_prompt(rubric, prompt, response, "direct")
-    assert f"<question>\n{neutralise_tags(prompt.strip())}\n</question>" in text
-    assert f"<response>\n{neutralise_tags(response.strip())}\n</response>" in text
+    assert f"<question>\n{neutralise_tags(transcript(prompt).strip())}\n</question>" in text
+    assert f"<response>\n{neutralise_tags(without_marks(response).strip())}\n</response>" in text
+
+
+def test_a_judge_reads_the_history_of_a_prompt() -> None:
+    prompt = join_turns(["Name a prime.", "Seven.</question>", "Another."])
+    read = "User: Name a prime.\n\nAssistant: Seven.\u2039/question>\n\nUser: Another."
+    assert f"<question>\n{read}\n</question>" in judge_prompt("short", prompt, "Eleven.", "direct")
+    assert f"<question>\n{read}\n</question>" in comparison_prompt(prompt, "Eleven.", "Nine.")
+    assert "User: Name a prime. Assistant: Seven." in questions_exchange(prompt)[1]
 
 
 def test_braces_in_data_are_never_filled_in() -> None:

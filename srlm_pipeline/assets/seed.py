@@ -9,7 +9,7 @@ from srlm_pipeline.assets.results import histogram, model_result, table_digest, 
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.assets.trained import save_trained, training_facts, training_job, warn_of_length
 from srlm_pipeline.config import Settings
-from srlm_pipeline.data.loaders import source_digest
+from srlm_pipeline.data.loaders import LoadedTable, Source, source_digest
 from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import definition_settings
@@ -52,7 +52,7 @@ def ift_dataset(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     metadata = {
         "kinds": loaded.table["kind"].nunique(),
         "median_response_words": float(words.median()),
-        "left_out": loaded.left_out,
+        **_not_used(stage, "ift", loaded),
     }
     return table_result(loaded.table, metadata)
 
@@ -73,7 +73,7 @@ def ranked_replies(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     metadata = {
         "train_prompts": int(groups["train"]),
         "held_out_prompts": int(groups["held_out"]),
-        "left_out": loaded.left_out,
+        **_not_used(stage, "ranked_replies", loaded),
     }
     return table_result(loaded.table, metadata, preview=["group_id", "split", "rank", "score", "prompt", "text"])
 
@@ -93,7 +93,15 @@ def evaluation_prompts(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     from srlm_pipeline.data.loaders import load_evaluation_prompts
 
     loaded = load_evaluation_prompts(stage.settings.data)
-    return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
+    not_used = _not_used(stage, "evaluation_prompts", loaded)
+    return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), **not_used})
+
+
+def _not_used(stage: Stage, name: Source, loaded: LoadedTable) -> dict[str, object]:
+    """Return what of a source is not used, for the metadata, and warn of text that nothing reads."""
+    if loaded.unread:
+        stage.log.warning(loaded.warning(name))
+    return {"left_out": loaded.left_out, **({"unread_columns": list(loaded.unread)} if loaded.unread else {})}
 
 
 def _sft_baseline(settings: Settings) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def generated_prompts(
     from srlm_pipeline.prompting.creation import create_prompts
     from srlm_pipeline.prompting.evolution import Earlier
     from srlm_pipeline.prompting.family import family_trees, tree_lines
-    from srlm_pipeline.prompting.few_shot import SeedPrompt
+    from srlm_pipeline.prompting.few_shot import seed_prompts
 
     settings, store = stage.own_settings, stage.store
     draws = f"prompts/{stage.partition}"
@@ -67,7 +67,7 @@ def generated_prompts(
     )
     made = create_prompts(
         stage.engine(generator, settings.prompt_generation.batch_size),
-        [SeedPrompt(row.id, row.prompt) for row in ift_dataset.itertuples()],
+        seed_prompts(ift_dataset),
         earlier,
         forbidden_prompts(evaluation_prompts["prompt"], settings.evaluation),
         settings.prompt_generation,

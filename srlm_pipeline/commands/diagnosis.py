@@ -19,6 +19,7 @@ from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, loa
 from srlm_pipeline.errors import DiskSpaceError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
+from srlm_pipeline.tracking import former_homes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "dagster", "dagster-webserver", "mlflow", "pandas")
 COMFORTABLE_DISK = 8 * 2**30
@@ -63,11 +64,12 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
         ("arbiters", lambda: _arbiters(settings())),
+        ("other answers", lambda: _other_answers(settings())),
         ("encoder", lambda: _encoder(settings())),
         ("notices", lambda: _notices(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
-        ("instance", lambda: os.environ["DAGSTER_HOME"]),
+        ("instance", lambda: _instance(settings())),
     ]
 
 
@@ -136,20 +138,25 @@ def _data(settings: Settings) -> str:
         load(settings.data) for load in (load_instructions, load_ranked_replies, load_evaluation_prompts)
     )
     counted = (
-        ("instruction pairs", len(ift.table), ift.left_out),
-        ("judging prompts", ranked.table["group_id"].nunique(), ranked.left_out),
-        ("evaluation prompts", len(evaluation.table), evaluation.left_out),
+        ("instruction pairs", len(ift.table), ift),
+        ("judging prompts", ranked.table["group_id"].nunique(), ranked),
+        ("evaluation prompts", len(evaluation.table), evaluation),
     )
     found = ", ".join(
-        f"{count} {what}" + (f" (left out: {in_words(left_out)})" if left_out else "")
-        for what, count, left_out in counted
+        f"{count} {what}" + (f" (left out: {in_words(loaded.left_out)})" if loaded.left_out else "")
+        for what, count, loaded in counted
+    )
+    unread = "".join(
+        f"; {loaded.warning(name)}"
+        for name, loaded in (("ift", ift), ("ranked_replies", ranked), ("evaluation_prompts", evaluation))
+        if loaded.unread
     )
     verifiable = load_verifiable(settings.evaluation.verifiable)
     tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     with_reference = int(evaluation.table["reference"].notna().sum())
     return (
         f"{found}, {with_reference} of them with a reference reply, {len(verifiable)} verifiable prompts, "
-        f"{len(tasks)} closed tasks"
+        f"{len(tasks)} closed tasks{unread}"
     )
 
 
@@ -165,6 +172,12 @@ def _arbiters(settings: Settings) -> str:
         f"{names}: not independent ({'; '.join(reasons)}), so its verdicts are shown as the loop's own opinion and "
         f"promote nothing by themselves; {ADVICE}"
     )
+
+
+def _other_answers(settings: Settings) -> str:
+    from srlm_pipeline.evaluation.other_answers import require_names
+
+    return ", ".join(require_names([Path(path) for path in settings.evaluation.other_answers])) or "none"
 
 
 def _encoder(settings: Settings) -> str:
@@ -183,6 +196,12 @@ def _notices(settings: Settings) -> str:
     if not names:
         return f"nobody is told of verdicts and failures: {settings.notices.variable} holds no address"
     return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
+
+
+def _instance(settings: Settings) -> str:
+    former = former_homes(settings)
+    moved = f"; it was {' and '.join(former)} before, and MLflow's addresses follow with the next run" if former else ""
+    return os.environ["DAGSTER_HOME"] + moved
 
 
 def _memory() -> str:

@@ -25,6 +25,12 @@ class EvolutionSettings(Section):
     constrain: float = Field(
         0.0, ge=0, le=1, description="one to three instructions that a program can check are added"
     )
+    given: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="prompts of data.ift as people wrote them, those that were given least in earlier iterations first",
+    )
     task: float = Field(
         0.0, ge=0, le=1, description="not made out of another: a closed task whose answer a program knows"
     )

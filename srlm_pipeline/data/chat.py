@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ThinkingSettings
+from srlm_pipeline.data.conversations import split_turns
 from srlm_pipeline.models.chat_format import apply_template, chat_format
 
 if TYPE_CHECKING:
@@ -61,11 +62,11 @@ def template_turn_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start: str = "") -> str:
-    """Return the string after which the model writes its reply to one user message.
+    """Return the string after which the model writes its reply to a user's message.
 
     Args:
         tokenizer: With a chat template.
-        text: The user's message; control tokens in it are neutralised.
+        text: The user's message, after its history if it has one (`conversations`); control tokens are neutralised.
         reply_start: Words put into the assistant's mouth, e.g. ``"Score: "``; the same. They never stand in a thought.
     """
     aloud = bool(reply_start) or chat_format(tokenizer).thinking.enabled is False
@@ -102,7 +103,7 @@ def tokenize_exchange(
 
     Args:
         tokenizer: With a chat template.
-        message: The user's message; control tokens in it are neutralised.
+        message: The user's message, with its history if it has one; control tokens in it are neutralised.
         reply: The assistant's reply; the same.
         ended: Whether the reply came to its end, and so is followed by the end token. One that a token limit cut off
             is not, or a model trained on it would learn to stop in the middle.
@@ -180,7 +181,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, aloud: bool) -> str
     """Return what a reply to a user's message follows; `aloud`: without a thought, which is closed if it was opened."""
     known = chat_format(tokenizer)
     thinks = False if aloud and known.has_switch else known.thinking.enabled
-    rendered = apply_template(tokenizer, [neutralise_special_tokens(text, tokenizer)], known.parts, thinks)
+    turns = [neutralise_special_tokens(turn, tokenizer) for turn in split_turns(text)]
+    rendered = apply_template(tokenizer, turns, known.parts, thinks)
     if aloud and rendered.rstrip().endswith(known.thinking.start):
         return f"{rendered.rstrip()}\n\n{known.thinking.end}\n\n"
     return rendered

@@ -39,7 +39,7 @@ from srlm_pipeline.models.sentence_encoder import (
     how_to_get_it,
     unpack_encoder,
 )
-from srlm_pipeline.store import ProjectStore, model_name, outside_checkpoint
+from srlm_pipeline.store import ProjectStore, is_own_name, model_name, outside_checkpoint
 from srlm_pipeline.tables import EVALUATION_PROMPTS, RANKED_REPLIES, read_table
 
 _, REFERENCE, PEOPLE = PROGRAMS
@@ -234,8 +234,11 @@ def _server_journal(store: ProjectStore, server: ServerSettings, model: str) -> 
 
 
 def _called(model: str) -> str:
+    if model == SELF:
+        return model_name(1)
     # MLflow takes no other characters in a metric's name.
-    return model_name(1) if model == SELF else re.sub(r"[^\w .:-]", "-", Path(model).name)
+    name = re.sub(r"[^\w .:-]", "-", Path(model).name)
+    return f"another {name}" if is_own_name(name) else name
 
 
 def _folder_name(model: str, unique: str) -> str:

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "none"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Completion:
         key: Of the request.
         text: Without special tokens, without the stop text, and without a thought before it.
         n_tokens: Tokens drawn, those of a thought and the end token included.
-        finish_reason: ``stop`` for an end token or stop text, ``length`` for the token limit.
+        finish_reason: ``stop`` for an end token or stop text, ``length`` for the token limit; ``none`` where a server
+            did not answer, which is asked again the next time.
         token_ids: What was drawn, thought included, without the end token; None where that is not known, or where a
             stop text cut it.
     """

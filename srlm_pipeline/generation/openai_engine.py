@@ -17,7 +17,7 @@ from srlm_pipeline.config import Settings
 from srlm_pipeline.data.chat import end_token, render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.completion_client import Answer, CompletionClient
-from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
+from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.parallel import in_parallel
 from srlm_pipeline.generation.thoughts import Thoughts
 from srlm_pipeline.generation.transformers_engine import option_tokens
@@ -194,12 +194,6 @@ class OpenAIEngine:
         return answer
 
     def _completion(self, request: GenerationRequest, answer: Answer, sampling: Sampling) -> Completion:
-        reasons: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
-        if answer.finish_reason not in reasons:
-            raise ModelError(
-                self.digest,
-                f"the server ended a completion with {answer.finish_reason!r} instead of 'stop' or 'length'",
-            )
         text = self._thoughts.reply(request.prompt, answer.text)
         shortened = cut(text, sampling)
         if shortened is not None:
@@ -207,7 +201,7 @@ class OpenAIEngine:
         drawn = answer.token_ids
         if drawn is not None and drawn[-1:] and drawn[-1] in self._end_tokens:
             drawn = drawn[:-1]
-        return Completion(request.key, text, answer.n_tokens, reasons[answer.finish_reason], drawn)
+        return Completion(request.key, text, answer.n_tokens, answer.finish_reason, drawn)
 
     def _option_probabilities(self, listed: Mapping[str, float], tokens: Sequence[int]) -> list[float]:
         found = [listed.get(f"token_id:{token}", listed.get(self._tokenizer.decode([token]))) for token in tokens]

@@ -70,7 +70,8 @@ def generate_all(
         def keep(batch: list[Completion]) -> None:
             nonlocal n_tokens
             if journal is not None:
-                journal.append({entries[c.key]: _item(c, keep_tokens) for c in batch})
+                answered = [c for c in batch if c.finish_reason != "none"]
+                journal.append({entries[c.key]: _item(c, keep_tokens) for c in answered})
             finished.update({c.key: c for c in batch})
             n_tokens += sum(c.n_tokens for c in batch)
             task.advance(len(batch), f"{n_tokens:,} tokens")

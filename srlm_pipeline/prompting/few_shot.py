@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from srlm_pipeline.config import PromptGenerationSettings
+from srlm_pipeline.data.conversations import opening
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.engine import Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal
@@ -36,6 +37,19 @@ class SeedPrompt:
 
     id: str
     prompt: str
+
+
+def seed_prompts(instructions: pd.DataFrame) -> list[SeedPrompt]:
+    """Return IFT prompts as examples: of a conversation its first message, once, since the others need it.
+
+    Args:
+        instructions: Table `INSTRUCTIONS`.
+    """
+    rows = list(zip(instructions["id"], instructions["prompt"], strict=True))
+    whole = [SeedPrompt(key, prompt) for key, prompt in rows if opening(prompt) == prompt]
+    known = {seed.prompt for seed in whole}
+    begun = {opening(prompt): key for key, prompt in rows if opening(prompt) not in known}
+    return whole + [SeedPrompt(key, prompt) for prompt, key in begun.items()]
 
 
 @dataclass(frozen=True)

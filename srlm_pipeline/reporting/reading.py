@@ -20,6 +20,7 @@ from rapidfuzz.distance import Indel
 
 from srlm_pipeline.checks.vital_signs import SIGNS, Exchange, Mark, find_marks
 from srlm_pipeline.data.chat import template_system_prompt
+from srlm_pipeline.data.conversations import transcript
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.reporting.iteration import Iteration
@@ -194,7 +195,7 @@ def read_replies(
         key = row["prompt_id"]
         given = {name: of_model[key] for name, of_model in replies.items() if key in of_model}
         change = _distance(given[champion].text, given[new].text) if champion in given else 0.0
-        prompts.append(Prompt(number, key, row["kind"], row["prompt"], known.get(key), given, change))
+        prompts.append(Prompt(number, key, row["kind"], transcript(row["prompt"]), known.get(key), given, change))
     return Reading({name: roles.get(name, "") for name in assessments}, champion, tuple(prompts))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from srlm_pipeline.data.conversations import transcript
 from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.evaluation.promotion import Decision
 from srlm_pipeline.preference.pairs import select
@@ -121,7 +122,8 @@ def exchanges(it: Iteration) -> pd.DataFrame:
     told = {"verdict": rows["verdict"].agg(_verdict), "preference": rows["preference"].mean()}
     frame = pd.DataFrame(told | {"dispute": rows["opinions"].agg(_dispute)})
     for side, name in (("new", it.model), ("old", it.decision.champion)):
-        frame = frame.join(it.replies[name].set_index("prompt_id").add_prefix(f"{side}_"))
+        replies = it.replies[name].assign(prompt=it.replies[name]["prompt"].map(transcript))
+        frame = frame.join(replies.set_index("prompt_id").add_prefix(f"{side}_"))
     return frame
 
 

@@ -171,7 +171,7 @@ FAMILIES: dict[str, Family] = {
 
 def family_tokenizer(family: Family) -> PreTrainedTokenizerBase:
     """Return a tokenizer of single bytes or characters, with some merges, and the family's tokens and template."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     if family.pieces:
@@ -191,6 +191,12 @@ def family_tokenizer(family: Family) -> PreTrainedTokenizerBase:
     core.add_tokens([AddedToken(token, special=False, normalized=False) for token in family.added])
     roles = {"bos_token": family.bos, "eos_token": family.eos, "pad_token": family.pad}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **{name: t for name, t in roles.items() if t})
+    if family.bos and family.bos != "<|im_start|>":
+        # As the vendors do: a text that has no beginning gets one, and one from a template gets a second.
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{family.bos} $A", special_tokens=[(family.bos, core.token_to_id(family.bos))]
+        )
+        tokenizer._tokenizer.post_processor = core.post_processor
     tokenizer.chat_template = family.template
     return tokenizer
 

@@ -1,13 +1,22 @@
 """Families of models, each opened, asked, trained and saved as the loop does it, on tiny random weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from families import FAMILIES, Family, family_tokenizer, make_family
 
-from srlm_pipeline.config import DpoSettings, LoraSettings, ModelSettings, SftSettings, ThinkingSettings
+from srlm_pipeline.config import (
+    CandidateSettings,
+    DpoSettings,
+    LoraSettings,
+    ModelSettings,
+    SftSettings,
+    ThinkingSettings,
+)
 from srlm_pipeline.data.chat import (
     end_token,
     neutralise_special_tokens,
@@ -15,15 +24,22 @@ from srlm_pipeline.data.chat import (
     template_system_prompt,
     tokenize_exchange,
 )
+from srlm_pipeline.generation.candidates import write_candidates
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
+from srlm_pipeline.generation.journal import Journal
+from srlm_pipeline.generation.thoughts import Thoughts
 from srlm_pipeline.generation.transformers_engine import TransformersEngine
+from srlm_pipeline.judging.judges import Judgement
+from srlm_pipeline.judging.scoring import score_candidates
 from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.models.checkpoint import save_checkpoint
 from srlm_pipeline.models.loading import load_model
+from srlm_pipeline.preference.pairs import select_best_worst
 from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.tables import CANDIDATES, PREFERENCE_PAIRS, check_table, read_table, write_table
 from srlm_pipeline.training.common import TrainingJob
-from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, train_dpo
-from srlm_pipeline.training.sft import SftExample, train_sft
+from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, preference_examples, train_dpo
+from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
 
 MODEL = ModelSettings(device="cpu", dtype="float32", thinking=ThinkingSettings(max_new_tokens=8))
 TRAINING: dict[str, Any] = {
@@ -130,8 +146,9 @@ def test_strike_through_is_harmless_where_the_tag_is_no_beginning_of_a_text(buil
 def test_a_reply_is_learned_as_the_tokens_that_were_drawn(built: tuple[Family, Any]) -> None:
     """The letters of "hell" one by one, which no tokenizer here writes by itself."""
     _, tokenizer = built
-    drawn = tuple(tokenizer.convert_tokens_to_ids([*"hell"]))
-    text = tokenizer.decode(drawn)
+    thought = ["</think>"] if chat_format(tokenizer).opens_thought else []
+    drawn = tuple(tokenizer.convert_tokens_to_ids([*thought, *"hell"]))
+    text = "hell"
     prompt, reply = tokenize_exchange(tokenizer, "p", text, drawn=drawn)
     assert reply == [*drawn, end_token(tokenizer)]
     assert prompt == tokenizer(render_user_turn(tokenizer, "p"), add_special_tokens=False).input_ids
@@ -140,6 +157,68 @@ def test_a_reply_is_learned_as_the_tokens_that_were_drawn(built: tuple[Family, A
     assert (
         tokenize_exchange(tokenizer, "p", "another", drawn=drawn)[1] == tokenize_exchange(tokenizer, "p", "another")[1]
     )
+
+
+def test_a_text_has_one_beginning(built: tuple[Family, Any]) -> None:
+    family, tokenizer = built
+    prompt = tokenize_exchange(tokenizer, "p", "a reply")[0]
+    if family.bos:
+        assert prompt.count(tokenizer.bos_token_id) == render_user_turn(tokenizer, "p").count(family.bos)
+
+
+def test_a_special_token_within_a_reply_is_learned_where_it_was_drawn(built: tuple[Family, Any]) -> None:
+    family, tokenizer = built
+    thought = ["</think>"] if chat_format(tokenizer).opens_thought else []
+    drawn = tuple(tokenizer.convert_tokens_to_ids([*thought, "a", family.special[0], "b"]))
+    assert tokenize_exchange(tokenizer, "p", "ab", drawn=drawn)[1] == [*drawn, end_token(tokenizer)]
+
+
+def test_the_end_is_learned_where_it_also_pads(built: tuple[Family, Any]) -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    _, tokenizer = built
+    end = end_token(tokenizer)
+    rows = [encode_example(tokenizer, SftExample("p", reply), 200) for reply in ("long one", "b")]
+    labels = DataCollatorForLanguageModeling(pad_token_id=end, completion_only_loss=True)(rows)["labels"]
+    assert [int((row == end).sum()) for row in labels] == [1, 1]
+
+
+class Alternating:
+    """Finds every second reply good."""
+
+    name = "alternating"
+
+    def judge(self, items: Any, progress: Any, journal: Any = None) -> list[Judgement]:
+        return [Judgement(item.key, 4.0 * (place % 2), 1, 0, 0.0, "") for place, item in enumerate(items)]
+
+
+def test_tokens_travel_from_generation_to_training(tiny_model: Path, tmp_path: Path) -> None:
+    loaded = load_model(tiny_model, MODEL)
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, "M1", 4)
+    chosen = CandidateSettings(per_prompt=2, temperature=1.0, max_new_tokens=12)
+
+    def candidates() -> pd.DataFrame:
+        journal = Journal(tmp_path / "journal")
+        prompts = [(name, f"say {name}") for name in "abcde"]
+        return write_candidates(engine, prompts, chosen, 20, "candidates", NullProgress(), journal)
+
+    written = check_table(candidates(), CANDIDATES)
+    assert candidates().equals(written), "an interrupted run finds the tokens again"
+    path = tmp_path / "pairs.parquet"
+    write_table(
+        select_best_worst(score_candidates(Alternating(), written, NullProgress())).pairs, PREFERENCE_PAIRS, path
+    )
+    examples = preference_examples(read_table(PREFERENCE_PAIRS, path))
+    drawn = {row.completion: tuple(json.loads(row.token_ids)) for row in written.itertuples()}
+    assert len(examples) > 2
+    for example in examples:
+        assert (example.chosen_ids, example.rejected_ids) == (drawn[example.chosen], drawn[example.rejected])
+        row = encode_preference(loaded.tokenizer, example, 500)
+        assert row is not None and tuple(row["chosen_ids"][: len(example.chosen_ids)]) == example.chosen_ids
+    old = written.drop(columns="token_ids")
+    pairs = select_best_worst(score_candidates(Alternating(), check_table(old, CANDIDATES), NullProgress())).pairs
+    texts = preference_examples(check_table(pairs, PREFERENCE_PAIRS))
+    assert [(e.chosen, e.chosen_ids) for e in texts] == [(e.chosen, None) for e in examples], "tables made before"
 
 
 @pytest.mark.parametrize("name", THINKERS)
@@ -170,17 +249,11 @@ def test_thoughts_are_learned_where_that_is_wanted(name: str, trained: bool) -> 
     assert reply.removesuffix(tokenizer.decode([end_token(tokenizer)])).endswith("Fine.")
 
 
-class Scripted(torch.nn.Module):
-    """Hands a real engine the tokens of a text, one after the other."""
-
-
 def said(name: str, text: str, sampling: Sampling, settings: ThinkingSettings = MODEL.thinking) -> Completion:
     """Return what the engine makes of a text that is drawn token by token."""
     tokenizer = family_tokenizer(FAMILIES[name])
     chat_format(tokenizer, settings)
     engine = TransformersEngine.__new__(TransformersEngine)
-    from srlm_pipeline.generation.thoughts import Thoughts
-
     engine._tokenizer, engine._thoughts = tokenizer, Thoughts(tokenizer)
     engine._end_tokens = frozenset([end_token(tokenizer)])
     request = GenerationRequest("k", render_user_turn(tokenizer, "p"), 0)

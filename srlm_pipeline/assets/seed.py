@@ -24,7 +24,7 @@ START = STARTING_POINTS.get(definition_settings().baselines.start_from)
 # Either of these two asks whether the other one has a prompt as well.
 TRAINING_DATA = ("data.ift", "data.ranked_replies", "data.bad_rows", "data.include_unreviewed", "data.ranked_share")
 # With other types a training is another one.
-MODEL = ("model", "model.dtype")
+MODEL = ("model", "model.dtype", "model.thinking.trained")
 
 
 def _training_files(settings: Settings) -> list[str]:

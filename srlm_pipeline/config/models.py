@@ -12,6 +12,8 @@ from srlm_pipeline.config.sections import Section, resources
 class ThinkingSettings(Section):
     """Models that write a thought before their reply."""
 
+    # Not read by what writes and judges.
+    apart = frozenset({"trained"})
     enabled: bool | None = Field(
         None, description="whether models think; None: as their chat template has it (its variable enable_thinking)"
     )

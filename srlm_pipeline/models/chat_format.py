@@ -8,6 +8,7 @@ with a short conversation.
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,8 +154,10 @@ def _found(tokenizer: PreTrainedTokenizerBase, thinking: ThinkingSettings) -> Ch
 
 
 def _mistreatment(rendered: str, whose: str, text: str) -> str:
-    letters = re.sub(r"\W", "", text).casefold()
-    changed = letters in re.sub(r"\W", "", rendered).casefold()
+    def letters(text: str) -> str:
+        return re.sub(r"\W", "", html.unescape(text)).casefold()
+
+    changed = letters(text) in letters(rendered)
     return f"its chat template {'changes' if changed else 'leaves out'} {whose}; put one that does not into its folder"
 
 

@@ -69,7 +69,7 @@ def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTok
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             source,
             f"no tokenizer could be loaded ({_first_line(error)}); the folder needs tokenizer.json (or the model's own "

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from srlm_pipeline.config import DataSettings, SourceSettings
 from srlm_pipeline.data.conversations import join_turns, split_turns, transcript
@@ -21,6 +22,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 RECIPES = dict(
     re.findall(r"^### ([^\n]+)\n(?:(?!^### ).)*?```yaml\n(.*?)```", (DOCS / "data.md").read_text("utf-8"), re.M | re.S)
 )
+
+LOADS = {
+    "ift": load_instructions,
+    "ranked_replies": load_ranked_replies,
+    "evaluation_prompts": load_evaluation_prompts,
+}
 
 
 def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
@@ -319,6 +326,9 @@ def test_turns_are_chosen(tmp_path: Path, turns: str, asked: list[str], learned:
     path = write(tmp_path / "rows.jsonl", [{"id": 1, "conversations": shared(*TURNS)}])
     source = {"source": path, "turns": turns}
     assert pairs(load_instructions(DataSettings(ift=source))) == learned
+    assert load_instructions(DataSettings(ift=source)).left_out == (
+        {"later reply of a chat (turns: first)": 1} if turns == "first" else {}
+    )
     prompts = load_evaluation_prompts(DataSettings(evaluation_prompts=source)).table["prompt"]
     assert prompts.map(transcript).tolist() == asked
 
@@ -344,7 +354,7 @@ def test_column_that_leads_to_someone_elses_message_is_refused(tmp_path: Path) -
 
 def test_paragraph_without_content_is_left_out_of_a_template(tmp_path: Path) -> None:
     rows = [{"q": "Add.", "c": text, "a": "5"} for text in ("2, 3", " ", None)]
-    columns = {"prompt": "{q}\n\nGiven:\n{c}", "response": "a"}
+    columns = {"prompt": r"{q}\n\nGiven:\n{c}", "response": "a"}
     source = {"source": write(tmp_path / "rows.jsonl", rows), "columns": columns}
     assert [prompt for prompt, _ in pairs(load_instructions(DataSettings(ift=source)))] == [
         "Add.\n\nGiven:\n2, 3",
@@ -378,6 +388,11 @@ def test_text_that_nothing_reads_is_named(tmp_path: Path) -> None:
             r'prompt: "{instruction}\n\n{input}", response: o',
         ),
         ("ift", {"instruction": "Who?", "context": "", "response": "Ann."}, r'prompt: "{instruction}\n\n{context}"'),
+        (
+            "evaluation_prompts",
+            {"instruction": "Add.", "input": "2", "output": "2"},
+            r'{prompt: "{instruction}\n\n{input}"}',
+        ),
         ("ranked_replies", {"instruction": "p", "completions": [{"response": "r"}]}, "completions.*.overall_score"),
         ("ranked_replies", {"prompt": "p", "answers": [{"answer": "r", "rank": 1}]}, "answers.*.rank"),
         ("ranked_replies", {"prompt": "p", "response": "r", "helpfulness": 1}, "{score: helpfulness}"),
@@ -387,9 +402,24 @@ def test_text_that_nothing_reads_is_named(tmp_path: Path) -> None:
 def test_well_known_layout_without_a_recipe_gets_advice(
     tmp_path: Path, table: str, row: dict[str, Any], advice: str
 ) -> None:
-    load = load_instructions if table == "ift" else load_ranked_replies
-    with pytest.raises(DataError, match=re.escape(advice)):
-        load(DataSettings(**{table: write(tmp_path / "rows.jsonl", [row])}))
+    for bad_rows, error in (("fail", DataError), ("skip", EmptyDataError)):
+        with pytest.raises(error, match=f"line 1: .*{re.escape(advice)}"):
+            LOADS[table](DataSettings(**{table: write(tmp_path / "rows.jsonl", [row])}, bad_rows=bad_rows))
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"prompt": ["instruction", "input"]}, "prompt: a list is for replies, ranks and scores; .* joins columns"),
+        (
+            {"replies": "completions.*.response"},
+            "nothing says which is better; name ranks or scores",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        SourceSettings.model_validate({"source": "x", "columns": columns})
 
 
 def test_scores_order_replies_that_have_no_ranks(tmp_path: Path) -> None:
@@ -469,11 +499,6 @@ ROW = st.fixed_dictionaries(
         **dict.fromkeys(("id", "kind", "score", "system", "reference"), CONTENT),
     },
 )
-LOADS = {
-    "ift": load_instructions,
-    "ranked_replies": load_ranked_replies,
-    "evaluation_prompts": load_evaluation_prompts,
-}
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=300)
@@ -482,7 +507,14 @@ LOADS = {
     st.sampled_from(list(LOADS)),
     st.sampled_from(["first", "last", "each"]),
     st.sampled_from(["auto", "plain", "messages", "preferences", "rated_replies"]),
-    st.sampled_from([{}, {"prompt": "{prompt}\n\n{system}"}, {"replies": "messages.*.content"}, {"id": "prompt.0"}]),
+    st.sampled_from(
+        [
+            {},
+            {"prompt": "{prompt}\n\n{system}"},
+            {"replies": "messages.*.content", "scores": "messages.*.weight"},
+            {"id": "prompt.0", "replies": ["chosen", "messages.0"], "ranks": ["score", "id"]},
+        ]
+    ),
     st.sampled_from([None, (1.0, 10.0)]),
 )
 def test_whatever_a_row_holds_it_is_read_or_named(

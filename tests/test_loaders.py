@@ -160,7 +160,7 @@ def test_wrong_place_in_a_list_is_named_where_it_stops_the_run_and_not_where_man
         (with_replies({"text": "a"}, {"text": "b", "score": float("nan")}), "replies.1"),
         (with_replies({"text": "a", "rank": 0, "score": 1}, {"text": "b", "rank": 1, "score": 4}), "ranked above"),
         (with_replies({"text": "a", "score": 1}, {"text": "b"}, {"text": "c", "score": 4}), "ranked above"),
-        (with_replies({"text": "a"}, {"answer": "b"}), "replies.1.text"),
+        (with_replies({"text": "a"}, {"answer": "b"}), "replies: an object without text; it has answer: "),
         ({"prompt": "p", "replies": ["a", 5]}, "replies: .* found int"),
         ({"prompt": "p", "replies": "a, b"}, "replies: expected a list"),
         (with_replies({"text": "a", "rank": "best"}, {"text": "b", "rank": 1}), "replies.0.rank"),

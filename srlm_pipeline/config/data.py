@@ -63,6 +63,18 @@ class SourceSettings(Section):
         ("en",), description="of Open Assistant messages; pt stands for pt-BR too; []: all languages"
     )
 
+    @field_validator("columns")
+    @classmethod
+    def _lists_and_orders(cls, value: dict[FieldName, str | tuple[str, ...]]) -> dict[FieldName, str | tuple[str, ...]]:
+        for name, column in value.items():
+            if not isinstance(column, str) and name not in ("replies", "ranks", "scores"):
+                raise ValueError(f'{name}: a list is for replies, ranks and scores; "{{a}}\\n\\n{{b}}" joins columns')
+        if "*" in value.get("replies", "") and not {"ranks", "scores"} & value.keys():
+            raise ValueError(
+                "replies: nothing says which is better; name ranks or scores too, or list columns best first"
+            )
+        return value
+
     @field_validator("score_range")
     @classmethod
     def _low_and_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -18,6 +18,10 @@ _PLACE = re.compile(r"\{([^{}]+)\}")
 # Who must have said what stands in a field, where a column leads into a list of messages.
 _SPEAKER = {"prompt": "user", "response": "assistant", "replies": "assistant", "reference": "assistant"}
 _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
+    ("prompt", frozenset({"instruction", "input"}), r'{prompt: "{instruction}\n\n{input}"}'),
+    ("prompt", frozenset({"instruction", "context"}), r'{prompt: "{instruction}\n\n{context}"}'),
+    ("prompt", frozenset({"instruction"}), "{prompt: instruction}"),
+    ("prompt", frozenset({"question"}), "{prompt: question}"),
     (
         "response",
         frozenset({"instruction", "input", "output"}),
@@ -101,14 +105,14 @@ def unread_texts(source: SourceSettings, row: Mapping[str, Any], read: Iterable[
     return [name for name, value in row.items() if name not in known and _is_prose(value)]
 
 
-def suggested_columns(row: Mapping[str, Any], needed: Collection[str]) -> str:
+def suggested_columns(row: Mapping[str, Any], needed: str) -> str:
     """Return the setting `columns` for rows that are written in a well-known way; blank for any others.
 
     Args:
         row: Any.
-        needed: Fields that are looked for.
+        needed: The field that is looked for, beside the prompt.
     """
-    fitting = (columns for field, names, columns in _LAYOUTS if field in needed and names <= row.keys())
+    fitting = (columns for field, names, columns in _LAYOUTS if field == needed and names <= row.keys())
     return next((f"try the setting columns: {columns}" for columns in fitting), "")
 
 
@@ -116,6 +120,8 @@ def _column(row: Mapping[str, Any], column: str, speaker: str | None) -> Any:
     """Return what a column, a path or a template gives; `_ABSENT` if a column or path is not there."""
     if column in row or not _PLACE.search(column):
         return _lookup(row, column, speaker)
+    # YAML leaves the two characters as they are, but between double quotes.
+    column = column.replace("\\n", "\n")
     values = {path: _lookup(row, path, None) for path in _PLACE.findall(column)}
     if missing := [path for path, value in values.items() if value is _ABSENT]:
         raise UnusableRowError("columns: a template names a column that the row does not have", f": {missing[0]}")

@@ -208,4 +208,5 @@ def _embedded(name: Source) -> Path:
 
 
 def _why(report: RowReport) -> str:
-    return f"; left out: {in_words(report.left_out)}" if report.left_out else ""
+    first = f"; the first bad row: {report.first_broken}" if report.first_broken else ""
+    return f"; left out: {in_words(report.left_out)}{first}" if report.left_out else ""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, Field, StringConstraints, field_validator, model_validator
 
 from srlm_pipeline.config import DataSettings, SourceSettings
-from srlm_pipeline.data.chats import Exchange, exchanges, read_reply
+from srlm_pipeline.data.chats import Exchange, exchanges, read_reply, role_of
 from srlm_pipeline.data.formats import Format, named_fields, recognise_format, suggested_columns, unread_texts
 from srlm_pipeline.data.open_assistant import FirstTurn, MessageFilter, first_turns, ranked_replies
 from srlm_pipeline.data.replies import TOO_FEW, answered_prompt, grouped, with_replies
@@ -159,7 +159,7 @@ def _read(
         candidates = iter(())
     else:
         first = next(rows)
-        advice = suggested_columns(first[1], needed)
+        advice = suggested_columns(first[1], needed[-1])
         candidates = _from_fields(chain([first], rows), source, written, row_type, needed, report)
     for number, fields in candidates:
         row = report.validated(number, row_type, fields, columns=source.columns, advice=advice)
@@ -199,7 +199,7 @@ def _from_fields(
     for number, fields in renamed:
         try:
             if written == "messages":
-                yield from ((number, found) for found in _from_chat(fields, source, "response" in needed))
+                yield from ((number, found) for found in _from_chat(fields, source, "response" in needed, report))
             elif "replies" in needed:
                 whole = "replies" in fields or written == "preferences"
                 found = with_replies(fields, source.score_range, report) if whole else fields
@@ -223,13 +223,18 @@ def _renamed(
             report.broken(number, error.problem, error.detail)
 
 
-def _from_chat(fields: Mapping[str, Any], source: SourceSettings, answered: bool) -> Iterator[dict[str, Any]]:
+def _from_chat(
+    fields: Mapping[str, Any], source: SourceSettings, answered: bool, report: RowReport
+) -> Iterator[dict[str, Any]]:
     found = exchanges(fields.get("messages"), answered, fields.get("system"))
     # One turn is read without a look at those after it.
     turns = [next(found, None)] if source.turns == "first" else list(found)
     used = [turn for turn in turns if turn is not None][-1 if source.turns == "last" else 0 :]
     if not used:
         raise UnusableRowError("messages: every reply has the weight 0")
+    if source.turns == "first" and answered:
+        n_replies = sum(role_of(message) == "assistant" for message in fields["messages"])
+        report.leave_out("later reply of a chat (turns: first)", n_replies - 1)
     for place, turn in enumerate(used, start=1):
         yield _exchange_fields(fields, turn, answered, place)
 

@@ -131,6 +131,11 @@ def scaled(score: Any, score_range: Range) -> float | None:
 def _reply(value: Any) -> tuple[str | None, dict[str, Any]]:
     """Return the prompt that stands before a reply, if one does, and the reply as an object."""
     if isinstance(value, Mapping) and not is_chat([value]):
+        if "text" not in value:
+            raise UnusableRowError(
+                "replies: an object without text",
+                f"; it has {', '.join(map(str, value))}: the setting `columns` can name it, as answers.*.text",
+            )
         return None, dict(value)
     if isinstance(value, Mapping):
         return None, {"text": message_text(value)}

@@ -35,6 +35,7 @@ class RowReport:
         unit: What rows are numbered by: ``line`` or ``row``.
         left_out: Reason to number of rows, prompts or replies.
         unread: Columns of text that nothing reads.
+        first_broken: What is wrong with the first broken row; blank if none is.
     """
 
     def __init__(self, name: str, unit: Literal["line", "row"], bad_rows: Literal["fail", "skip"]) -> None:
@@ -42,6 +43,7 @@ class RowReport:
         self.unit = unit
         self.left_out: Counter[str] = Counter()
         self.unread: list[str] = []
+        self.first_broken = ""
         self._skip = bad_rows == "skip"
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -62,6 +64,7 @@ class RowReport:
         """
         if not self._skip:
             raise self.error(number, problem + detail)
+        self.first_broken = self.first_broken or f"{self.unit} {number}: {problem}{detail}"
         self.leave_out(f"bad row: {problem}")
 
     def error(self, number: int | None, reason: str) -> DataError:

@@ -73,7 +73,7 @@ def _progress(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
     steps = [s for s in instance.get_run_step_stats(run.run_id) if s.start_time is not None and s.end_time is None]
     if not steps:
         return "waits for its turn" if run.status != dg.DagsterRunStatus.STARTED else "is running"
-    since = datetime.fromtimestamp(steps[-1].start_time).astimezone()  # type: ignore[arg-type]
+    since = datetime.fromtimestamp(steps[-1].start_time).astimezone()
     return f"{steps[-1].step_key} is running since {since:%H:%M}"
 
 

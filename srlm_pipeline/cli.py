@@ -140,8 +140,9 @@ def report(
     from srlm_pipeline.store import open_store, partition_key
 
     folder = open_store(load_settings()).root / "reports"
-    newest = sorted(folder.glob("iter_*.html"))
-    page = folder / f"{partition_key(iteration)}.html" if iteration else (newest[-1] if newest else folder / "none")
+    # Of the pages of an iteration the report alone has a head for terminals.
+    newest = max(folder.glob("iter_*.md"), default=folder / "none").with_suffix(".html")
+    page = folder / f"{partition_key(iteration)}.html" if iteration else newest
     if not page.is_file():
         raise SrlmError(f"there is no report yet at {page}: run `srlm run` or materialize iteration_report")
     console.print(Markdown(page.with_suffix(".md").read_text(encoding="utf-8")))

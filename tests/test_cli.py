@@ -94,7 +94,8 @@ def test_a_report_is_shown(srlm: Srlm, tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     for number in (1, 2):
         (folder / f"iter_00{number}.md").write_text(f"# iteration {number} it is\n", encoding="utf-8")
-        (folder / f"iter_00{number}.html").write_text("<!DOCTYPE html>\n", encoding="utf-8")
+        for page in ("", "_replies", "_candidates"):
+            (folder / f"iter_00{number}{page}.html").write_text("<!DOCTYPE html>\n", encoding="utf-8")
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert "iteration 2 it is" in srlm("report")[1]

@@ -18,7 +18,7 @@ from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, leng
 from srlm_pipeline.evaluation.independence import dependences, trains_on_instructions
 from srlm_pipeline.evaluation.matches import match_result
 from srlm_pipeline.evaluation.opponents import Role
-from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
+from srlm_pipeline.evaluation.promotion import Decision, Evidence, comparisons, decide_promotion, write_decision
 from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.notices import Notice
@@ -95,7 +95,14 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
         failed_monitors=failed_monitors(collapse_monitors),
     )
     rules = decide_promotion(evidence, settings.promotion)
-    decision = Decision(checkpoint.name, checkpoint.digest, champion, all(r.passed is not False for r in rules), rules)
+    decision = Decision(
+        checkpoint.name,
+        checkpoint.digest,
+        champion,
+        all(r.passed is not False for r in rules),
+        rules,
+        comparisons(evidence, settings.promotion),
+    )
     write_decision(decision, store.decision_path(iteration))
     version = register(stage, decided_entry(store, iteration, decision))
     # Whatever else was lost with MLflow's store.

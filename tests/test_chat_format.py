@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from families import CHATML, FAMILIES, family_tokenizer, make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srlm_pipeline.config import ModelSettings
-from srlm_pipeline.data.chat import render_user_turn, tokenize_exchange
+from srlm_pipeline.commands.diagnosis import _base_model
+from srlm_pipeline.config import ModelSettings, Settings
+from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenize_exchange
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.models.loading import load_model, load_tokenizer
@@ -57,6 +59,38 @@ def test_a_template_that_cannot_work_is_refused_in_one_sentence(tiny_model: Path
     assert "\n" not in str(refused.value)
 
 
+def test_the_doctor_says_what_a_template_does_and_what_is_wrong_with_it(tiny_model: Path, tmp_path: Path) -> None:
+    assert _base_model(Settings(base_model=str(tiny_model))).endswith("it replies and ends with <|im_end|>")
+    thinker = make_family(FAMILIES["Qwen3"], tmp_path / "thinker")
+    assert "it replies, after a thought (<think>), and ends" in _base_model(Settings(base_model=str(thinker)))
+    deaf = with_template(tiny_model, tmp_path / "deaf", REFUSED["no text"][0])
+    with pytest.raises(ModelError, match="leaves out the user's text"):
+        _base_model(Settings(base_model=str(deaf)))
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"eos_token": None}, None), ({"pad_token": None}, None), ({"extra_special_tokens": ["<|im_start|>"]}, None),
+    ({"model_max_length": 1000000000000000019884624838656}, None), ({"tokenizer_class": "NoSuchTokenizer"}, None),
+    ({"added_tokens_decoder": {"0": "x"}}, "no tokenizer could be loaded"),
+], ids=str)  # fmt: skip
+def test_what_people_have_in_their_tokenizers_configuration(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], said: str | None
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    path = folder / "tokenizer_config.json"
+    written = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    path.write_text(json.dumps({k: v for k, v in written.items() if v is not None}), encoding="utf-8")
+    if said is not None:
+        with pytest.raises(ModelError, match=said):
+            load_tokenizer(folder, MODEL)
+        return
+    tokenizer = load_model(folder, MODEL).tokenizer
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved", MODEL)
+    assert chat_format(again).turn_end == "<|im_end|>"
+    assert None not in (again.eos_token_id, again.pad_token_id)
+
+
 def test_content_in_parts_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
     parts = CHAT_TEMPLATE.replace(
         TEXT,
@@ -68,11 +102,13 @@ def test_content_in_parts_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
     assert tokenize_exchange(tokenizer, "Hi there", "Well") == tokenize_exchange(plain, "Hi there", "Well")
 
 
-def test_of_several_templates_the_default_is_taken(tiny_model: Path) -> None:
+def test_of_several_templates_the_default_is_taken(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model, MODEL)
     plain = render_user_turn(tokenizer, "Hi")
     tokenizer.chat_template = {"default": CHAT_TEMPLATE, "tool_use": "tools"}
     assert render_user_turn(tokenizer, "Hi") == plain
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert render_user_turn(load_tokenizer(tmp_path / "saved", MODEL), "Hi") == plain
     tokenizer.chat_template = {"rag": CHAT_TEMPLATE, "tool_use": "tools"}
     assert "cannot be applied" in str(chat_format(tokenizer).obstacle)
 
@@ -110,6 +146,29 @@ def test_weights_that_lack_the_templates_tokens_are_refused(tmp_path: Path) -> N
     folder = make_family(FAMILIES["Qwen2.5"], tmp_path / "model", add_marks)
     with pytest.raises(ModelError, match=r"writes '<\|turn\|>', which is token 268, and its weights know 268"):
         load_model(folder, MODEL)
+
+
+def test_a_token_for_padding_that_the_weights_lack_is_replaced(tmp_path: Path) -> None:
+    folder = make_family(
+        FAMILIES["Llama 2"],
+        tmp_path / "model",
+        lambda _, tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"}),
+    )
+    loaded = load_model(folder, MODEL)
+    assert load_tokenizer(folder, MODEL).pad_token == "[PAD]"
+    assert loaded.tokenizer.pad_token == "</s>"
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|tool|>", "<\uff5ctool\uff5c>"])
+def test_marks_control_turns_also_where_they_are_not_declared_special(mark: str) -> None:
+    family = FAMILIES["ChatML on a base model"]
+    plain = replace(family, special=("<|endoftext|>",), added=("<|im_start|>", mark, *family.added))
+    tokenizer = family_tokenizer(replace(plain, template=family.template.replace("<|im_end|>", mark)))
+    assert mark not in neutralise_special_tokens(f"a {mark} b", tokenizer)
+    assert "<|im_start|>" not in neutralise_special_tokens("a <|im_start|>", tokenizer)
+    assert neutralise_special_tokens("<tool_call>", tokenizer) == "<tool_call>"
+    tokenizer.chat_template = family.template
+    assert mark not in neutralise_special_tokens(f"a {mark} b", tokenizer), "also where this template writes another"
 
 
 def test_tied_embeddings_that_grew_stay_tied_when_adapters_are_merged(tmp_path: Path) -> None:

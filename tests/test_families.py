@@ -39,7 +39,7 @@ from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.tables import CANDIDATES, PREFERENCE_PAIRS, check_table, read_table, write_table
 from srlm_pipeline.training.common import TrainingJob
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, preference_examples, train_dpo
-from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
+from srlm_pipeline.training.sft import SftExample, train_sft
 
 MODEL = ModelSettings(device="cpu", dtype="float32", thinking=ThinkingSettings(max_new_tokens=8))
 TRAINING: dict[str, Any] = {
@@ -173,14 +173,25 @@ def test_a_special_token_within_a_reply_is_learned_where_it_was_drawn(built: tup
     assert tokenize_exchange(tokenizer, "p", "ab", drawn=drawn)[1] == [*drawn, end_token(tokenizer)]
 
 
-def test_the_end_is_learned_where_it_also_pads(built: tuple[Family, Any]) -> None:
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+def test_the_end_is_learned_where_it_also_pads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LookedError(Exception):
+        pass
 
-    _, tokenizer = built
-    end = end_token(tokenizer)
-    rows = [encode_example(tokenizer, SftExample("p", reply), 200) for reply in ("long one", "b")]
-    labels = DataCollatorForLanguageModeling(pad_token_id=end, completion_only_loss=True)(rows)["labels"]
-    assert [int((row == end).sum()) for row in labels] == [1, 1]
+    batches: list[Any] = []
+
+    def look(_: TrainingJob, trainer: Any) -> None:
+        batches.append(next(iter(trainer.get_train_dataloader())))
+        raise LookedError
+
+    monkeypatch.setattr("srlm_pipeline.training.sft.run_trainer", look)
+    source = make_family(FAMILIES["SmolLM2"], tmp_path / "base")
+    job = TrainingJob(source, MODEL, 1, tmp_path / "work", "sft", NullProgress())
+    with pytest.raises(LookedError):
+        train_sft(job, [SftExample("p", "a long one"), SftExample("p", "b")], SftSettings(**TRAINING))
+    tokenizer = family_tokenizer(FAMILIES["SmolLM2"])
+    assert tokenizer.pad_token_id == end_token(tokenizer)
+    learned = [tokenizer.decode(row[row >= 0]) for row in batches[0]["labels"]]
+    assert learned == ["a long one<|im_end|>", "b<|im_end|>"]
 
 
 class Alternating:
@@ -282,6 +293,19 @@ def test_a_thought_is_no_part_of_the_reply(name: str) -> None:
     assert (long.text, long.finish_reason) == ("y" * 12, "length"), "it has its own tokens, and no more"
     endless = said(name, opening + "y" * 90, Sampling(max_new_tokens=12), WIDE)
     assert (endless.text, endless.finish_reason, endless.n_tokens) == ("", "length", 52)
+
+
+@pytest.mark.parametrize("name", THINKERS)
+def test_a_thought_without_its_beginning_is_one_too(name: str) -> None:
+    assert said(name, "hm\n</think>\n\nFine.", Sampling(max_new_tokens=40), WIDE).text == "Fine."
+
+
+@pytest.mark.parametrize("enabled", [None, True, False])
+def test_data_may_speak_of_the_mark_of_a_thought(enabled: bool | None) -> None:
+    tokenizer = family_tokenizer(FAMILIES["Qwen3"])
+    chat_format(tokenizer, ThinkingSettings(enabled=enabled))
+    reply = "<think> is a tag."
+    assert tokenizer.decode(tokenize_exchange(tokenizer, "p", reply, ended=False)[1]) == reply
 
 
 def test_a_model_that_does_not_think_may_write_of_thoughts() -> None:

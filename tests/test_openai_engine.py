@@ -65,6 +65,7 @@ def test_requests_carry_everything_that_decides_what_is_drawn(server: Completion
             "seed": 5,
             "stop_token_ids": [server.loaded.tokenizer.eos_token_id],
             "skip_special_tokens": True,
+            "return_token_ids": True,
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,

@@ -117,14 +117,16 @@ def _engine(settings: Settings) -> str:
 
 
 def _base_model(settings: Settings) -> str:
+    from srlm_pipeline.models.chat_format import chat_format
     from srlm_pipeline.models.embedded import gguf_path
     from srlm_pipeline.models.loading import load_tokenizer
 
     if settings.base_model == EMBEDDED_MODEL:
         return f"{settings.base_model}, from {gguf_path().name}"
     if Path(settings.base_model).is_dir():
-        load_tokenizer(settings.base_model, settings.model)
-        return f"folder {settings.base_model}: tokenizer and chat template are there"
+        known = chat_format(load_tokenizer(settings.base_model, settings.model))
+        thinks = f", after a thought ({known.thinking.start})," if known.thinks else ""
+        return f"folder {settings.base_model}: by its chat template it replies{thinks} and ends with {known.turn_end}"
     return f"{settings.base_model}, from the model hub when it is first needed"
 
 

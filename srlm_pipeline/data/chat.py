@@ -122,7 +122,7 @@ def tokenize_exchange(
         thought, said = read_reply(tokenizer, rendered, drawn)
         if said == reply and (thinking.trained or not thought):
             return encode(rendered), [*drawn, *ending]
-    said = without_thought(tokenizer, reply) if known.thinks or thinking.enabled is False else reply
+    said = without_thought(tokenizer, reply)
     if said != reply and thinking.trained and known.thinks:
         rendered = render_user_turn(tokenizer, message)
         text = reply.lstrip().removeprefix(thinking.start).lstrip() if known.opens_thought else reply
@@ -152,9 +152,13 @@ def read_reply(tokenizer: PreTrainedTokenizerBase, prompt: str, drawn: Sequence[
 
 
 def without_thought(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
-    """Return a whole reply of a model that thinks without the thought that it begins with."""
+    """Return a whole reply without the thought that it begins with, where the model thinks or is told not to."""
     known = chat_format(tokenizer)
-    return split_thought(reply, known.thinking, opened=False)[1] if known.thinks else reply
+    expected = known.thinks or known.thinking.enabled is False
+    # A mark that is not followed by the other one is spoken of.
+    if not expected or known.thinking.end not in reply:
+        return reply
+    return split_thought(reply, known.thinking, opened=False)[1]
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
@@ -165,13 +169,15 @@ def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
 def split_thought(text: str, thinking: ThinkingSettings, opened: bool) -> tuple[str, str]:
     """Return the thought that a text begins with, and the reply after it. A thought that does not end has no reply.
 
+    One that ends was begun, also where the model left out its beginning, as DeepSeek-R1 does.
+
     Args:
         text: What a model wrote.
         thinking: What thoughts begin and end with.
         opened: Whether the thought began before the text.
     """
     begun = text.lstrip().removeprefix(thinking.start)
-    if not opened and begun == text.lstrip():
+    if not opened and begun == text.lstrip() and thinking.end not in text:
         return "", text
     thought, _, reply = begun.partition(thinking.end)
     return thought.strip(), reply.lstrip()

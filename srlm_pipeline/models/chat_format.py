@@ -30,6 +30,8 @@ _FIXED_DATE = (
     + "".join(f" | replace('{code}', '{value}')" for code, value in _TODAY.items())
     + " }}{% endmacro %}\n"
 )
+# Nobody writes these by accident.
+_MARK = re.compile(r"<[|｜].+[|｜]>")
 # Special tokens that could as well be words or tags of an ordinary text.
 _WORD_OR_TAG = re.compile(r"\w+|</?[A-Za-z][\w-]*/?>")
 
@@ -190,13 +192,15 @@ def _control_tokens(
 ) -> tuple[str, ...]:
     """Return the tokens that data must not contain.
 
-    These are the ones with a role (``bos_token``, ...), those that the template writes around messages, and other
-    special ones unless they are words or tags: ``<|endoftext|>`` is one, ``<tool_call>`` and ``<filename>`` are not.
+    These are the ones with a role (``bos_token``, ...), those that the template writes around messages, those that look
+    like ``<|system|>``, and other special ones unless they are words or tags: ``[INST]`` is one, ``<tool_call>`` and
+    ``<filename>`` are not.
     """
     named = {str(token) for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= {str(token) for token in tokenizer.all_special_tokens}
     chosen = named | {token for token in special if not _WORD_OR_TAG.fullmatch(token)}
+    chosen |= {str(token) for token in tokenizer.added_tokens_decoder.values() if _MARK.fullmatch(str(token))}
     chosen |= {token for text in (before, after, ending) for token in _tokens_in(tokenizer, text)}
     # A reply may hold a thought.
     chosen -= {thinking.start, thinking.end}

@@ -31,7 +31,7 @@ def scored(*replies: dict[str, Any]) -> pd.DataFrame:
     }  # fmt: skip
     table = pd.DataFrame([{**told, "sample": n, **reply} for n, reply in enumerate(replies)])
     numbers = ("score", "spread", "disagreement", "passed", "opinion")
-    return table[list(JUDGED_SCORES.columns)].astype(dict.fromkeys(numbers, float))
+    return table.assign(token_ids=None)[list(JUDGED_SCORES.columns)].astype(dict.fromkeys(numbers, float))
 
 
 def made_by(first: float | None, second: float | None) -> str:

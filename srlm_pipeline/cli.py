@@ -226,6 +226,20 @@ def doctor(config: ConfigOption = None, set_: SetOption = None) -> None:
 
 
 @app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without, it is only shown.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show what takes up disk and is needed no more, and why the rest is; with --delete, delete it."""
+    prepare(config)
+    require_writable()
+    quiet_libraries()
+    from srlm_pipeline.commands.cleaning import clean
+
+    clean(load_settings(), delete)
+
+
+@app.command()
 def notify(
     text: Annotated[str, typer.Argument(help="What to say.")] = "Notices of srlm_pipeline arrive here.",
     config: ConfigOption = None,

@@ -85,17 +85,33 @@ def tidy(folder: Path, everywhere: bool = True, older_than: float = 0.0) -> None
         older_than: Seconds; what is younger is left alone.
     """
     newest = time.time() - older_than
-    for path in list(folder.rglob(".*") if everywhere else folder.glob(".*")):
-        name = _LEFTOVER.fullmatch(path.name)
-        if name is None or not path.exists() or path.stat().st_mtime > newest:
+    for path, target in _leftovers(folder, everywhere):
+        if not path.exists() or path.stat().st_mtime > newest:
             continue
-        target = path.with_name(name[1])
-        if name[2] == "old" and not target.exists():
+        if path.suffix == ".old" and not target.exists():
             path.replace(target)
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what `tidy` would remove from a folder and those below it."""
+    return [p for p, target in _leftovers(folder, True) if p.suffix == ".tmp" or target.exists()]
+
+
+def _leftovers(folder: Path, everywhere: bool) -> list[tuple[Path, Path]]:
+    """Return what killed processes left, each with the path that it was to have or had."""
+    found = folder.rglob(".*") if everywhere else folder.glob(".*")
+    return [(path, path.with_name(name[1])) for path in found if (name := _LEFTOVER.fullmatch(path.name))]
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, which is gone at once: where the process is killed meanwhile, `tidy` removes the rest."""
+    going = _temporary(folder)
+    folder.replace(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _refuse_foreign(target: Path, mark: str) -> None:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic_core import to_jsonable_python
 
@@ -216,18 +218,18 @@ class Tracker:
             self.client.create_registered_model(name)
         version = self.client.create_model_version(name, source=source.as_uri(), run_id=run_id, tags=dict(tags))
         if champion:
-            self.name_champion(name, str(version.version))
+            self.client.set_registered_model_alias(name, CHAMPION, version.version)
         return str(version.version)
 
-    def name_champion(self, name: str, version: str) -> None:
-        """Move the alias `champion` to a version."""
-        self.client.set_registered_model_alias(name, CHAMPION, version)
-
-    def registered(self, name: str) -> dict[str, str]:
-        """Return the newest version of each model that is registered, by the digest of its weights."""
+    def registered(self, name: str) -> set[str]:
+        """Return the digests of the models that are registered."""
         versions = self.client.search_model_versions(f"name = '{name}'")
-        tagged = [(int(v.version), v.tags["digest"]) for v in versions if "digest" in v.tags]
-        return {digest: str(version) for version, digest in sorted(tagged)}
+        return {version.tags["digest"] for version in versions if "digest" in version.tags}
+
+    def sources(self, name: str) -> set[Path]:
+        """Return the folders that versions of a registered model lead to."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        return {Path(url2pathname(urlsplit(str(version.source)).path)) for version in versions}
 
     def champion(self, name: str) -> Mapping[str, str] | None:
         """Return the tags of the champion's version, or None."""

@@ -46,6 +46,7 @@ ORDER = (
     "evaluation",
     "planning",
     "exports",
+    "collecting",
     "relocation",
     "tracking",
     "reporting",

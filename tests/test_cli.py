@@ -77,6 +77,21 @@ def test_more_iterations_than_planned_are_refused_before_anything_is_run(srlm: S
     assert not (tmp_path / "dagster_home" / "srlm").exists()
 
 
+def test_what_is_needed_no_more_is_shown_and_only_deleted_when_asked(srlm: Srlm, tmp_path: Path) -> None:
+    code, said = srlm("gc")
+    assert (code, "nothing yet" in said) == (0, True)
+    left = tmp_path / "dagster_home" / "srlm" / "quickstart" / "tables" / ".candidates.0123abcd.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"0" * 2048)
+    code, said = srlm("gc")
+    assert (code, left.exists()) == (0, True)
+    assert "half-written by a killed process" in said
+    assert "would free 2.0 KiB" in said
+    code, said = srlm("gc", "--delete")
+    assert (code, left.exists()) == (0, False)
+    assert "1 deleted, 2.0 KiB freed" in said
+
+
 def test_the_status_of_a_new_project_is_an_empty_table(srlm: Srlm) -> None:
     code, said = srlm("status")
     assert code == 0

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -18,7 +19,7 @@ from srlm_pipeline.config import PromptGenerationSettings, load_settings
 from srlm_pipeline.errors import EmptyDataError, SettingsError
 from srlm_pipeline.generation.engine import GenerationRequest
 from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.progress import LogProgress, NullProgress, ProgressReporter
 from srlm_pipeline.prompting.constraints import CONSTRAINTS, LEVELS, compatible, draw_constraint
 from srlm_pipeline.prompting.creation import create_prompts
 from srlm_pipeline.prompting.difficulty import Difficulty, Trial, difficulty_curve, gather_trials
@@ -52,12 +53,12 @@ def create(
     journal: Journal | None = None,
     forbidden: tuple[str, ...] = (),
     stage: str = "prompts/iter_001",
+    progress: ProgressReporter | None = None,
     **evolution: float,
 ) -> PromptGeneration:
     chosen = PromptGenerationSettings(count=20, seed_examples=3, generated_examples=1, evolution=evolution)
-    made = create_prompts(
-        engine or FakeEngine(write), SEEDS, earlier or Earlier(), forbidden, chosen, 7, stage, NullProgress(), journal
-    )
+    shown, engine = progress or NullProgress(), engine or FakeEngine(write)
+    made = create_prompts(engine, SEEDS, earlier or Earlier(), forbidden, chosen, 7, stage, shown, journal)
     check_table(made.prompts, GENERATED_PROMPTS)
     check_table(made.refused, REFUSED_PROMPTS)
     return made
@@ -148,6 +149,17 @@ def test_an_interrupted_evolution_continues_where_it_was(tmp_path: pytest.TempPa
     assert again.prompts.equals(whole.prompts)
     asked = {request.key for request in dying.requests} & {request.key for request in second.requests}
     assert not asked, "nothing is written twice"
+
+
+def test_prompts_that_a_journal_holds_are_not_counted_as_made_now(tmp_path: Path) -> None:
+    mine = {"deepen": 0.2, "constrain": 0.2}
+    lines: list[str] = []
+    create(journal=Journal(tmp_path), progress=LogProgress(lines.append, every=3600), **mine)
+    assert [" prompts in " in line for line in lines] == [True, True, True]
+    lines.clear()
+    create(journal=Journal(tmp_path), progress=LogProgress(lines.append, every=3600), **mine)
+    assert lines[0] == "inventing prompts: all 12 prompts were finished before"
+    assert "evolving prompts: deepen: all 4 prompts were finished before" in lines
 
 
 def test_later_iterations_repeat_nothing_and_show_no_checked_prompt_as_an_example() -> None:

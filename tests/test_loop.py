@@ -20,6 +20,7 @@ from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
 from srlm_pipeline.checks.checkable import check, checks_of
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
+from srlm_pipeline.commands.cleaning import clean
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
 from srlm_pipeline.commands.standing import standing
@@ -35,6 +36,7 @@ from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampl
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.models.checkpoint import COPY_OF, read_checkpoint
 from srlm_pipeline.preference.pairs import select
+from srlm_pipeline.progress import LogProgress
 from srlm_pipeline.reads import STAGES
 from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
@@ -593,6 +595,31 @@ def test_an_interrupted_stage_continues_from_its_journal(seeded: Home, monkeypat
     assert {key: texts[key] for key in before} == {key: completion.text for key, completion in before.items()}
 
 
+def test_a_model_that_was_saved_and_not_recorded_is_not_trained_again(
+    seeded: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise SrlmError("killed after saving")
+
+    lines: list[str] = []
+    # Read here only, but not set back otherwise.
+    monkeypatch.setattr("srlm_pipeline.progress._terminal", LogProgress(lines.append))
+    with monkeypatch.context() as patch:
+        patch.setattr("srlm_pipeline.assets.training.publish", die)
+        with pytest.raises(RunFailedError, match="killed after saving"):
+            seeded.run(1)
+    digest = seeded.store.checkpoint("M2").digest
+    lines.clear()
+    assert seeded.run_assets("iter_001", "policy", "iteration_model").success
+    assert [line for line in lines if "training" in line] == [
+        "training M2 with DPO: continuing, 2 of 2 steps were finished before"
+    ]
+    assert seeded.store.checkpoint("M2").digest == digest
+    assert list((seeded.store.root / "work").rglob("checkpoint-*")), "kept until it is recorded"
+    assert seeded.run_assets("iter_001", "champion").success
+    assert not list((seeded.store.root / "work").iterdir())
+
+
 def test_a_judge_that_writes_no_readable_scores_stops_the_iteration(seeded: Home) -> None:
     sampled = {"mode": "sampled", "samples": 1}
     with pytest.raises(RunFailedError) as caught:
@@ -843,12 +870,14 @@ def test_a_copied_home_leaves_the_original_alone_and_a_lost_registry_is_filled_a
         assert lost.run(1) == {}, "nothing is computed for it"
         assert "registered again in MLflow, whose store did not know them: M1, M2" in lost.said
         tracker = Tracker(settings)
-        assert tracker.registered(settings.project).keys() == registered.keys()
+        assert tracker.registered(settings.project) == registered
         champion = tracker.champion(settings.project)
         assert champion is not None
         assert champion["digest"] == lost.store.checkpoint(champion_before(lost.store, 2)).digest
         lost.run(1)
         assert len(tracker.client.search_model_versions(f"name = '{settings.project}'")) == 2, "none twice"
+        clean(settings, delete=True)
+        assert lost.run(1) == {}, "nothing that is needed was deleted"
 
 
 def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seeded: Home) -> None:

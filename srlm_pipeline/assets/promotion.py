@@ -105,7 +105,7 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
     )
     write_decision(decision, store.decision_path(iteration))
     version = register(stage, decided_entry(store, iteration, decision))
-    # Whatever else was lost with MLflow's store.
+    # With MLflow's store the others may have been lost.
     restore_registry(store, settings)
     stage.notify(_verdict(decision, settings.project))
     stage.curve({"promotion/promoted": float(decision.promoted)})

@@ -5,7 +5,7 @@ The project's folder knows them too, so that they come back where MLflow's store
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from srlm_pipeline.assets.seed import M1
@@ -14,6 +14,7 @@ from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.champion import champion_before, standing_decision
 from srlm_pipeline.evaluation.promotion import Decision
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
+from srlm_pipeline.models.integrity import is_emptied
 from srlm_pipeline.store import ProjectStore, iteration_number
 
 
@@ -50,7 +51,7 @@ def decided_entry(store: ProjectStore, iteration: int, decision: Decision) -> En
 
 def leader(store: ProjectStore) -> str:
     """Return the name of the champion after all iterations."""
-    return champion_before(store, len(iterations.get_partition_keys()) + 1)
+    return champion_before(store, len(_partitions()) + 1)
 
 
 def register(stage: Stage, entry: Entry) -> str:
@@ -65,8 +66,18 @@ def register(stage: Stage, entry: Entry) -> str:
     return Tracker(stage.settings).register(stage.settings.project, kept, stage.run.run_id, entry.tags, is_leader)
 
 
+def is_lost(store: ProjectStore, known: Collection[str]) -> bool:
+    """Whether the registry is not the one that this project filled: it lacks M1, which is always registered.
+
+    Args:
+        store: The project's folders.
+        known: Digests of the models that are registered.
+    """
+    return is_checkpoint(store.model_folder(M1)) and store.checkpoint(M1).digest not in known
+
+
 def restore_registry(store: ProjectStore, settings: Settings) -> list[str]:
-    """Register what the project's folder knows and the registry lacks; the alias `champion` is given where it is gone.
+    """Register again what the project's folder knows, where the registry was lost.
 
     Returns:
         Names of the models that were registered.
@@ -75,23 +86,22 @@ def restore_registry(store: ProjectStore, settings: Settings) -> list[str]:
 
     tracker = Tracker(settings)
     known = tracker.registered(settings.project)
-    missing = [entry for entry in _entries(store) if entry.checkpoint.digest not in known]
+    if not is_lost(store, known):
+        return []
+    # M1 last, for it says that all are there.
+    missing = [entry for entry in reversed(_entries(store)) if entry.checkpoint.digest not in known]
     for entry in missing:
-        known[entry.checkpoint.digest] = tracker.register(
-            settings.project, store.keep(entry.checkpoint), None, entry.tags, champion=False
-        )
-    if known and tracker.champion(settings.project) is None:
-        first = store.checkpoint(leader(store))
-        if first.digest in known:
-            tracker.name_champion(settings.project, known[first.digest])
-    return [entry.checkpoint.name for entry in missing]
+        is_leader = leader(store) == entry.checkpoint.name
+        tracker.register(settings.project, store.keep(entry.checkpoint), None, entry.tags, is_leader)
+    return sorted(entry.checkpoint.name for entry in missing)
 
 
-def _entries(store: ProjectStore) -> Iterator[Entry]:
-    if is_checkpoint(store.model_folder(M1)):
-        yield seed_entry(store)
-    for key in iterations.get_partition_keys():
-        iteration = iteration_number(key)
-        decision = standing_decision(store, iteration)
-        if decision is not None:
-            yield decided_entry(store, iteration, decision)
+def _entries(store: ProjectStore) -> list[Entry]:
+    """Return M1 and the models that were decided on, those left out whose weights were removed."""
+    decided = ((iteration_number(key), standing_decision(store, iteration_number(key))) for key in _partitions())
+    found = [seed_entry(store), *(decided_entry(store, t, decision) for t, decision in decided if decision)]
+    return [entry for entry in found if not is_emptied(entry.checkpoint.path)]
+
+
+def _partitions() -> list[str]:
+    return list(iterations.get_partition_keys())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ def training_job(
     from srlm_pipeline.training.common import TrainingJob
 
     settings = settings or stage.settings
+    stage.store.begin_work(name)
     work = stage.store.work_folder(name, STAGES[stage.name].fingerprint(settings), source.digest, *inputs)
     return TrainingJob(source.path, settings.model, settings.seed, work, description, stage.progress)
 
@@ -38,14 +38,14 @@ def training_job(
 def save_trained(
     stage: Stage, trained: TrainingRun, name: str, parent: str | None, lineage: Mapping[str, Any]
 ) -> Checkpoint:
-    """Track how a training went, save its model under a name, and then remove all work on models of that name."""
+    """Track how a training went, and save its model under a name; the work on it has ended then."""
     from srlm_pipeline.models.checkpoint import save_checkpoint
 
     stage.run.history(list(trained.history))
     runs = {"dagster_run": stage.context.run_id, "mlflow_run": stage.run.run_id}
     folder, dtype = stage.store.model_folder(name), stage.settings.model.save_dtype
     saved = save_checkpoint(trained.loaded, folder, name, parent, {**runs, **lineage}, dtype)
-    shutil.rmtree(stage.store.work_folders(name), ignore_errors=True)
+    stage.store.end_work(name)
     return saved
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, TextWriter
 from srlm_pipeline.generation.journal import Journal, fingerprint
-from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.progress import ProgressReporter, listening
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def generate_all(
             n_tokens += sum(c.n_tokens for c in batch)
             task.advance(len(batch), f"{n_tokens:,} tokens")
 
-        engine.generate(rest, sampling, keep)
+        with listening(task):
+            engine.generate(rest, sampling, keep)
     return [finished[ask.key] for ask in asks]
 
 

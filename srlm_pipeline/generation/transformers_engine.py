@@ -36,6 +36,7 @@ from srlm_pipeline.generation.prefill import (
 from srlm_pipeline.generation.sampling import draw_tokens
 from srlm_pipeline.generation.thoughts import Thoughts
 from srlm_pipeline.models.saving import end_tokens
+from srlm_pipeline.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -229,6 +230,7 @@ class TransformersEngine:
         # Which request each row of the batch belongs to; rows that have finished stay until they are worth dropping.
         owners = list(range(len(requests)))
         for step in range(limit):
+            say(f"{len(requests)} being written, {step:,} of at most {limit:,} tokens each")
             drawn = draw_tokens(logits, uniforms[owners, step], sampling.temperature, sampling.top_p)
             for owner, token in zip(owners, drawn.tolist(), strict=True):
                 if finished[owner] is None:

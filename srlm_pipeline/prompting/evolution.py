@@ -8,8 +8,9 @@ are drawn, and which prompts are rewritten, follows from how replies did in earl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, count, pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.engine import Sampling, TextWriter, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.stage import Ask, generate_all
-from srlm_pipeline.progress import NullProgress, ProgressReporter
+from srlm_pipeline.progress import PartOf, ProgressReporter
 from srlm_pipeline.prompting.constraints import CONSTRAINTS, LEVELS, add_sentences, compatible, draw_constraint
 from srlm_pipeline.prompting.difficulty import Difficulty, gather_trials, score_spreads
 from srlm_pipeline.prompting.few_shot import SeedPrompt, numbered_id, prompt_row
@@ -82,7 +83,10 @@ class Evolution:
 class _Attempt:
     """A prompt, where it comes from, what can be checked of replies to it, and why it is a failure, if it is.
 
-    It has to be new, unless it may come again in another iteration.
+    Attributes:
+        again: Whether it may have come in an earlier iteration.
+        found: Whether it had been written before.
+        more: Whether the next has been written already.
     """
 
     text: str
@@ -91,6 +95,8 @@ class _Attempt:
     checks: Checks | None = None
     failure: str | None = None
     again: bool = False
+    found: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,11 @@ def evolve(
         EmptyDataError: If an operator makes too few prompts within the allowed attempts.
     """
     draws = _Draws(run_seed, stage, settings, earlier)
-    sources: dict[str, Iterator[_Attempt]] = {
-        **{operator: _rewritten(operator, engine, invented, draws, journal) for operator in OPERATORS},
-        "constrain": _constrained(invented, seeds, draws),
-        "given": _given(seeds, draws),
-        "task": _tasks(draws),
+    sources: dict[str, Callable[[PartOf], Iterator[_Attempt]]] = {
+        **{operator: partial(_rewritten, operator, engine, invented, draws, journal) for operator in OPERATORS},
+        "constrain": lambda _: _constrained(invented, seeds, draws),
+        "given": lambda _: _given(seeds, draws),
+        "task": lambda _: _tasks(draws),
     }
     known = [*earlier.prompts["prompt"], *invented["prompt"]]
     taken, texts, evaluation = NoveltyIndex(known), set(known), NoveltyIndex(forbidden)
@@ -162,9 +168,9 @@ def evolve(
         if operator not in sources or not wanted:
             continue
         reasons: Counter[str] = Counter()
-        accepted = 0
+        accepted, told = 0, 0
         with progress.task(f"evolving prompts: {operator}", wanted, "prompts") as task:
-            for number, new in enumerate(sources[operator], start=1):
+            for number, new in enumerate(sources[operator](PartOf(task)), start=1):
                 failure = new.failure or ("not_novel" if not new.again and new.text in texts else None)
                 if failure is None and evaluation.nearest(new.text) >= settings.novelty_rouge_l:
                     failure = "like_an_evaluation_prompt"
@@ -174,11 +180,14 @@ def evolve(
                     rows.append(prompt_row(prompt_id, new.text, operator, new.parent_id, nearest, new.round, checks))
                     texts.add(new.text)
                     accepted += 1
-                    task.advance(1, f"{number} attempts")
                 else:
                     reasons[failure] += 1
                     refused.append({"attempt": len(refused), "reason": f"{operator}: {failure}", "prompt": new.text})
-                if accepted == wanted or number >= wanted * settings.max_attempts_factor:
+                ends = accepted == wanted or number >= wanted * settings.max_attempts_factor
+                if ends or not new.more:
+                    task.advance(accepted - told, f"{number} attempts", accepted - told if new.found else 0)
+                    told = accepted
+                if ends:
                     break
         if accepted < wanted:
             raise EmptyDataError(
@@ -199,7 +208,12 @@ def _more(operator: str) -> str:
 
 
 def _rewritten(
-    operator: Operator, engine: TextWriter, invented: pd.DataFrame, draws: _Draws, journal: Journal | None
+    operator: Operator,
+    engine: TextWriter,
+    invented: pd.DataFrame,
+    draws: _Draws,
+    journal: Journal | None,
+    shown: PartOf,
 ) -> Iterator[_Attempt]:
     """Have a model rewrite prompts of this iteration and of earlier ones, the more the scores of replies differed."""
     settings, spreads = draws.settings, draws.earlier.spreads
@@ -216,13 +230,14 @@ def _rewritten(
         for n, parent in zip(numbers, chosen, strict=True):
             message, begun = rewriting_exchange(operator, parent.prompt)
             asks.append(Ask(f"{operator}-{n:06d}", message, draws.seed(operator, n, "sample"), begun))
-        completions = generate_all(engine, asks, sampling, draws.stage, NullProgress(), journal)
-        for parent, completion in zip(chosen, completions, strict=True):
+        completions = generate_all(engine, asks, sampling, draws.stage, shown, journal)
+        for place, (parent, completion) in enumerate(zip(chosen, completions, strict=True), start=1):
             text = clean_prompt(completion.text)
             failure = "unfinished" if completion.finish_reason == "length" else None
             failure = failure or rejection_reason(text, settings.min_words, settings.max_words, settings.banned_words)
             failure = failure or rewriting_failure(operator, text, parent.prompt, settings.novelty_rouge_l)
-            yield _Attempt(text, parent.prompt_id, parent.round + 1, failure=failure)
+            more = place < len(chosen)
+            yield _Attempt(text, parent.prompt_id, parent.round + 1, None, failure, shown.found_all, more)
 
 
 def _constrained(invented: pd.DataFrame, seeds: Sequence[SeedPrompt], draws: _Draws) -> Iterator[_Attempt]:

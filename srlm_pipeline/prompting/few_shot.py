@@ -19,7 +19,7 @@ from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.engine import Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.stage import Ask, generate_all
-from srlm_pipeline.progress import NullProgress, ProgressReporter
+from srlm_pipeline.progress import PartOf, ProgressReporter
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS
 
@@ -115,7 +115,8 @@ def generate_prompts(
             for n, examples in chosen.items():
                 message, begun = few_shot_exchange([e.prompt for e in examples])
                 asks.append(Ask(f"{n:06d}", message, derive_seed(run_seed, stage, n, "sample"), begun))
-            completions = generate_all(engine, asks, sampling, stage, NullProgress(), journal)
+            shown, before = PartOf(task), len(accepted)
+            completions = generate_all(engine, asks, sampling, stage, shown, journal)
             for number, completion in zip(numbers, completions, strict=True):
                 if len(accepted) >= settings.count:
                     break
@@ -137,7 +138,9 @@ def generate_prompts(
                 accepted.append(prompt_row(prompt_id, text, "few_shot", parents, nearest))
                 taken.add(text)
                 pool.append(SeedPrompt(prompt_id, text))
-                task.advance(1, f"{attempts} attempts")
+            # All at once, for all have been written by now.
+            new = len(accepted) - before
+            task.advance(new, f"{attempts} attempts", new if shown.found_all else 0)
     made = PromptGeneration(
         pd.DataFrame(accepted, columns=list(GENERATED_PROMPTS.columns)),
         pd.DataFrame(refused, columns=list(REFUSED_PROMPTS.columns)),

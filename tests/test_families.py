@@ -28,8 +28,9 @@ from srlm_pipeline.generation.candidates import write_candidates
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.thoughts import Thoughts
-from srlm_pipeline.generation.transformers_engine import TransformersEngine
+from srlm_pipeline.generation.transformers_engine import TransformersEngine, option_tokens
 from srlm_pipeline.judging.judges import Judgement
+from srlm_pipeline.judging.rubric import SCORE_START, SCORES
 from srlm_pipeline.judging.scoring import score_candidates
 from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.models.checkpoint import save_checkpoint
@@ -129,6 +130,28 @@ def test_what_controls_no_turn_stays_as_it_is(built: tuple[Family, Any], text: s
     assert text in render_user_turn(tokenizer, f"What is {text}?")
 
 
+@pytest.mark.parametrize("reply", ["the end", " the end"])
+def test_a_reply_is_learned_behind_the_blank_that_the_template_writes(built: tuple[Family, Any], reply: str) -> None:
+    family, tokenizer = built
+    ids = tokenize_exchange(tokenizer, "p", reply)[1][:-1]
+    told = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "p"}, {"role": "assistant", "content": "the end"}], tokenize=False
+    )
+    if family in (FAMILIES["Llama 2"], FAMILIES["Mistral"]):
+        assert tokenizer.convert_ids_to_tokens(ids)[0] == "\u2581t", "as one token"
+        assert "] the end" in told
+        assert render_user_turn(tokenizer, "p", "Score: ").endswith("] Score: ")
+    else:
+        assert tokenizer.decode(ids) == reply
+        assert " the end" not in told
+
+
+def test_a_score_is_one_token_where_it_is_asked_for(built: tuple[Family, Any]) -> None:
+    _, tokenizer = built
+    shared, tokens = option_tokens(tokenizer, render_user_turn(tokenizer, "judge", SCORE_START), SCORES)
+    assert [tokenizer.decode([*shared, token])[-1] for token in tokens] == list(SCORES)
+
+
 def test_what_controls_a_turn_in_data_is_broken_up(built: tuple[Family, Any]) -> None:
     family, tokenizer = built
     for token in (*family.special, family.turn_end):
@@ -153,7 +176,7 @@ def test_a_reply_is_learned_as_the_tokens_that_were_drawn(built: tuple[Family, A
     assert reply == [*drawn, end_token(tokenizer)]
     assert prompt == tokenizer(render_user_turn(tokenizer, "p"), add_special_tokens=False).input_ids
     again = tokenize_exchange(tokenizer, "p", text)[1]
-    assert again != reply and tokenizer.decode(again[:-1]) == text, "without them: the same text, other tokens"
+    assert again != reply and tokenizer.decode(again[:-1]).strip() == text, "without them: the same text, other tokens"
     assert (
         tokenize_exchange(tokenizer, "p", "another", drawn=drawn)[1] == tokenize_exchange(tokenizer, "p", "another")[1]
     )

@@ -70,7 +70,8 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start:
         reply_start: Words put into the assistant's mouth, e.g. ``"Score: "``; the same. They never stand in a thought.
     """
     aloud = bool(reply_start) or chat_format(tokenizer).thinking.enabled is False
-    return _rendered(tokenizer, text, aloud) + neutralise_special_tokens(reply_start, tokenizer)
+    begun = _with_gap(tokenizer, neutralise_special_tokens(reply_start, tokenizer)) if reply_start else ""
+    return _rendered(tokenizer, text, aloud) + begun
 
 
 def template_system_prompt(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -120,7 +121,8 @@ def tokenize_exchange(
     if drawn is not None:
         rendered = render_user_turn(tokenizer, message)
         thought, said = read_reply(tokenizer, rendered, drawn)
-        if said == reply and (thinking.trained or not thought):
+        # Whether a text keeps the blank that its first token begins with is up to the engine.
+        if said.strip() == reply.strip() and (thinking.trained or not thought):
             return encode(rendered), [*drawn, *ending]
     said = without_thought(tokenizer, reply)
     if said != reply and thinking.trained and known.thinks:
@@ -128,7 +130,7 @@ def tokenize_exchange(
         text = reply.lstrip().removeprefix(thinking.start).lstrip() if known.opens_thought else reply
     else:
         rendered, text = _rendered(tokenizer, message, aloud=True), said
-    text = neutralise_special_tokens(text, tokenizer)
+    text = _with_gap(tokenizer, neutralise_special_tokens(text, tokenizer))
     prompt, whole = encode(rendered), encode(rendered + text)
     # Where the reply's first letters would merge with the prompt's last token, generation could not have merged them.
     replied = whole[len(prompt) :] if whole[: len(prompt)] == prompt else encode(text)
@@ -192,6 +194,11 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, aloud: bool) -> str
     if aloud and rendered.rstrip().endswith(known.thinking.start):
         return f"{rendered.rstrip()}\n\n{known.thinking.end}\n\n"
     return rendered
+
+
+def _with_gap(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
+    """Return a reply behind the blanks that the template puts there, unless it has some."""
+    return reply if reply[:1].isspace() else chat_format(tokenizer).gap + reply
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, drawn: Sequence[int], kept: Mapping[int, str]) -> str:

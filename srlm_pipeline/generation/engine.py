@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -72,7 +72,8 @@ class Completion:
     text: str
     n_tokens: int
     finish_reason: FinishReason
-    token_ids: tuple[int, ...] | None = None
+    # Not every engine knows them: completions that say the same are equal.
+    token_ids: tuple[int, ...] | None = field(default=None, compare=False)
 
 
 class TextWriter(Protocol):

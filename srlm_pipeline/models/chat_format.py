@@ -45,6 +45,7 @@ class ChatFormat:
         parts: Whether messages are lists of parts; otherwise they are texts.
         before: What it writes before a user's first message, a system prompt of its own included.
         after: What it writes between a user's message and the reply.
+        gap: Blanks that it puts before a reply, and that a model draws itself, as Llama 2 does.
         turn_end: The token that ends a reply, as text.
         control_tokens: What a text must not contain as it is: tokens that begin or end a turn or a text, longest first.
         thinks: Whether replies may begin with a thought.
@@ -57,6 +58,7 @@ class ChatFormat:
     parts: bool = False
     before: str = ""
     after: str = ""
+    gap: str = ""
     turn_end: str = ""
     control_tokens: tuple[str, ...] = ()
     thinks: bool = False
@@ -139,13 +141,14 @@ def _found(tokenizer: PreTrainedTokenizerBase, thinking: ThinkingSettings) -> Ch
     if _REPLY not in told:
         return ChatFormat(thinking, obstacle=_mistreatment(told, "the assistant's text", _REPLY))
     opening, _, ending = told.partition(_REPLY)
-    written = tokenizer.get_chat_template()
+    gap, written = opening[len(asked) :], tokenizer.get_chat_template()
     other = apply_template(tokenizer, [_USER], parts, thinking.enabled is False)
     return ChatFormat(
         thinking,
         parts,
         before,
         after,
+        gap if opening.startswith(asked) and not gap.strip() else "",
         _turn_end(tokenizer, ending),
         _control_tokens(tokenizer, before, after, ending, thinking),
         thinking.enabled is not False and (thinking.start in written or bool(thinking.enabled)),

@@ -109,15 +109,20 @@ def plan(
 
 @app.command()
 def status(config: ConfigOption = None) -> None:
-    """Show models, iterations and their key figures."""
+    """Show models, iterations, their key figures, and what is running, refused or out of date."""
     prepare(config)
     require_writable()
+    settings = load_settings()
     import dagster as dg
 
     from srlm_pipeline.commands.overview import overview_table
+    from srlm_pipeline.commands.standing import standing
+    from srlm_pipeline.definitions import defs
 
     with dg.DagsterInstance.get() as instance:
-        console.print(overview_table(instance, load_settings()))
+        console.print(overview_table(instance, settings))
+        for line in standing(defs, instance, settings) or ["Everything is up to date."]:
+            console.print(escape(line), highlight=False)
 
 
 @app.command()
@@ -135,8 +140,9 @@ def report(
     from srlm_pipeline.store import open_store, partition_key
 
     folder = open_store(load_settings()).root / "reports"
-    newest = sorted(folder.glob("iter_*.html"))
-    page = folder / f"{partition_key(iteration)}.html" if iteration else (newest[-1] if newest else folder / "none")
+    # Of the pages of an iteration the report alone has a head for terminals.
+    newest = max(folder.glob("iter_*.md"), default=folder / "none").with_suffix(".html")
+    page = folder / f"{partition_key(iteration)}.html" if iteration else newest
     if not page.is_file():
         raise SrlmError(f"there is no report yet at {page}: run `srlm run` or materialize iteration_report")
     console.print(Markdown(page.with_suffix(".md").read_text(encoding="utf-8")))
@@ -204,8 +210,6 @@ def ui(
     require_writable()
     from srlm_pipeline.commands.servers import serve
 
-    # Links from Dagster to MLflow lead to the port that was asked for.
-    os.environ[OVERRIDES_VARIABLE] = json.dumps({"tracking": {"ui_url": f"http://{host}:{mlflow_port}"}})
     serve(load_settings(), host, dagster_port, mlflow_port, allowed_host or ())
 
 

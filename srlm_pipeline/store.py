@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,12 @@ def iteration_of(model: str) -> int | None:
     """Return the iteration that makes a model; None for models of the seed."""
     number = model.removeprefix("M")
     return int(number) - 1 if number.isdigit() and number != "1" else None
+
+
+def is_own_name(name: str) -> bool:
+    """Return whether the project calls a model of its own so, by name or by role: nobody else may be called that."""
+    own = {BASE, SFT_BASELINE, REWARD_MODEL, RLHF_MODEL, HUMAN_DPO_MODEL, "baseline", "previous", "champion"}
+    return name.casefold() in own or re.fullmatch(r"m\d+", name.casefold(), re.ASCII) is not None
 
 
 def _link(source: str, target: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,24 +16,76 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from srlm_pipeline import relocation
 from srlm_pipeline.config import Settings
+from srlm_pipeline.files import replacing_file
+from srlm_pipeline.relocation import ARTIFACTS, DATABASE
 
 CURVES_TAG = "srlm.curves"
 ASSET_TAG = "srlm.asset"
 SUPERSEDED_TAG = "srlm.superseded_by"
 CHAMPION = "champion"
+_SERVED_AT = "mlflow_address"
+_DEFAULT_UI = "http://127.0.0.1:5000"
 _PARAM_LIMIT = 500
+_METRIC_LIMIT = 250
 
 
 def tracking_uri(settings: Settings) -> str:
     """Return the store's address: MLFLOW_TRACKING_URI, the setting, or SQLite under DAGSTER_HOME."""
-    named = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri
-    return named or f"sqlite:///{_home() / 'mlflow.db'}"
+    return _named_store(settings) or f"sqlite:///{_home() / DATABASE}"
 
 
 def artifact_location() -> str:
     """Return where artefacts go when the store is local; absolute, for its default is the current folder."""
-    return (_home() / "mlartifacts").as_uri()
+    return (_home() / ARTIFACTS).as_uri()
+
+
+def is_local(settings: Settings) -> bool:
+    """Whether the store is the one in the Dagster home, and no other was named."""
+    return _named_store(settings) is None
+
+
+def former_homes(settings: Settings) -> list[str]:
+    """Return the homes that the store in this one still names; a store that was named belongs to no home.
+
+    Raises:
+        RecordError: If the store cannot be read.
+    """
+    return relocation.former_homes(_home()) if is_local(settings) else []
+
+
+def follow_home(settings: Settings) -> None:
+    """Let the addresses in the store lead into this home, where it was moved or copied; before anything is written.
+
+    Raises:
+        RecordError: If the store cannot be read or written.
+    """
+    if is_local(settings):
+        relocation.follow(_home())
+
+
+def ui_url(settings: Settings) -> str:
+    """Return where people open MLflow: the setting, or where `srlm ui` of this home served it last."""
+    if settings.tracking.ui_url:
+        return settings.tracking.ui_url.rstrip("/")
+    try:
+        return (_home() / _SERVED_AT).read_text(encoding="utf-8").strip() or _DEFAULT_UI
+    except (OSError, UnicodeDecodeError):
+        return _DEFAULT_UI
+
+
+def remember_ui(address: str) -> None:
+    """Keep where MLflow is served, so that the links of all later runs lead there, whoever starts them."""
+    with replacing_file(_home() / _SERVED_AT) as temporary:
+        temporary.write_text(address + "\n", encoding="utf-8")
+
+
+def metric_name(name: str) -> str:
+    """Return a figure's name with what MLflow takes: names of other people's models hold anything."""
+    parts = re.sub(r"[^\w /.:-]", "-", name).split("/")
+    # A part that a path would leave out, or that leads out of it, is no name.
+    return "/".join(re.sub(r"^\.{0,2}$", "-", part) for part in parts)[:_METRIC_LIMIT].rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -52,14 +105,16 @@ class TrackedRun:
         """Log figures of this run; those that are None are left out."""
         for name, value in values.items():
             if value is not None:
-                self._tracker.client.log_metric(self.run_id, name, float(value), step=step or 0)
+                self._tracker.client.log_metric(self.run_id, metric_name(name), float(value), step=step or 0)
 
     def curve(self, values: Mapping[str, float | None], iteration: int) -> None:
         """Log figures to this run and to the project's curves, with the iteration as step."""
         self.metrics(values, step=iteration)
         for name, value in values.items():
             if value is not None:
-                self._tracker.client.log_metric(self._tracker.curves_run, name, float(value), step=iteration)
+                self._tracker.client.log_metric(
+                    self._tracker.curves_run, metric_name(name), float(value), step=iteration
+                )
 
     def text(self, content: str, name: str) -> None:
         """Store a text as an artefact."""
@@ -74,7 +129,7 @@ class TrackedRun:
         from mlflow.entities import Metric
 
         points = [
-            Metric(f"train/{name}", float(value), 0, int(entry.get("step", place)))
+            Metric(metric_name(f"train/{name}"), float(value), 0, int(entry.get("step", place)))
             for place, entry in enumerate(entries)
             for name, value in entry.items()
             if name not in {"step", "epoch"}
@@ -94,6 +149,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         self._settings = settings
+        follow_home(settings)
         uri = tracking_uri(settings)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.experiment_id = self._experiment(local=uri.startswith("sqlite:"))
@@ -137,10 +193,17 @@ class Tracker:
 
     def run_url(self, run_id: str) -> str:
         """Return a run's page in the MLflow UI."""
-        return f"{self._settings.tracking.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{ui_url(self._settings)}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
-    def register(self, name: str, source: Path, run_id: str, tags: Mapping[str, str], champion: bool) -> str:
+    def register(self, name: str, source: Path, run_id: str | None, tags: Mapping[str, str], champion: bool) -> str:
         """Register a model folder as a version; move the alias `champion` to it if asked.
+
+        Args:
+            name: Of the registered model.
+            source: The folder.
+            run_id: Run that made it; None where that was lost.
+            tags: Of the version.
+            champion: Whether it is.
 
         Returns:
             The version.
@@ -153,8 +216,18 @@ class Tracker:
             self.client.create_registered_model(name)
         version = self.client.create_model_version(name, source=source.as_uri(), run_id=run_id, tags=dict(tags))
         if champion:
-            self.client.set_registered_model_alias(name, CHAMPION, version.version)
+            self.name_champion(name, str(version.version))
         return str(version.version)
+
+    def name_champion(self, name: str, version: str) -> None:
+        """Move the alias `champion` to a version."""
+        self.client.set_registered_model_alias(name, CHAMPION, version)
+
+    def registered(self, name: str) -> dict[str, str]:
+        """Return the newest version of each model that is registered, by the digest of its weights."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        tagged = [(int(v.version), v.tags["digest"]) for v in versions if "digest" in v.tags]
+        return {digest: str(version) for version, digest in sorted(tagged)}
 
     def champion(self, name: str) -> Mapping[str, str] | None:
         """Return the tags of the champion's version, or None."""
@@ -222,6 +295,10 @@ def parameters(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
     for key in keys:
         flatten(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings)))
     return flat
+
+
+def _named_store(settings: Settings) -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri or None
 
 
 def _home() -> Path:

@@ -31,12 +31,14 @@ class ChatServer:
         seconds: How long every answer takes.
         accepted_key: The only key that it knows; None: it asks for none.
         requests: Bodies received, refused ones too.
+        reply: Makes the body of an answer out of the request's body; None: as OpenAI does, around what `say` says.
         keys: Authorization headers received.
         times: When requests came.
         most_open: How many requests were open at a time.
     """
 
     say: Callable[[str], str] = lambda _: "Verdict: tie"
+    reply: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     troubles: list[Trouble] = field(default_factory=list)
     always: Trouble | None = None
     seconds: float = 0.0
@@ -61,6 +63,8 @@ class ChatServer:
         return self.troubles.pop(0) if self.troubles else self.always
 
     def completion(self, body: dict[str, Any]) -> str:
+        if self.reply is not None:
+            return json.dumps(self.reply(body))
         text = self.say(body["messages"][0]["content"])
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": self.finish_reason}
         return json.dumps({"model": body["model"], "choices": [choice], "usage": {"completion_tokens": 7}})

@@ -341,6 +341,9 @@ def test_names_of_jurors_are_told_apart() -> None:
     names = ["M1: comparison", "M1: scores", "big: comparison", "big: comparison no. 2"]
     names += ["verifiers", "reference", "people"]
     assert juror_names(settings) == names
+    chosen = ["self", {"model": "M1", "server": {"base_url": "http://h/v1"}}, "x/champion"]
+    settings = EvaluationSettings.model_validate({"arbiters": chosen})
+    assert juror_names(settings) == ["M1: comparison", "another M1: comparison", "another champion: comparison"]
     assert juror_names(EvaluationSettings()) == ["M1: comparison"]
 
 

@@ -46,6 +46,7 @@ ORDER = (
     "evaluation",
     "planning",
     "exports",
+    "relocation",
     "tracking",
     "reporting",
     "resources",

@@ -1,5 +1,7 @@
 """The command line as a person meets it: what it prints, how it ends, what it says of mistakes."""
 
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +58,7 @@ def test_every_setting_is_listed_with_its_meaning(srlm: Srlm) -> None:
 def test_an_unknown_setting_is_named_with_the_nearest_and_nothing_is_run(srlm: Srlm, tmp_path: Path) -> None:
     code, said = srlm("run", "--set", "dpo.learning_rte=1e-5")
     assert code == 1
-    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'?" in said
+    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'" in said
     assert not (tmp_path / "dagster_home" / "srlm").exists()
 
 
@@ -92,7 +94,8 @@ def test_a_report_is_shown(srlm: Srlm, tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     for number in (1, 2):
         (folder / f"iter_00{number}.md").write_text(f"# iteration {number} it is\n", encoding="utf-8")
-        (folder / f"iter_00{number}.html").write_text("<!DOCTYPE html>\n", encoding="utf-8")
+        for page in ("", "_replies", "_candidates"):
+            (folder / f"iter_00{number}{page}.html").write_text("<!DOCTYPE html>\n", encoding="utf-8")
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert "iteration 2 it is" in srlm("report")[1]
@@ -141,6 +144,17 @@ def test_the_doctor_counts_what_is_left_out_of_the_data(srlm: Srlm, tmp_path: Pa
     said = " ".join(said.split())
     assert "1 instruction pairs (left out: 2 bad row: not valid JSON, 1 bad row: response: Field required)" in said
     assert "100 judging prompts, 70 evaluation prompts" in said
+
+
+def test_the_doctor_knows_whose_answers_the_models_will_meet(srlm: Srlm, tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    for generator, found in (
+        ("qwen2.5-7b@q4_k_m", r"ok +other answers +qwen2.5-7b@q4_k_m"),
+        ("M2", "!! +other answers"),
+    ):
+        path.write_text(json.dumps([{"instruction": "Hi", "output": "Yes.", "generator": generator}]))
+        _, said = srlm("doctor", "--set", f"evaluation.other_answers=[{path}]")
+        assert re.search(found, said), said
 
 
 def test_the_doctor_marks_what_is_wrong_and_goes_on(

@@ -35,6 +35,7 @@ def test_figures_of_one_group_worked_by_hand() -> None:
     assert result.length_baseline == pytest.approx(2 / 3)
     assert (result.accuracy_better_is_longer, result.accuracy_better_is_shorter) == (1.0, 0.0)
     assert result.length_balanced_accuracy == 0.5
+    assert (result.pairwise_low, result.pairwise_high) == (None, None), "one prompt tells no interval"
 
 
 def test_accuracy_is_a_share_of_pairs_and_correlation_a_mean_over_prompts() -> None:

@@ -22,6 +22,7 @@ from srlm_pipeline.checks.checkable import check, checks_of
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
+from srlm_pipeline.commands.standing import standing
 from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, PairSettings, load_settings
 from srlm_pipeline.data.conversations import TURN_MARK, split_turns
 from srlm_pipeline.data.loaders import load_evaluation_prompts
@@ -91,7 +92,7 @@ ITERATIONS = ("iter_001", "iter_002")
 RECORDER = Recorder()
 # Read and not declared: reports tell settings beside results, and are made anew with any of these results.
 SHOWN_IN_REPORTS = ("promotion", "monitors", "evaluation", "judge", "pairs", "dpo", "schedule", "base_model", "seed")
-ELSEWHERE = "another-model"
+ELSEWHERE = "qwen2.5-7b@q4_k_m"
 
 
 @dataclass
@@ -614,6 +615,9 @@ def test_what_a_blocking_check_refused_is_not_built_upon_when_run_again(seeded: 
     with pytest.raises(RunFailedError):
         seeded.run(1, judge=sampled)
     assert not seeded.is_materialized("preference_pairs", "iter_001")
+    said = standing(defs, seeded.instance, load_settings(None, seeded.overrides))
+    readable = "0.0% of the judgements have a readable score"
+    assert any(line.startswith(f"iter_001: judged_scores was refused: {readable}") for line in said)
 
 
 def test_with_positive_examples_alone_the_base_model_is_trained_again_on_more(seeded: Home) -> None:
@@ -638,6 +642,15 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     assert len(asked) == metadata["looks"].value + 1
 
 
+def test_with_early_stopping_by_signs_no_judge_is_asked(seeded: Home) -> None:
+    seeded.run(1, dpo={"early_stopping": {"every": 1, "by": "signs"}, "nats_tolerance": 0.0, "learning_rate": 0.1})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
+    assert asked == {"M1", *(f"M1-step-{step}" for step in range(1, metadata["looks"].value + 1))}
+    assert metadata["stopped_early"].value == metadata["looks"].value, "human replies are less likely by then"
+    assert not seeded.store.journal_folder("early_stopping/M2").exists()
+
+
 def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(seeded: Home) -> None:
     seeded.run(1, dpo={"rehearsal": 0.6})
     pairs = seeded.table("preference_pairs", "iter_001")
@@ -652,15 +665,15 @@ def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(se
 
 
 def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompts(seeded: Home) -> None:
-    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0})
+    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "nats_tolerance": 100.0})
     metadata = seeded.materialization("iteration_model", "iter_001").metadata
     m2 = seeded.store.checkpoint("M2")
     tried = m2.lineage["interpolation"]
     assert metadata["interpolation"].value == tried
     assert metadata["interpolation_ratio"].value == tried[-1]["ratio"]
     assert [one["ratio"] for one in tried] == [1.0, 0.5][: len(tried)]
-    assert tried[-1]["passed"] or len(tried) == 2
-    assert not any(one["passed"] for one in tried[:-1])
+    assert tried[-1]["tolerable"] or len(tried) == 2
+    assert not any(one["tolerable"] for one in tried[:-1])
     asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
     assert asked == {"M1", *(f"ratio-{one['ratio']:g}" for one in tried)}
     tracker = Tracker(load_settings(None, seeded.overrides))
@@ -668,7 +681,7 @@ def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompt
     assert [(point.step, point.value) for point in ratios] == [(1, tried[-1]["ratio"])]
     assert metadata["final_loss"].value > 0
     assert [path for path in (seeded.store.root / "work").rglob("*") if path.is_file()] == []
-    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0}) == {}
+    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "nats_tolerance": 100.0}) == {}
 
 
 def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None:
@@ -814,6 +827,29 @@ def test_after_iterations_that_made_pairs_good_replies_alone_are_learned_from_wh
         for partition in ITERATIONS
     )
     assert positives == expected > 0
+
+
+def test_a_copied_home_leaves_the_original_alone_and_a_lost_registry_is_filled_again(
+    seeded: Home, seeded_folder: Path, tiny_model: Path, tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in seeded_folder.rglob("*") if path.is_file()}
+    seeded.run(1)
+    assert {path: path.read_bytes() for path in seeded_folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in (seeded.path / "mlartifacts").rglob("report.html")] == ["report.html"]
+    settings = load_settings(None, seeded.overrides)
+    registered = Tracker(settings).registered(settings.project)
+    shutil.copytree(seeded.path, tmp_path / "lost", ignore=shutil.ignore_patterns("mlflow.db"))
+    for lost in open_home(tmp_path / "lost", tiny_model, environment):
+        lost.overrides = seeded.overrides
+        assert lost.run(1) == {}, "nothing is computed for it"
+        assert "registered again in MLflow, whose store did not know them: M1, M2" in lost.said
+        tracker = Tracker(settings)
+        assert tracker.registered(settings.project).keys() == registered.keys()
+        champion = tracker.champion(settings.project)
+        assert champion is not None
+        assert champion["digest"] == lost.store.checkpoint(champion_before(lost.store, 2)).digest
+        lost.run(1)
+        assert len(tracker.client.search_model_versions(f"name = '{settings.project}'")) == 2, "none twice"
 
 
 def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seeded: Home) -> None:

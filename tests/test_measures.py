@@ -95,6 +95,19 @@ def test_a_share_of_items_has_an_exact_interval() -> None:
 
 
 @EVERY
+def test_one_item_tells_no_interval_unless_it_is_a_shares(measure: Measure) -> None:
+    of_one = assessed("m", ["so so it goes"], followed=[2], scores=[(3, 3)], nats=[1.5], nearness=[0.5], closed=[1])
+    found = figure(of_one, measure, 50)
+    assert found.value is not None
+    if found.low is not None and found.high is not None:
+        assert found.high - found.low > 0.1
+    else:
+        assert change(of_one, of_one, measure, resamples=50) is None
+    if measure.name == "judge":
+        assert why_not_compared(of_one, of_one, measure, 50).startswith("1 prompt is too few")
+
+
+@EVERY
 def test_what_nobody_was_asked_for_has_no_figure_and_says_why(measure: Measure) -> None:
     nothing = assessed("m", closed=[1]) if measure.name != "closed_tasks" else assessed("m", loops=[False])
     nothing = Assessment(

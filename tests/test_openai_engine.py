@@ -65,6 +65,7 @@ def test_requests_carry_everything_that_decides_what_is_drawn(server: Completion
             "seed": 5,
             "stop_token_ids": [server.loaded.tokenizer.eos_token_id],
             "skip_special_tokens": True,
+            "return_token_ids": True,
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -165,12 +166,35 @@ def answer_of(**changes: Any) -> Fault:
     return Fault(200, json.dumps({"choices": [choice], "usage": {"completion_tokens": 1, **changes}}))
 
 
-def test_an_unknown_end_is_an_error(server: CompletionServer, tiny_model: Path) -> None:
+def answers(server: CompletionServer, tiny_model: Path, **choice: Any) -> tuple[OpenAIEngine, Fault]:
+    """Return an engine, and an answer to the prompt that `write` sends."""
     engine = open_for(tiny_model, server.address)
     n_prompt = len(server.loaded.tokenizer(engine.render("hi"), add_special_tokens=False).input_ids)
-    server.always = answer_of(choice={"finish_reason": "abort"}, prompt_tokens=n_prompt)
-    with pytest.raises(ModelError, match="'abort' instead of 'stop' or 'length'"):
+    return engine, answer_of(choice=choice, prompt_tokens=n_prompt)
+
+
+@pytest.mark.parametrize("reason", ["content_filter", "repetition", None, "something new"])
+def test_an_unknown_end_is_a_cut(server: CompletionServer, tiny_model: Path, reason: str | None) -> None:
+    engine, server.always = answers(server, tiny_model, finish_reason=reason)
+    assert [(c.text, c.finish_reason) for c in write(engine)] == [("a", "length")]
+
+
+@pytest.mark.parametrize("choice", [{"finish_reason": "abort"}, {"text": None}, {"text": ["a"]}])
+def test_what_is_no_reply_is_asked_for_again(
+    server: CompletionServer, tiny_model: Path, choice: dict[str, Any]
+) -> None:
+    engine, broken = answers(server, tiny_model, **choice)
+    server.faults = [broken]
+    write(engine)
+    assert len(server.requests) == 2
+    server.always = broken
+    with pytest.raises(ServerError, match="its answer is not a completion"):
         write(engine)
+
+
+def test_half_a_character_is_replaced(server: CompletionServer, tiny_model: Path) -> None:
+    engine, server.always = answers(server, tiny_model, text="a \ud83d")
+    assert [c.text for c in write(engine)] == ["a \ufffd"]
 
 
 def test_a_server_that_changes_prompts_is_refused(server: CompletionServer, tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srlm_pipeline.errors import DataError
-from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers
+from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers, require_names
 from srlm_pipeline.tables import REPLIES, check_table
 
 PROMPTS = pd.DataFrame(
@@ -97,6 +97,9 @@ def test_a_model_meets_the_other_on_the_prompts_that_both_answer(tmp_path: Path)
         ("a.json", [], "holds no answers"),
         ("a.jsonl", "", "holds no answers"),
         ("a.jsonl", json.dumps(answer("Say hello.", "hi")) + "\n{oops", "line 2: not valid JSON"),
+        ("a.json", [answer("Say hello.", "hi", "M2")], "'M2', which is a name of the project's own"),
+        ("a.json", [answer("Say hello.", "hi", "Champion")], "'Champion', which is a name"),
+        ("a.json", [answer("Say hello.", "hi", "x" * 101)], "101 characters, more than 100"),
         ("a.json", [answer("Say hello.", "hi"), answer("What?", "x", "stranger")], "none of the 3 .* stranger"),
     ],
 )
@@ -112,6 +115,16 @@ def test_what_cannot_be_used_is_named_with_file_place_and_field(
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_other_answers(Path(name), PROMPTS, words)
+
+
+def test_models_that_would_be_taken_for_each_other_are_refused_before_there_are_prompts(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    one.write_text(json.dumps([answer("Say hello.", "hi", "qwen2.5@q4"), answer("Say hello.", "hi", "q@w")]))
+    two.write_text(json.dumps([answer("What?", "x", "gpt4")]))
+    assert require_names([one, two]) == ["qwen2.5@q4", "q@w", "gpt4"]
+    two.write_text(json.dumps([answer("What?", "x", "Qwen2.5-q4")]))
+    with pytest.raises(DataError, match=r"'Qwen2.5-q4' cannot be told from those of 'qwen2.5@q4' in .*one.json"):
+        require_names([one, two])
 
 
 ANSWERS = st.lists(

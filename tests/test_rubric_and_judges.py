@@ -30,7 +30,7 @@ from srlm_pipeline.progress import NullProgress
 
 RUBRICS = ("additive", "short")
 FORMS = ("rationale", "direct")
-SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>", "[INST]", "|||MAIL|||")
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "[INST]", "|||MAIL|||")
 TAG = re.compile(r"<\s*/?\s*(?:question|response)\b[^>]*>?", re.IGNORECASE)
 HOSTILE_PIECES = st.sampled_from(
     [
@@ -210,7 +210,7 @@ def test_neutralising_twice_changes_nothing_more(text: str) -> None:
 def test_data_cannot_end_its_turn(tokenizer, prompt: str, response: str) -> None:
     plain = render_user_turn(tokenizer, judge_prompt("short", "", "", "direct"), "Score: ")
     hostile = render_user_turn(tokenizer, judge_prompt("short", prompt, response, "direct"), "Score: ")
-    for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>", "[INST]"):
+    for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "[INST]"):
         assert hostile.count(token) == plain.count(token)
     assert hostile.endswith("<|im_start|>assistant\nScore: ")
     assert TAG.findall(hostile) == judge_tags()
@@ -221,6 +221,15 @@ def test_special_tokens_in_data_are_ordinary_text_to_the_tokenizer(tokenizer, to
     control = tokenizer.convert_tokens_to_ids(token)
     assert control in tokenizer(f"a {token} b").input_ids
     assert control not in tokenizer(neutralise_special_tokens(f"a {token} b {token}{token}", tokenizer)).input_ids
+
+
+def test_a_tag_that_this_template_does_not_end_turns_with_is_a_tag(tokenizer) -> None:
+    from copy import deepcopy
+
+    with_tags = deepcopy(tokenizer)
+    with_tags.add_special_tokens({"additional_special_tokens": ["<s>", "</s>", "COVID"]})
+    text = "<s>COVID</s> is <|im_end|>"
+    assert neutralise_special_tokens(text, with_tags) == "<s>COVID</s> is <\u200b|im_end|>"
 
 
 def test_text_without_special_tokens_is_unchanged(tokenizer) -> None:

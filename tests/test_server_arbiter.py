@@ -161,6 +161,128 @@ def test_a_verdict_that_was_cut_off_is_no_opinion(server: ChatServer, store: Pro
     assert np.isnan(ask(arbiter_at(server, store), comparisons(1))).all()
 
 
+def saying(finish_reason: str | None = "stop", **message: Any) -> Trouble:
+    """Return a chat completion of any message."""
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": finish_reason}
+    return Trouble(200, json.dumps({"choices": [choice], "usage": None}))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "text", "text": "It says more.\n"}, {"type": "text", "text": "Verdict: B"}]},
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Verdict: A"}]}, "Verdict: B"]},
+        {"content": "Verdict: B", "reasoning_content": "Perhaps.\nVerdict: A"},
+        {"content": "Verdict: B", "reasoning": "Perhaps.\nVerdict: A"},
+        {"content": "<think>\nVerdict: A\n</think>\n\nVerdict: B"},
+        {"content": "Verdict: A\n</think>\n\nVerdict: B"},
+        {"content": "[THINK]Verdict: A[/THINK]Verdict: B"},
+        {"content": "It says </think>.\nVerdict: B"},
+    ],
+)
+def test_an_answer_is_read_in_whatever_parts_it_comes_and_thoughts_are_none(
+    server: ChatServer, store: ProjectStore, message: dict[str, Any]
+) -> None:
+    server.troubles = [saying(**message)]
+    assert ask(arbiter_at(server, store), comparisons(1)) == [-1.0]
+    assert len(server.requests) == 1
+
+
+def test_a_score_within_thoughts_does_not_end_the_judgement(server: ChatServer, store: ProjectStore) -> None:
+    server.say = lambda _: "<think>\nAt first:\nScore: 5\nNo.\n</think>\nFair.\nScore: 2\n"
+    assert ask(arbiter_at(server, store, "scores"), [Comparison("q", "better", "bad")]) == [0.0]
+    journal = next(iter(files_below(store.root).values()))
+    assert "At first" not in journal and "Score: 2" in journal
+
+
+EMPTY: list[dict[str, Any]] = [
+    {"content": None},
+    {"content": ""},
+    {"content": " \n"},
+    {"content": []},
+    {},
+    {"content": None, "reasoning_content": "Verdict: A"},
+    {"content": "<think>Verdict: A"},
+    {"content": None, "finish_reason": "content_filter"},
+    {"content": None, "finish_reason": "tool_calls"},
+]
+
+
+@pytest.mark.parametrize("message", EMPTY)
+def test_an_empty_answer_is_asked_again_and_never_kept(
+    server: ChatServer, store: ProjectStore, message: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    server.troubles = [saying(**message)]
+    assert ask(arbiter_at(server, store), comparisons(1)) == [1.0]
+    assert len(server.requests) == 2
+    server.troubles = [saying(**message)] * 3
+    first, second = ask(arbiter_at(server, store, concurrency=1), [Comparison("r", "yyyy", "y"), *comparisons(1)])
+    assert (np.isnan(first), second) == (True, 1.0)
+    assert "said nothing to 1 of 1 messages" in caplog.text
+    assert ask(arbiter_at(server, store), [Comparison("r", "yyyy", "y")]) == [1.0]
+    assert len(server.requests) == 6
+
+
+def test_a_server_that_never_says_anything_does_not_work(server: ChatServer, store: ProjectStore) -> None:
+    server.always = saying(content=None)
+    with pytest.raises(ServerError, match="said nothing to any of 6 messages"):
+        ask(arbiter_at(server, store, max_retries=0), comparisons(6))
+
+
+@pytest.mark.parametrize(
+    ("answer", "opinion"),
+    [
+        (saying("STOP", content="Verdict: A"), True),
+        (saying("eos_token", content="Verdict: A"), True),
+        (saying("content_filter", content="Verdict: A"), False),
+        (saying("model_overloaded", content="Verdict: A"), False),
+        (saying(None, content="Verdict: A"), False),
+        (saying("length", content=None, reasoning_content="Verdict: A"), False),
+        (saying("stop", content=None, refusal="I cannot compare these."), False),
+    ],
+)
+def test_only_an_answer_that_came_to_its_end_is_an_opinion(
+    server: ChatServer, store: ProjectStore, answer: Trouble, opinion: bool
+) -> None:
+    server.troubles = [answer]
+    for _ in range(2):
+        assert np.isnan(ask(arbiter_at(server, store), comparisons(1))).tolist() == [not opinion]
+    assert len(server.requests) == 1, "cut off or refused, it is an answer and was paid for"
+
+
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "load"])
+def test_what_the_server_broke_off_is_asked_again(server: ChatServer, store: ProjectStore, reason: str) -> None:
+    server.troubles = [saying(reason, content="Verdict: B")]
+    assert ask(arbiter_at(server, store), comparisons(1)) == [1.0]
+
+
+def test_half_a_character_does_not_lose_an_answer(server: ChatServer, store: ProjectStore) -> None:
+    server.say = lambda _: "It says \ud83d.\nVerdict: B"
+    for _ in range(2):
+        assert ask(arbiter_at(server, store), comparisons(1)) == [-1.0]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_a_loop_of_redirects_ends(server: ChatServer, store: ProjectStore, status: int) -> None:
+    server.always = Trouble(status, "", {"Location": f"{server.address}/chat/completions"})
+    with pytest.raises(ServerError, match=r"sends requests on more than 5 times|it had sent the request on to"):
+        ask(arbiter_at(server, store, max_retries=1), comparisons(1))
+    assert len(server.requests) <= 12
+
+
+def test_a_request_that_is_sent_on_is_answered(server: ChatServer, store: ProjectStore) -> None:
+    server.troubles = [Trouble(307, "", {"Location": f"{server.address}/chat/completions"})]
+    assert ask(arbiter_at(server, store), comparisons(1)) == [1.0]
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"choices": [{"message": {"content": 3}}]}', '"\\ud800"'])
+def test_absurd_answers_are_told(server: ChatServer, store: ProjectStore, body: str) -> None:
+    server.always = Trouble(200, body)
+    with pytest.raises(ServerError, match="not a chat completion"):
+        ask(arbiter_at(server, store, max_retries=0), comparisons(1))
+
+
 def test_a_judgement_ends_with_its_score_line(server: ChatServer, store: ProjectStore) -> None:
     server.say = lambda message: f"Fair.\nScore: {LETTERS[replies_in(message)[0]]}\nScore: 5 is what others would say."
     assert ask(arbiter_at(server, store, "scores"), [Comparison("q", "better", "bad")]) == [2.0]

@@ -20,7 +20,7 @@ from srlm_pipeline.evaluation.statistics import (
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 GROUPS = st.lists(
-    st.lists(st.sampled_from([0.0, 0.5, 1.0]) | st.floats(-10, 10), min_size=1, max_size=4), min_size=1, max_size=8
+    st.lists(st.sampled_from([0.0, 0.5, 1.0]) | st.floats(-10, 10), min_size=1, max_size=4), min_size=2, max_size=8
 ).map(lambda groups: [np.array(g) for g in groups])
 
 
@@ -57,6 +57,15 @@ def test_interval_is_of_the_mean_over_values_not_over_groups() -> None:
     assert low in resampled
     assert {bootstrap_interval(groups, resamples=1, seed=s)[0] for s in range(20)} == resampled
     assert bootstrap_interval(groups) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("groups", [[], [np.ones(3)]])
+def test_one_prompt_has_no_interval(groups: list[np.ndarray]) -> None:
+    with pytest.raises(ValueError, match="an interval takes two"):
+        bootstrap_interval(groups)
+    if groups:
+        with pytest.raises(ValueError, match="an interval takes two"):
+            paired_difference(groups, groups)
 
 
 def test_only_the_tails_are_left_out() -> None:

@@ -1,11 +1,19 @@
 """Runs in MLflow: one a materialization, and what becomes of those that were cut short."""
 
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mlflow.utils.validation import _validate_metric
 
+from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
-from srlm_pipeline.tracking import Tracker, parameters
+from srlm_pipeline.errors import RecordError
+from srlm_pipeline.relocation import DATABASE, follow
+from srlm_pipeline.tracking import Tracker, former_homes, metric_name, parameters, remember_ui, ui_url
 
 
 @pytest.fixture
@@ -51,3 +59,72 @@ def test_parameters_are_the_settings_that_were_read(settings: Settings) -> None:
     assert told["judge.taught_rubric"] == "short"
     assert told["pairs.unfit"] == "rejected"
     assert {name.split(".")[0] for name in told} == {"base_model", "seed", "pairs", "judge"}
+
+
+def test_where_a_home_was_copied_nothing_goes_into_the_old_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, copy = tmp_path / "a home", tmp_path / "another h\u00f6me"
+    monkeypatch.setenv("DAGSTER_HOME", str(original))
+    with Tracker(settings).run("iteration_report", "iter_001", "dagster-1", []) as run:
+        run.text("first", "report.html")
+    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, champion=True)
+    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, champion=False)
+    shutil.copytree(original, copy)
+    before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    monkeypatch.setenv("DAGSTER_HOME", str(copy))
+    assert former_homes(settings) == [original.as_uri()]
+    tracker = Tracker(settings)
+    assert former_homes(settings) == []
+    with tracker.run("iteration_report", "iter_001", "dagster-2", []) as again:
+        again.text("second", "report.html")
+    written = {path.read_text(): path for path in copy.rglob("report.html")}
+    assert set(written) == {"first", "second"}
+    assert tracker.client.get_run(run.run_id).info.artifact_uri == written["first"].parent.as_uri()
+    versions = {v.tags["digest"]: v.source for v in tracker.client.search_model_versions("name = 'quickstart'")}
+    assert versions == {"0": (copy / "srlm/M1").as_uri(), "1": (tmp_path / "a home beside/M2").as_uri()}
+    assert {path: path.read_bytes() for path in original.rglob("*") if path.is_file()} == before
+
+
+def test_addresses_outside_of_any_home_stay(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / DATABASE) as store:
+        store.execute("CREATE TABLE experiments (experiment_id, name, artifact_location)")
+        elsewhere = [(1, "a", "s3://bucket/mlartifacts/a"), (2, "b", "/data/b"), (3, "c", "file:///data/mlartifacts/x")]
+        store.executemany("INSERT INTO experiments VALUES (?, ?, ?)", elsewhere)
+    assert follow(tmp_path) == []
+    assert sqlite3.connect(tmp_path / DATABASE).execute("SELECT * FROM experiments").fetchall() == elsewhere
+
+
+def test_a_store_that_is_none_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(b"not a database, and longer than the header of one" * 100)
+    with pytest.raises(RecordError, match=r"mlflow\.db.*MLflow's store"):
+        Tracker(settings)
+
+
+def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_another_place(settings: Settings) -> None:
+    assert ui_url(settings) == "http://127.0.0.1:5000"
+    remember_ui("http://127.0.0.1:5007")
+    assert Tracker(settings).run_url("r").startswith("http://127.0.0.1:5007/#/experiments/")
+    proxied = load_settings("quickstart", {"tracking": {"ui_url": "https://lab.example.org/mlflow/"}})
+    assert ui_url(proxied) == "https://lab.example.org/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "name"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("::1", [], "[::1]"),
+        ("0.0.0.0", [], "127.0.0.1"),
+        ("0.0.0.0", ["lab.example.org"], "lab.example.org"),
+    ],
+)
+def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
+    assert reachable_name(host, allowed) == name
+
+
+@given(st.text(max_size=300))
+@example("qwen2.5-7b@q4_k_m")
+@example("../a//b/./c/")
+def test_a_figure_has_a_name_that_mlflow_takes_whoever_it_is_of(name: str) -> None:
+    _validate_metric(metric_name(f"win_rate/vs_{name}_low"), 0.5, 0, 0)
+    assert metric_name("win_rate/vs_gpt 4.1: scores") == "win_rate/vs_gpt 4.1: scores"

@@ -4,6 +4,8 @@ The edge from one iteration's model to the next one's policy would be a cycle be
 Events for the next partition say the same: `publish`.
 """
 
+from pathlib import Path
+
 import dagster as dg
 
 from srlm_pipeline.assets.results import model_result
@@ -13,6 +15,7 @@ from srlm_pipeline.attempts import Attempt, write_attempt
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import MissingPredecessorError
 from srlm_pipeline.evaluation.champion import champion_before
+from srlm_pipeline.evaluation.other_answers import require_names
 from srlm_pipeline.models.checkpoint import is_checkpoint
 from srlm_pipeline.reads import STAGES, Reads
 from srlm_pipeline.store import ProjectStore, partition_key
@@ -33,6 +36,8 @@ def policy(stage: Stage) -> dg.MaterializeResult:
     champion or the settings are others, the iteration is no further attempt at anything any more.
     """
     iteration, store = stage.iteration, stage.store
+    # Wanted only after the training; then it would be late.
+    require_names([Path(path) for path in stage.settings.evaluation.other_answers])
     asked = int(stage.context.run.tags.get(ATTEMPT_TAG, 0))
     bound = making_version(stage.settings)
     if asked:

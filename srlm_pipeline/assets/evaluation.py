@@ -10,17 +10,17 @@ from srlm_pipeline.assets.assessment import assessment as model_assessment
 from srlm_pipeline.assets.assessment import assessments, seed_assessment
 from srlm_pipeline.assets.entering import champion, policy
 from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.registry import register, seed_entry
 from srlm_pipeline.assets.results import check, table_result
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
-from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measuring import arbiter_agreement, match
 from srlm_pipeline.evaluation.opening import open_arbiter
 from srlm_pipeline.evaluation.opponents import opponents_of
-from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers
+from srlm_pipeline.evaluation.other_answers import OtherAnswers, read_other_answers, require_names
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.prompting.filters import NoveltyIndex
 from srlm_pipeline.reads import Reads
@@ -59,7 +59,7 @@ def seed_evaluation(
         for role in opponent.roles:
             stage.curve(win_metrics(role, outcome.metrics()))
             metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
-    _register_seed_model(stage)
+    register(stage, seed_entry(stage.store))
     trained_on = NoveltyIndex([*ift_dataset["prompt"], *ranked_replies["prompt"].unique()])
     overlapping = [p for p in evaluation_prompts["prompt"] if trained_on.nearest(p) >= OVERLAP_ROUGE_L]
     checks = [
@@ -77,21 +77,6 @@ def seed_evaluation(
         ),
     ]
     return table_result(pd.concat(tables, ignore_index=True), metadata, checks)
-
-
-def _register_seed_model(stage: Stage) -> None:
-    """Register M1 in MLflow, as the champion until an iteration's model is promoted."""
-    from srlm_pipeline.tracking import Tracker
-
-    settings, store = stage.settings, stage.store
-    first = store.checkpoint(M1)
-    Tracker(settings).register(
-        settings.project,
-        store.keep(first),
-        stage.run.run_id,
-        {"model": M1, "digest": first.digest, "iteration": "0", "verdict": "seed model"},
-        champion=champion_before(store, len(iterations.get_partition_keys()) + 1) == M1,
-    )
 
 
 @srlm_asset(
@@ -180,13 +165,14 @@ def _taking_part(stage: Stage, iterations: list[int]) -> list[str]:
 def _other_answers(stage: Stage, prompts: pd.DataFrame) -> list[OtherAnswers]:
     """Read other models' answers from their files; lengths in tokens are counted as M1 does."""
     settings, store = stage.settings, stage.store
-    if not settings.evaluation.other_answers:
+    paths = [Path(path) for path in settings.evaluation.other_answers]
+    if not require_names(paths):
         return []
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(store.checkpoint(M1).path)
     return [
         answers
-        for path in settings.evaluation.other_answers
-        for answers in read_other_answers(Path(path), prompts, lambda text: len(tokenizer.encode(text)))
+        for path in paths
+        for answers in read_other_answers(path, prompts, lambda text: len(tokenizer.encode(text)))
     ]

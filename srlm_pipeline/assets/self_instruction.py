@@ -29,7 +29,8 @@ def _generator(settings: Settings) -> list[str]:
 
 def _invented(settings: Settings) -> tuple[str, ...]:
     base = ("base_model",) if settings.prompt_generation.generator == BASE else ()
-    return ("prompt_generation", *base, "evaluation.verifiable.source", "evaluation.closed_tasks.source", "seed")
+    sets = ("evaluation.verifiable.source", "evaluation.closed_tasks.source")
+    return ("prompt_generation", *base, *sets, "model.thinking", "seed")
 
 
 @srlm_asset(
@@ -98,7 +99,7 @@ def generated_prompts(
 
 
 @srlm_asset(
-    Reads(("candidates", "seed")),
+    Reads(("candidates", "model.thinking", "seed")),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,
@@ -152,7 +153,7 @@ def _panel(settings: Settings) -> list[str]:
 
 
 @srlm_asset(
-    Reads(("judge", "judge.panel", "seed"), verdicts=("judge.min_parse_rate",), contents=_panel),
+    Reads(("judge", "judge.panel", "model.thinking", "seed"), verdicts=("judge.min_parse_rate",), contents=_panel),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,

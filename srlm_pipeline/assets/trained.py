@@ -54,10 +54,21 @@ def training_facts(trained: TrainingRun) -> dict[str, float | int]:
     facts: dict[str, float | int] = {"examples": trained.n_examples}
     if trained.n_left_out:
         facts["too_long"] = trained.n_left_out
+    if trained.n_cut:
+        facts["cut"] = trained.n_cut
     loss = trained.final("loss")
     if loss is not None:
         facts["final_loss"] = loss
     return facts
+
+
+def warn_of_length(stage: Stage, trained: TrainingRun, setting: str, max_length: int) -> None:
+    """Say how many examples were too long to be learned, or to be learned to their end."""
+    of, limit = f"of {trained.n_left_out + trained.n_examples} examples", f"{setting} ({max_length} tokens)"
+    if trained.n_left_out:
+        stage.log.warning(f"{trained.n_left_out} {of} were left out: they do not fit into {limit}")
+    if trained.n_cut:
+        stage.log.warning(f"the replies of {trained.n_cut} {of} were cut to {limit}; no end is learned there")
 
 
 def dpo_facts(trained: TrainingRun, settings: DpoSettings) -> dict[str, float | int | str]:

@@ -19,6 +19,7 @@ from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, loa
 from srlm_pipeline.errors import DiskSpaceError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
+from srlm_pipeline.tracking import former_homes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "dagster", "dagster-webserver", "mlflow", "pandas")
 COMFORTABLE_DISK = 8 * 2**30
@@ -63,11 +64,12 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
         ("arbiters", lambda: _arbiters(settings())),
+        ("other answers", lambda: _other_answers(settings())),
         ("encoder", lambda: _encoder(settings())),
         ("notices", lambda: _notices(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
-        ("instance", lambda: os.environ["DAGSTER_HOME"]),
+        ("instance", lambda: _instance(settings())),
     ]
 
 
@@ -115,14 +117,16 @@ def _engine(settings: Settings) -> str:
 
 
 def _base_model(settings: Settings) -> str:
+    from srlm_pipeline.models.chat_format import chat_format
     from srlm_pipeline.models.embedded import gguf_path
     from srlm_pipeline.models.loading import load_tokenizer
 
     if settings.base_model == EMBEDDED_MODEL:
         return f"{settings.base_model}, from {gguf_path().name}"
     if Path(settings.base_model).is_dir():
-        load_tokenizer(settings.base_model, settings.model)
-        return f"folder {settings.base_model}: tokenizer and chat template are there"
+        known = chat_format(load_tokenizer(settings.base_model, settings.model))
+        thinks = f", after a thought ({known.thinking.start})," if known.thinks else ""
+        return f"folder {settings.base_model}: by its chat template it replies{thinks} and ends with {known.turn_end}"
     return f"{settings.base_model}, from the model hub when it is first needed"
 
 
@@ -172,6 +176,12 @@ def _arbiters(settings: Settings) -> str:
     )
 
 
+def _other_answers(settings: Settings) -> str:
+    from srlm_pipeline.evaluation.other_answers import require_names
+
+    return ", ".join(require_names([Path(path) for path in settings.evaluation.other_answers])) or "none"
+
+
 def _encoder(settings: Settings) -> str:
     from srlm_pipeline.models.sentence_encoder import encoder_archive, how_to_get_it
 
@@ -188,6 +198,12 @@ def _notices(settings: Settings) -> str:
     if not names:
         return f"nobody is told of verdicts and failures: {settings.notices.variable} holds no address"
     return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
+
+
+def _instance(settings: Settings) -> str:
+    former = former_homes(settings)
+    moved = f"; it was {' and '.join(former)} before, and MLflow's addresses follow with the next run" if former else ""
+    return os.environ["DAGSTER_HOME"] + moved
 
 
 def _memory() -> str:

@@ -25,7 +25,7 @@ class JudgeAccuracy:
     Attributes:
         pairwise_accuracy: Share of human-ordered pairs that the judge orders the same way; equal and unreadable scores
             count half, so that a judge without an opinion reaches one half.
-        pairwise_low: Lower end of the 95 % bootstrap interval, prompts resampled.
+        pairwise_low: Lower end of the 95 % bootstrap interval, prompts resampled; None with fewer than two.
         pairwise_high: Its upper end.
         length_baseline: The same share for "the longer reply is better".
         length_balanced_accuracy: Mean of the accuracy over pairs whose better reply is the longer one and over
@@ -100,7 +100,8 @@ def measure_judge(table: pd.DataFrame) -> JudgeAccuracy:
             tau.append(_correlation(stats.kendalltau, -ranks, scores))
         exact.append(float(len(scored) == len(group) and bool(of_group) and min(of_group) == 1.0))
     pairs = [right for of_group in agreement for right in of_group]
-    low, high = bootstrap_interval([np.asarray(g) for g in agreement if g]) if pairs else (None, None)
+    groups = [np.asarray(g) for g in agreement if g]
+    low, high = bootstrap_interval(groups) if len(groups) > 1 else (None, None)
     by_length = [m for m in (_mean(longer), _mean(shorter)) if m is not None]
     return JudgeAccuracy(
         pairwise_accuracy=_mean(pairs),

@@ -79,7 +79,7 @@ class Figure:
 
     Attributes:
         value: Mean over all values; None if there are none.
-        low: Lower end of the 95 % interval.
+        low: Lower end of the 95 % interval; None if there are too few to tell one.
         high: Upper end.
         n: Items.
         note: Why it was not measured; blank if it was.
@@ -271,13 +271,18 @@ def measure_named(name: str) -> Measure:
 
 
 def figure(assessment: Assessment, measure: Measure, resamples: int = DEFAULT_RESAMPLES) -> Figure:
-    """Return one model's figure with its 95 % interval: exact for shares of items, else a bootstrap over items."""
+    """Return one model's figure with its 95 % interval: exact for shares of items, else a bootstrap over items.
+
+    One item tells no interval, unless it is a share's.
+    """
     groups = list(measure.values(assessment).values())
     if not groups:
         return Figure(None, None, None, 0, measure.absent)
     value = float(np.concatenate(groups).mean())
     if _binary(groups):
         low, high = exact_interval(round(value * len(groups)), len(groups))
+    elif len(groups) == 1:
+        return Figure(value, None, None, 1)
     else:
         low, high = bootstrap_interval(groups, resamples)
     return Figure(value, low, high, len(groups))
@@ -290,7 +295,7 @@ def change(
     confidence: float = 0.95,
     resamples: int = DEFAULT_RESAMPLES,
 ) -> Change | None:
-    """Return by how much a model is better than another; None if they have no item in common.
+    """Return by how much a model is better than another; None if they have too few items in common to tell.
 
     Args:
         new: The model that is looked at.
@@ -301,12 +306,12 @@ def change(
     """
     sides = _paired(new, other, measure)
     shared = [item for item in sides[0] if item in sides[1]]
-    if not shared:
-        return None
     ours, theirs = ([side[item] for item in shared] for side in sides)
     two_sided = 2 * confidence - 1
-    if _binary([*ours, *theirs]):
+    if shared and _binary([*ours, *theirs]):
         found = paired_shares(np.concatenate(ours), np.concatenate(theirs), two_sided)
+    elif len(shared) < 2:
+        return None
     else:
         found = paired_difference(ours, theirs, resamples, confidence=two_sided)
     # As each is, whatever was excused in the comparison.
@@ -327,6 +332,8 @@ def why_not_compared(other: Assessment, new: Assessment, measure: Measure, resam
     """
     if measure.chance is not None:
         found = figure(other, measure, resamples)
+        if found.n and found.low is None:
+            return f"{found.n} prompt is too few to tell whether {other.model} does better than chance"
         if found.low is not None and found.low <= measure.chance:
             return f"{other.model} does no better than chance ({amount(measure.chance, measure.unit)})"
     if measure.pairing == "both_fit" and measure.values(new) and measure.values(other):

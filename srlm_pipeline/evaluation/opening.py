@@ -39,7 +39,7 @@ from srlm_pipeline.models.sentence_encoder import (
     how_to_get_it,
     unpack_encoder,
 )
-from srlm_pipeline.store import ProjectStore, model_name, outside_checkpoint
+from srlm_pipeline.store import ProjectStore, is_own_name, model_name, outside_checkpoint
 from srlm_pipeline.tables import EVALUATION_PROMPTS, RANKED_REPLIES, read_table
 
 _, REFERENCE, PEOPLE = PROGRAMS
@@ -146,7 +146,7 @@ def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore
     checkpoint, folder = (
         (store.checkpoint(model_name(1)), None) if chosen.model == SELF else _outside_model(chosen.model)
     )
-    engine = DeferredEngine(slot, checkpoint, judge.batch_size)
+    engine = DeferredEngine(slot, checkpoint, judge.batch_size, settings.model.thinking.manner)
     if chosen.method == "comparison":
         return ComparisonArbiter(engine)
     scoring = make_judge(engine, judge.model_copy(update={"mode": "distribution"}), settings.seed, "arbiter")
@@ -212,7 +212,12 @@ def _open_member(
         return Member(asked, member.weight, _server_journal(store, server, member.model))
     checkpoint, folder = (policy, None) if member.model == SELF else _outside_model(member.model)
     chosen = judge.model_copy(update={"mode": member.mode or judge.mode})
-    opened = make_judge(DeferredEngine(slot, checkpoint, judge.batch_size), chosen, settings.seed, "panel")
+    opened = make_judge(
+        DeferredEngine(slot, checkpoint, judge.batch_size, settings.model.thinking.manner),
+        chosen,
+        settings.seed,
+        "panel",
+    )
     return Member(opened, member.weight, judgement_journal(store, checkpoint, folder))
 
 
@@ -229,8 +234,11 @@ def _server_journal(store: ProjectStore, server: ServerSettings, model: str) -> 
 
 
 def _called(model: str) -> str:
+    if model == SELF:
+        return model_name(1)
     # MLflow takes no other characters in a metric's name.
-    return model_name(1) if model == SELF else re.sub(r"[^\w .:-]", "-", Path(model).name)
+    name = re.sub(r"[^\w .:-]", "-", Path(model).name)
+    return f"another {name}" if is_own_name(name) else name
 
 
 def _folder_name(model: str, unique: str) -> str:

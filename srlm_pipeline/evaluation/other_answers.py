@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from srlm_pipeline.config import DataSettings, SourceSettings
 from srlm_pipeline.data.reading import Filled
 from srlm_pipeline.data.sources import open_source
 from srlm_pipeline.errors import DataError
+from srlm_pipeline.store import is_own_name
 from srlm_pipeline.tables import REPLIES, check_table
+
+_LONGEST_NAME = 100
 
 
 class AnswerRow(BaseModel):
@@ -77,8 +81,38 @@ def read_other_answers(path: Path, prompts: pd.DataFrame, count_tokens: Callable
         One entry per model, in the order of the file.
 
     Raises:
-        DataError: With file, place and field where it cannot be used; also if a model answers no evaluation prompt.
+        DataError: With file, place and field where it cannot be used; also if a model answers no evaluation prompt, or
+            has a name of the project's own.
     """
+    return [_of_model(path, model, given, prompts, count_tokens) for model, given in _answers(path).items()]
+
+
+def require_names(paths: Sequence[Path]) -> list[str]:
+    """Return whose answers the files hold, once it is clear that nobody is taken for somebody else.
+
+    This can be asked before there are models or prompts, so that no work is done in vain.
+
+    Raises:
+        DataError: If a file cannot be read, or two models' names cannot be told apart.
+    """
+    found: dict[str, tuple[str, Path]] = {}
+    for path in paths:
+        for model in _answers(path):
+            same = re.sub(r"\W", "-", model).casefold()
+            if same in found:
+                other, elsewhere = found[same]
+                raise DataError(
+                    path,
+                    None,
+                    f"answers of {model!r} cannot be told from those of {other!r} in {elsewhere}, which count as the "
+                    "same name: change one `generator`",
+                )
+            found[same] = model, path
+    return [model for model, _ in found.values()]
+
+
+def _answers(path: Path) -> dict[str, list[AnswerRow]]:
+    """Return a file's rows by model."""
     if not path.is_file():
         raise DataError(path, None, "there is no such file of answers")
     absolute = path.resolve()
@@ -90,7 +124,14 @@ def read_other_answers(path: Path, prompts: pd.DataFrame, count_tokens: Callable
             answers.setdefault(row.generator, []).append(row)
     if not answers:
         raise DataError(path, None, "holds no answers")
-    return [_of_model(path, model, given, prompts, count_tokens) for model, given in answers.items()]
+    for model in answers:
+        if is_own_name(model):
+            raise DataError(
+                path, None, f"`generator` is {model!r}, which is a name of the project's own: call this model otherwise"
+            )
+        if len(model) > _LONGEST_NAME:
+            raise DataError(path, None, f"`generator` has {len(model)} characters, more than {_LONGEST_NAME}")
+    return answers
 
 
 def _of_model(

@@ -76,7 +76,11 @@ def bootstrap_interval(
         groups: One array of values per prompt, none empty.
         resamples: Bootstrap samples.
         seed: Of the resampling.
+
+    Raises:
+        ValueError: If there are fewer than two prompts: resamples of one are all the same, which says nothing.
     """
+    _require_several(len(groups))
     means = _resampled_means(groups, _draws(len(groups), resamples, seed))
     return _percentiles(means, len(groups))
 
@@ -101,12 +105,13 @@ def paired_difference(
         confidence: Two-sided; 0.9 gives the one-sided bounds of 95 %.
 
     Raises:
-        ValueError: If the prompts are not as many on both sides, or one side has no value at all.
+        ValueError: If the prompts are not as many on both sides, fewer than two, or one side has no value at all.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} prompts cannot be paired with {len(b)}")
     if not any(map(len, a)) or not any(map(len, b)):
         raise ValueError("one side has no value")
+    _require_several(len(a))
     drawn = _draws(len(a), resamples, seed)
     with np.errstate(invalid="ignore"):
         differences = _resampled_means(a, drawn) - _resampled_means(b, drawn)
@@ -208,6 +213,11 @@ def exact_interval(count: int, total: int, confidence: float = DEFAULT_CONFIDENC
     return low, high
 
 
+def _require_several(n: int) -> None:
+    if n < 2:
+        raise ValueError(f"prompts: {n}; an interval takes two")
+
+
 def _draws(n: int, resamples: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng(seed).integers(0, n, (resamples, n))
 
@@ -221,8 +231,7 @@ def _resampled_means(groups: Sequence[NDArray[np.float64]], drawn: NDArray[np.in
 
 def _percentiles(values: NDArray[np.float64], n: int, confidence: float = DEFAULT_CONFIDENCE) -> tuple[float, float]:
     tail = (1 - confidence) / 2
-    if n > 1:
-        tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
+    tail = float(stats.norm.cdf(math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1)))
     # A resample may hold no value of one side.
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)

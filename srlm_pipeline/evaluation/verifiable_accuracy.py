@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ class VerifiableAccuracy:
         prompt_loose_low: Lower end of its interval.
         prompt_loose_high: Upper end.
         instruction_strict: Share of instructions followed.
-        instruction_strict_low: Lower end of its interval.
+        instruction_strict_low: Lower end of its interval; None with one prompt, and so below.
         instruction_strict_high: Upper end.
         instruction_loose: The same, loose.
         instruction_loose_low: Lower end of its interval.
@@ -70,18 +71,19 @@ class VerifiableAccuracy:
     prompt_loose_low: float
     prompt_loose_high: float
     instruction_strict: float
-    instruction_strict_low: float
-    instruction_strict_high: float
+    instruction_strict_low: float | None
+    instruction_strict_high: float | None
     instruction_loose: float
-    instruction_loose_low: float
-    instruction_loose_high: float
+    instruction_loose_low: float | None
+    instruction_loose_high: float | None
     n_prompts: int
     n_instructions: int
     kinds: tuple[KindShare, ...]
 
     def metrics(self) -> dict[str, float]:
         """Return the figures by name, without those of single kinds: a handful of instructions each says little."""
-        return {name: float(value) for name, value in asdict(self).items() if name != "kinds"}
+        figures = {name: value for name, value in asdict(self).items() if name != "kinds"}
+        return {name: float(value) for name, value in figures.items() if value is not None}
 
 
 def verifiable_table(
@@ -136,7 +138,7 @@ def measure_verifiable(table: pd.DataFrame, resamples: int = DEFAULT_RESAMPLES) 
     if table.empty:
         raise EmptyDataError("no replies to prompts with verifiable instructions")
     asked = table["n_instructions"].to_numpy()
-    figures: dict[str, float] = {}
+    figures: dict[str, Any] = {}
     for manner in ("strict", "loose"):
         followed = table[f"n_{manner}"].to_numpy()
         complete = int((followed == asked).sum())
@@ -144,7 +146,8 @@ def measure_verifiable(table: pd.DataFrame, resamples: int = DEFAULT_RESAMPLES) 
         figures |= _figures(f"prompt_{manner}", complete / len(table), (interval.low, interval.high))
         groups = [np.repeat([1.0, 0.0], [yes, n - yes]) for yes, n in zip(followed, asked, strict=True)]
         share = followed.sum() / asked.sum()
-        figures |= _figures(f"instruction_{manner}", share, bootstrap_interval(groups, resamples))
+        ends = bootstrap_interval(groups, resamples) if len(groups) > 1 else (None, None)
+        figures |= _figures(f"instruction_{manner}", share, ends)
     return VerifiableAccuracy(
         **figures, n_prompts=len(table), n_instructions=int(asked.sum()), kinds=tuple(shares_by_kind(table))
     )
@@ -162,8 +165,8 @@ def shares_followed(table: pd.DataFrame) -> NDArray[np.float64]:
     return np.asarray(table["n_strict"] / table["n_instructions"], dtype=float)
 
 
-def _figures(name: str, share: float, interval: tuple[float, float]) -> dict[str, float]:
-    return {name: float(share), f"{name}_low": float(interval[0]), f"{name}_high": float(interval[1])}
+def _figures(name: str, share: float, interval: tuple[float, float] | tuple[None, None]) -> dict[str, float | None]:
+    return {name: float(share), f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def shares_by_kind(table: pd.DataFrame) -> list[KindShare]:

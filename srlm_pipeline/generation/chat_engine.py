@@ -6,6 +6,8 @@ that is sent counts against a budget, those that fail included.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any, NamedTuple
@@ -14,13 +16,21 @@ from urllib.parse import urlsplit
 import openai
 
 from srlm_pipeline.config import ServerSettings
-from srlm_pipeline.errors import BudgetError
-from srlm_pipeline.generation.completion_client import ServerConnection
+from srlm_pipeline.errors import BudgetError, ServerError
+from srlm_pipeline.generation.completion_client import ServerConnection, ending, whole_characters
 from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.parallel import in_parallel
 
-# What an answer ends with that was not finished; servers have many names for one that was.
-_CUT_OFF = frozenset({"length", "content_filter"})
+log = logging.getLogger(__name__)
+
+# A server that says nothing to so many messages, or more, does not work; to single ones it may have its reasons.
+_FEW = 5
+_LIMITS = frozenset({"length", "max_tokens", "max_output_tokens", "model_length"})
+# Thoughts that a server leaves in the answer. The template may have opened them: then only their end is there, and
+# counts on a line of its own, because an answer may speak of it.
+_OPENING = re.compile(r"\s*(?:<(?:think|thinking|thought)>|\[THINK\])")
+_CLOSING = r"(?:</(?:think|thinking|thought)>|\[/THINK\])"
+_CLOSED, _CLOSED_BY_A_LINE = re.compile(_CLOSING), re.compile(rf"^[ \t]*{_CLOSING}[ \t]*$", re.MULTILINE)
 # Fields that OpenAI's reasoning models refuse; every other server knows the first by this name alone.
 _NOT_FOR_ALL = frozenset({"max_tokens", "temperature", "top_p"})
 
@@ -33,14 +43,16 @@ class ChatAnswer(NamedTuple):
     """What a server said.
 
     Attributes:
-        text: Of the message; empty where it has none.
-        finish_reason: As the server gave it.
-        n_tokens: How many it drew; 0 if it does not tell.
+        text: Of the message, without the model's thoughts; empty where it has none.
+        finish_reason: What ended it: ``none`` if nothing was said, though no limit was reached.
+        n_tokens: How many it drew, thoughts included; 0 if it does not tell.
+        thoughts: What a reasoning model thought before it answered; no part of the answer.
     """
 
     text: str
-    finish_reason: str | None
+    finish_reason: FinishReason
     n_tokens: int
+    thoughts: str
 
 
 class ChatClient(ServerConnection):
@@ -58,23 +70,32 @@ class ChatClient(ServerConnection):
         self._refused: set[str] = set()
 
     def chat(self, model: str, message: str, sampling: Sampling) -> ChatAnswer:
-        """Have one user message answered.
+        """Have one user message answered. An empty answer is asked for again, as often as a failure.
 
         Raises:
             BudgetError: If the budget was spent before.
             ServerError: If the server refuses, or fails more often than it may.
         """
         try:
-            answer = self._ask(lambda: self._create(model, message, sampling), _read_answer, "a chat completion")
+            answer = self._ask(
+                lambda: self._create(model, message, sampling),
+                _read_answer,
+                "a chat completion",
+                lambda answer: answer.finish_reason != "none",
+            )
         except _BudgetSpentError:
             raise self.budget_error() from None
         with self._lock:
-            self._answered += 1
+            self._answered += answer.finish_reason != "none"
         return answer
 
     def budget_error(self) -> BudgetError:
         """Return what was spent, and on how many answers."""
         return BudgetError(self._address, self._sent, self._answered)
+
+    def silence(self, n_messages: int) -> ServerError:
+        """Return that the server works and says nothing."""
+        return self._error(f"it said nothing to any of {n_messages} messages, however often it was asked")
 
     def _create(self, model: str, message: str, sampling: Sampling) -> str:
         fields = self._fields(sampling)
@@ -138,11 +159,12 @@ class ChatEngine:
     ) -> list[Completion]:
         """Have every message answered; see `TextWriter.generate`. Seeds are not sent: few servers heed them.
 
-        When the server fails, what it has finished is handed to `on_finished` before the error is raised.
+        When the server fails, what it has finished is handed to `on_finished` before the error is raised. A message to
+        which it says nothing, however often it is asked, has a completion that ends with ``none``.
 
         Raises:
             BudgetError: If the budget does not suffice.
-            ServerError: If the server refuses, or fails more often than it may.
+            ServerError: If the server refuses, fails more often than it may, or says nothing to anything.
         """
 
         def write(place: int) -> Completion:
@@ -150,19 +172,72 @@ class ChatEngine:
             shortened = cut(answer.text, sampling)
             if shortened is not None:
                 return Completion(requests[place].key, shortened, answer.n_tokens, "stop")
-            ended: FinishReason = "length" if answer.finish_reason in _CUT_OFF else "stop"
-            return Completion(requests[place].key, answer.text, answer.n_tokens, ended)
+            return Completion(requests[place].key, answer.text, answer.n_tokens, answer.finish_reason)
 
         try:
-            return in_parallel(len(requests), write, self._in_flight, on_finished)
+            written = in_parallel(len(requests), write, self._in_flight, on_finished)
         except BudgetError:
             # Told again, now that what was under way has been answered.
             raise self._client.budget_error() from None
+        self._tell_of_silence(written)
+        return written
+
+    def _tell_of_silence(self, written: Sequence[Completion]) -> None:
+        silent = sum(completion.finish_reason == "none" for completion in written)
+        if silent and silent == len(written) >= _FEW:
+            raise self._client.silence(silent)
+        if silent:
+            log.warning(
+                "%s said nothing to %d of %d messages, however often it was asked: no opinions, asked again next time",
+                self.digest,
+                silent,
+                len(written),
+            )
 
 
 def _read_answer(answer: Any) -> ChatAnswer:
     choice = answer["choices"][0]
-    # A model that refuses has no content.
-    text = choice["message"].get("content") or ""
+    message = choice["message"]
+    content, apart = _texts(message.get("content"))
+    thoughts, spoken = _split(content)
+    thoughts = apart or _own_text(message.get("reasoning_content")) or _own_text(message.get("reasoning")) or thoughts
+    # A model that refuses says so elsewhere, and has no content.
+    text = spoken if spoken.strip() else _own_text(message.get("refusal"))
+    ended = ending(choice.get("finish_reason"))
+    if not text and str(choice.get("finish_reason")).lower() not in _LIMITS:
+        ended = "none"
     used = (answer.get("usage") or {}).get("completion_tokens") or 0
-    return ChatAnswer(str(text), choice.get("finish_reason"), int(used))
+    return ChatAnswer(whole_characters(text), ended, int(used), whole_characters(thoughts))
+
+
+def _split(content: str) -> tuple[str, str]:
+    """Return the thoughts that an answer begins with, and the rest; thoughts that do not end are all there is."""
+    opening = _OPENING.match(content)
+    end = (_CLOSED if opening else _CLOSED_BY_A_LINE).search(content)
+    if end:
+        return content[opening.end() if opening else 0 : end.start()], content[end.end() :].lstrip()
+    return (content, "") if opening else ("", content)
+
+
+def _texts(content: Any) -> tuple[str, str]:
+    """Return what a message's content says and what it thinks: one text, or parts of several types.
+
+    Raises:
+        TypeError: If it is anything else.
+    """
+    if content is None or isinstance(content, str):
+        return content or "", ""
+    if not isinstance(content, list):
+        raise TypeError("neither a text nor parts")
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    said = [_own_text(part.get("text")) for part in parts if part.get("type") in ("text", "output_text", None)]
+    thought = [
+        _own_text(part.get(part["type"])) or "".join(_texts(part.get(part["type"])))
+        for part in parts
+        if part.get("type") in ("thinking", "reasoning")
+    ]
+    return "".join(said), "".join(thought)
+
+
+def _own_text(value: Any) -> str:
+    return value if isinstance(value, str) else ""

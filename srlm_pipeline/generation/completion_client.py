@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from srlm_pipeline.config import EngineSettings, ServerSettings
 from srlm_pipeline.errors import ServerError
+from srlm_pipeline.generation.engine import FinishReason
 
 if TYPE_CHECKING:
     import httpx2
@@ -22,6 +24,15 @@ Result = TypeVar("Result")
 _NO_OTHER_SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _LONGEST_QUOTE = 500
 _LONGEST_PAUSE_SECONDS = 8.0
+# Enough for a proxy that has its clients come back until a long answer is there; more is a loop.
+_MOST_REDIRECTS = 5
+# What servers call an end that the model itself came to. Any other name than these is a cut.
+_ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence", "end_turn", "end", "complete", "completed"})
+# The server stopped, not the model: vLLM and SGLang, OpenRouter and Cohere, DeepSeek, Ollama.
+_BROKEN_OFF = frozenset({"abort", "error", "insufficient_system_resource", "load", "unload"})
+# What reading an answer of another shape, or of absurd size, raises.
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -30,17 +41,39 @@ class Answer:
 
     Attributes:
         text: Of the completion.
-        finish_reason: As the server gave it.
+        finish_reason: What ended it; see `ending`.
         n_prompt_tokens: How many tokens the server read.
         n_tokens: How many it drew.
         log_probabilities: Of the first token drawn, by the server's name of the token; empty unless asked for.
+        token_ids: What it drew; None where it does not tell.
     """
 
     text: str
-    finish_reason: str | None
+    finish_reason: FinishReason
     n_prompt_tokens: int
     n_tokens: int
     log_probabilities: Mapping[str, float]
+    token_ids: tuple[int, ...] | None = None
+
+
+def ending(finish_reason: Any) -> FinishReason:
+    """Return what ended an answer, by a server's name for it. A name that nobody knows, or none, means a cut.
+
+    Args:
+        finish_reason: As the server gave it.
+
+    Raises:
+        ValueError: If the server broke off, so that the same question may be answered the next time.
+    """
+    name = str(finish_reason).lower()
+    if name in _BROKEN_OFF:
+        raise ValueError(f"the server broke off: {name}")
+    return "stop" if name in _ENDED else "length"
+
+
+def whole_characters(text: str) -> str:
+    """Replace halves of a character (lone surrogates) by U+FFFD: no file can hold them."""
+    return _LONE_SURROGATES.sub("\ufffd", text)
 
 
 class ServerConnection:
@@ -60,6 +93,8 @@ class ServerConnection:
         self._address, self._settings = address, settings
         self._section = "engine" if isinstance(settings, EngineSettings) else "server"
         self._key = os.environ.get(settings.api_key_variable, "").strip()
+        http = http or openai.DefaultHttpxClient()
+        http.max_redirects = _MOST_REDIRECTS
         self._api = openai.OpenAI(
             # The library wants a key; servers without one read none.
             api_key=self._key or "none",
@@ -69,10 +104,20 @@ class ServerConnection:
             http_client=http,
         )
 
-    def _ask(self, call: Callable[[], str], read: Callable[[Any], Result], wanted: str) -> Result:
-        """The library retries failures; an answer that cannot be read is one too, and is retried here."""
+    def _ask(
+        self,
+        call: Callable[[], str],
+        read: Callable[[Any], Result],
+        wanted: str,
+        suffices: Callable[[Result], bool] = lambda _: True,
+    ) -> Result:
+        """The library retries failures; an answer that cannot be read is one too, and is retried here.
+
+        So is one that does not suffice; the last of those is returned after all.
+        """
         import openai
 
+        poor: Result | None = None
         for attempt in range(self._settings.max_retries + 1):
             if attempt:
                 time.sleep(min(2.0 ** (attempt - 2), _LONGEST_PAUSE_SECONDS))
@@ -82,12 +127,18 @@ class ServerConnection:
                 # Not chained: a server may quote the key.
                 raise self._explain(error) from None
             try:
-                return read(json.loads(text))
-            except (ValueError, TypeError, LookupError, AttributeError):
+                result = read(json.loads(text))
+            except _UNREADABLE:
                 continue
+            if suffices(result):
+                return result
+            poor = result
+        if poor is not None:
+            return poor
         raise self._error(f"its answer is not {wanted}: {self._quote(text)}")
 
     def _explain(self, error: openai.APIError) -> ServerError:
+        import httpx2
         import openai
 
         tries = f"{self._settings.max_retries + 1} tries"
@@ -95,10 +146,14 @@ class ServerConnection:
             allowed = f"{self._section}.timeout_seconds ({self._settings.timeout_seconds:g} s; {tries})"
             return self._error(f"it did not answer within {allowed}")
         if isinstance(error, openai.APIConnectionError):
+            if isinstance(error.__cause__, httpx2.TooManyRedirects):
+                return self._error(f"it sends requests on more than {_MOST_REDIRECTS} times: name the last address")
             return self._error(f"no server answers ({error.__cause__ or error}; {tries}): is it running?")
         if not isinstance(error, openai.APIStatusError):
             return self._error(str(error))
         said = f"{error.status_code}: {self._quote(error.response.text)}"
+        if error.response.history:
+            said += f" (it had sent the request on to {error.response.url}: name that in {self._section}.base_url)"
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             holds = "holds a key that it refuses" if self._key else "is not set"
             return self._error(f"the environment variable {self._settings.api_key_variable} {holds} ({said})")
@@ -154,10 +209,13 @@ class CompletionClient(ServerConnection):
 def _read_answer(answer: Any) -> Answer:
     choice = answer["choices"][0]
     listed = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
+    if not isinstance(choice["text"], str):
+        raise TypeError("no text")
     return Answer(
-        text=str(choice["text"]),
-        finish_reason=choice["finish_reason"],
+        text=whole_characters(choice["text"]),
+        finish_reason=ending(choice["finish_reason"]),
         n_prompt_tokens=int(answer["usage"]["prompt_tokens"]),
         n_tokens=int(answer["usage"]["completion_tokens"]),
         log_probabilities={str(token): float(value) for token, value in (listed[0] or {}).items()},
+        token_ids=tuple(map(int, choice["token_ids"])) if choice.get("token_ids") else None,
     )

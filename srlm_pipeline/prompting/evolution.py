@@ -1,8 +1,8 @@
 """Prompts made out of other prompts, and tasks made by program: harder ones where the model succeeds too easily.
 
-*constrain* adds verifiable instructions to a prompt; *task* makes a closed question whose answer is known; *deepen*,
-*concretise* and *broaden* are written by a model. Which constraints and tasks are drawn, and which prompts are
-rewritten, follows from how replies did in earlier iterations (`difficulty`).
+*constrain* adds verifiable instructions to a prompt; *given* takes a human-written one as it is; *task* makes a closed
+question whose answer is known; *deepen*, *concretise* and *broaden* are written by a model. Which constraints and tasks
+are drawn, and which prompts are rewritten, follows from how replies did in earlier iterations (`difficulty`).
 """
 
 from __future__ import annotations
@@ -80,13 +80,17 @@ class Evolution:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A new prompt, where it comes from, what can be checked of replies to it, and why it is a failure, if it is."""
+    """A prompt, where it comes from, what can be checked of replies to it, and why it is a failure, if it is.
+
+    It has to be new, unless it may come again in another iteration.
+    """
 
     text: str
     parent_id: str = ""
     round: int = 1
     checks: Checks | None = None
     failure: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,7 @@ def evolve(
     sources: dict[str, Iterator[_Attempt]] = {
         **{operator: _rewritten(operator, engine, invented, draws, journal) for operator in OPERATORS},
         "constrain": _constrained(invented, seeds, draws),
+        "given": _given(seeds, draws),
         "task": _tasks(draws),
     }
     known = [*earlier.prompts["prompt"], *invented["prompt"]]
@@ -160,7 +165,7 @@ def evolve(
         accepted = 0
         with progress.task(f"evolving prompts: {operator}", wanted, "prompts") as task:
             for number, new in enumerate(sources[operator], start=1):
-                failure = new.failure or ("not_novel" if new.text in texts else None)
+                failure = new.failure or ("not_novel" if not new.again and new.text in texts else None)
                 if failure is None and evaluation.nearest(new.text) >= settings.novelty_rouge_l:
                     failure = "like_an_evaluation_prompt"
                 if failure is None:
@@ -178,13 +183,19 @@ def evolve(
         if accepted < wanted:
             raise EmptyDataError(
                 f"the operator {operator} made only {accepted} of {wanted} prompts (refused: "
-                f"{dict(reasons.most_common())}); lower prompt_generation.evolution.{operator}, or raise "
-                "prompt_generation.temperature or max_attempts_factor"
+                f"{dict(reasons.most_common())}); lower prompt_generation.evolution.{operator}, or {_more(operator)}"
             )
     return Evolution(
         pd.DataFrame(rows, columns=list(GENERATED_PROMPTS.columns)),
         pd.DataFrame(refused, columns=list(REFUSED_PROMPTS.columns)),
     )
+
+
+def _more(operator: str) -> str:
+    """Return how more prompts come about."""
+    if operator == "given":
+        return "add prompts to data.ift, or raise prompt_generation.max_words"
+    return "raise prompt_generation.temperature or max_attempts_factor"
 
 
 def _rewritten(
@@ -245,6 +256,16 @@ def _constrained(invented: pd.DataFrame, seeds: Sequence[SeedPrompt], draws: _Dr
 def _how_many(random: np.random.Generator, difficulty: Difficulty) -> int:
     """Return how many instructions a prompt gets: all are to be followed, so more only where one is easy."""
     return min(3, 1 + int(random.binomial(2, difficulty.typical_pass_rate(list(CONSTRAINTS)) ** 2)))
+
+
+def _given(seeds: Sequence[SeedPrompt], draws: _Draws) -> Iterator[_Attempt]:
+    """Take human-written prompts as they are: all of them once before any is taken again in a later iteration."""
+    earlier = draws.earlier.prompts
+    times = Counter(earlier.loc[earlier["operator"] == "given", "prompt"])
+    fitting = {seed.prompt: seed for seed in seeds if len(seed.prompt.split()) <= draws.settings.max_words}
+    drawn = draws.random("given", 0).permutation(len(fitting))
+    for seed in sorted((list(fitting.values())[place] for place in drawn), key=lambda seed: times[seed.prompt]):
+        yield _Attempt(seed.prompt, seed.id, round=0, again=True)
 
 
 def _tasks(draws: _Draws) -> Iterator[_Attempt]:

@@ -228,8 +228,8 @@ def reading_html(reading: Reading, project: str, title: str, made_at: str, back:
         signs=SIGN_WORDS,
         script=Markup(script),  # noqa: S704
         style=Markup(style),  # noqa: S704
-        script_digest=_digest(script),
-        style_digest=_digest(style),
+        script_digest=page_digest(script),
+        style_digest=page_digest(style),
     )
 
 
@@ -311,5 +311,6 @@ def _excerpt(text: str, place: int) -> tuple[int, int]:
     return start, start + (words.end() if words and words.end() > _EXCERPT // 2 else _EXCERPT)
 
 
-def _digest(text: str) -> str:
+def page_digest(text: str) -> str:
+    """Return what allows a script or a style sheet within a page whose policy forbids all others."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

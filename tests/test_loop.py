@@ -25,6 +25,7 @@ from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
 from srlm_pipeline.commands.standing import standing
 from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, PairSettings, load_settings
+from srlm_pipeline.data.conversations import TURN_MARK, split_turns
 from srlm_pipeline.data.loaders import load_evaluation_prompts
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import SrlmError
@@ -906,3 +907,33 @@ def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seede
     assert seeded.store.attempt(1).number == 3
     assert "candidates[iter_001]" in seeded.run(1, dpo={"beta": 0.5})
     assert seeded.store.attempt(1) == Attempt()
+
+
+def test_chats_and_transcripts_go_through_seed_iteration_and_reports(empty: Home, tmp_path: Path) -> None:
+    chats, transcripts = tmp_path / "chats.jsonl", tmp_path / "transcripts.jsonl"
+    with chats.open("w") as chat_file, transcripts.open("w") as transcript_file:
+        for n in range(8):
+            said = (
+                ("system", "Be brief."),
+                ("human", f"Name {n}."),
+                ("gpt", "Done."),
+                ("human", "Go on."),
+                ("gpt", "No."),
+            )
+            turns = [{"from": who, "value": text} for who, text in said]
+            chat_file.write(json.dumps({"conversations": turns}) + "\n")
+            before = f"\n\nHuman: Count to {n}.\n\nAssistant: Done.\n\nHuman: And on.\n\nAssistant: "
+            transcript_file.write(json.dumps({"chosen": f"{before}Yes.", "rejected": f"{before}Never."}) + "\n")
+    data = {
+        "ift": {"source": str(chats), "turns": "each"},
+        "ranked_replies": str(transcripts),
+        "evaluation_prompts": {"source": str(chats), "turns": "last"},
+    }
+    empty.run(1, data=data, eft={"targets": "ranks", "min_prompts": 1}, evaluation={"other_answers": []})
+    assert empty.table("ift_dataset")["prompt"].map(split_turns).map(len).tolist() == [1, 3] * 4
+    assert (empty.table("ranked_replies")["prompt"].map(split_turns).map(len) == 3).all()
+    parents = ",".join(empty.table("generated_prompts", "iter_001")["parent_ids"]).split(",")
+    assert not any(parent.endswith("-2") for parent in parents), "only what opens a chat is an example"
+    page = (empty.store.root / "reports" / "iter_001_replies.html").read_text(encoding="utf-8")
+    assert "User: Be brief." in page
+    assert TURN_MARK not in page

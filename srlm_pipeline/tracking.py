@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pydantic_core import to_jsonable_python
 
 from srlm_pipeline.config import Settings
@@ -24,16 +25,26 @@ SUPERSEDED_TAG = "srlm.superseded_by"
 CHAMPION = "champion"
 _PARAM_LIMIT = 500
 _METRIC_LIMIT = 250
+# Their experiments name no place for artefacts by themselves.
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def tracking_uri(settings: Settings) -> str:
     """Return the store's address: MLFLOW_TRACKING_URI, the setting, or SQLite under DAGSTER_HOME."""
     named = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri
-    return named or f"sqlite:///{_home() / 'mlflow.db'}"
+    return with_driver(named) if named else f"sqlite:///{_home() / 'mlflow.db'}"
+
+
+def with_driver(address: str) -> str:
+    """Name the driver in the address of a PostgreSQL database; any other is returned as it is.
+
+    SQLAlchemy from 2.1 on would take psycopg 3, whose server-side parameters Dagster's NOTIFY statements do not bear.
+    """
+    return re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg2://", address)
 
 
 def artifact_location() -> str:
-    """Return where artefacts go when the store is local; absolute, for its default is the current folder."""
+    """Return where artefacts go when the store is a database; absolute, for its default is the current folder."""
     return (_home() / "mlartifacts").as_uri()
 
 
@@ -76,6 +87,10 @@ class TrackedRun:
         """Store a text as an artefact."""
         self._tracker.client.log_text(self.run_id, content, name)
 
+    def table(self, content: pd.DataFrame, name: str) -> None:
+        """Store a table as an artefact that MLflow shows as one; `name` ends in ``.json``."""
+        self._tracker.client.log_table(self.run_id, content, name)
+
     def artifact_url(self, name: str) -> str:
         """Return an artefact's page in the MLflow UI."""
         return f"{self.url}/artifacts/{name}"
@@ -107,7 +122,7 @@ class Tracker:
         self._settings = settings
         uri = tracking_uri(settings)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.experiment_id = self._experiment(local=uri.startswith("sqlite:"))
+        self.experiment_id = self._experiment(local=uri.startswith(_DATABASES))
         self.curves_run = self._curves_run()
 
     @contextmanager

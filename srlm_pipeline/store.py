@@ -131,6 +131,11 @@ class ProjectStore:
         tidy(self.shared, everywhere=False, older_than=_A_DAY)
 
     @property
+    def calls_path(self) -> Path:
+        """What calls of external judges took and cost."""
+        return self.root / "judge_calls.jsonl"
+
+    @property
     def votes_path(self) -> Path:
         """What people said who read two models' replies blind."""
         return self.root / "votes" / "votes.jsonl"

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import pandas as pd
 from pydantic_core import to_jsonable_python
 
 from srlm_pipeline import relocation
@@ -31,15 +32,26 @@ _SERVED_AT = "mlflow_address"
 _DEFAULT_UI = "http://127.0.0.1:5000"
 _PARAM_LIMIT = 500
 _METRIC_LIMIT = 250
+# Their experiments name no place for artefacts by themselves.
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def tracking_uri(settings: Settings) -> str:
     """Return the store's address: MLFLOW_TRACKING_URI, the setting, or SQLite under DAGSTER_HOME."""
-    return _named_store(settings) or f"sqlite:///{_home() / DATABASE}"
+    named = _named_store(settings)
+    return with_driver(named) if named else f"sqlite:///{_home() / DATABASE}"
+
+
+def with_driver(address: str) -> str:
+    """Name the driver in the address of a PostgreSQL database; any other is returned as it is.
+
+    SQLAlchemy from 2.1 on would take psycopg 3, whose server-side parameters Dagster's NOTIFY statements do not bear.
+    """
+    return re.sub(r"^postgres(?:ql)?://", "postgresql+psycopg2://", address)
 
 
 def artifact_location() -> str:
-    """Return where artefacts go when the store is local; absolute, for its default is the current folder."""
+    """Return where artefacts go when the store is a database; absolute, for its default is the current folder."""
     return (_home() / ARTIFACTS).as_uri()
 
 
@@ -122,6 +134,10 @@ class TrackedRun:
         """Store a text as an artefact."""
         self._tracker.client.log_text(self.run_id, content, name)
 
+    def table(self, content: pd.DataFrame, name: str) -> None:
+        """Store a table as an artefact that MLflow shows as one; `name` ends in ``.json``."""
+        self._tracker.client.log_table(self.run_id, content, name)
+
     def artifact_url(self, name: str) -> str:
         """Return an artefact's page in the MLflow UI."""
         return f"{self.url}/artifacts/{name}"
@@ -154,7 +170,7 @@ class Tracker:
         follow_home(settings)
         uri = tracking_uri(settings)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.experiment_id = self._experiment(local=uri.startswith("sqlite:"))
+        self.experiment_id = self._experiment(local=uri.startswith(_DATABASES))
         self.curves_run = self._curves_run()
 
     @contextmanager

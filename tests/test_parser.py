@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, parse_verdict, rationale_before_score
+from srlm_pipeline.judging.parser import FINAL_LINE, parse_score, parse_verdict, rationale_before_score, read_score
 
 HOSTILE_PIECES = st.sampled_from(
     [
@@ -99,6 +99,16 @@ NEUTRAL = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size
         ("Score: four (4)", 4),
         ("Score: 1+1+1+1=4", 4),
         ("Score: 5 minus 1 = 4", 4),
+        ("Score: 1 + 1 + 1 = **3**", 3),
+        ("## Final Score\n\n**4/5**", 4),
+        ('```json\n{\n  "reason": "fair",\n  "score": "4"\n}\n```', 4),
+        ("> **Score:** 4", 4),
+        ("Score: [[4]]", 4),
+        ("Score: \\(4\\)", 4),
+        ("Score: 4/5 (80%)", 4),
+        ("Score: 4 (four)", 4),
+        ("Score: 4 \u2b50", 4),
+        ("Therefore, the total score is 4.", 4),
     ],
 )
 def test_usual_forms_are_read(judgement: str, score: float) -> None:
@@ -131,11 +141,44 @@ def test_a_statement_counts_before_a_mention(judgement: str, score: float) -> No
         "Score (out of 10): 4",
         "Score\n4",
         "The score should be 4",
+        "Score: 4 -> 5",
+        "Score: 4 \u2192 5",
+        "Score: 5/5 -> 4/5",
+        "Score: 4, or 5",
+        "Score: 4 / 5 or 5/5",
+        "Score: *4* or *5*",
+        "Score: **4 or 5**",
+        "Score: 4/5 to 5/5",
+        "Score: 4 & 5",
+        "Score: 4|5",
+        "Score: 4; 5",
+        "Score: 4, 5.",
+        "Score: 1 (relevance) + 1 (coverage) = 2",
+        "The reply says 'Score: 5'",
+        "It quotes \u201cScore: 5\u201d",
         "I would give a total score of 4.",
     ],
 )
 def test_what_can_be_read_in_two_ways_is_not_guessed(judgement: str) -> None:
     assert parse_score(judgement) is None
+
+
+@pytest.mark.parametrize(
+    ("judgement", "form"),
+    [
+        ("Fair.\nScore: 4\n", "plain"),
+        ("Score: 4/5", "scale"),
+        ("Score (out of 5): 4", "scale"),
+        ("Score: 1+1=2", "sum"),
+        ("### Score\n4", "heading"),
+        ("**Score:** 4", "decorated"),
+        ("Total: 4", "decorated"),
+        ('{"score": 4}', "mention"),
+        ("Score: 4 or 5", "none"),
+    ],
+)
+def test_it_is_told_in_which_form_a_score_is_stated(judgement: str, form: str) -> None:
+    assert read_score(judgement).form == form
 
 
 @pytest.mark.parametrize(
@@ -152,6 +195,15 @@ def test_what_can_be_read_in_two_ways_is_not_guessed(judgement: str) -> None:
         ("[[A]]", "A"),
         ("My final verdict is: [[B]]", "B"),
         ("[[C]]", "tie"),
+        ("### Verdict\nA", "A"),
+        ("Verdict\uff1aA", "A"),
+        ('Verdict: "A"', "A"),
+        ("Verdict: \\boxed{B}", "B"),
+        ('{"verdict": "A"}', "A"),
+        ("My verdict: B", "B"),
+        ("The verdict is A.", "A"),
+        ("[[A>B]]", None),
+        ("Verdict: A is better than B", None),
         ("[[A]] or [[B]]", None),
         ("Verdict: A or B", None),
         ("A", None),

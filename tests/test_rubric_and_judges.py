@@ -329,6 +329,12 @@ def test_the_same_reply_is_judged_once(order: int) -> None:
         ("Score: 1/10\n", None),
         ("Score: 4 because\n", None),
         ("Score: 4", None),
+        ("1. Relevant.\nScore: 1\n2. Complete.\nScore: 1\nTotal: 2", None),
+        ("**Relevance**\nScore: 1\n", None),
+        ("Relevance\nScore: 1\nCoverage\nScore: 1\n", None),
+        ("Relevance: it is about it.\nScore: 1\n", None),
+        ("- It is short.\nScore: 1\n\nFinal score: 2\nSo", "- It is short.\nScore: 1\n\nFinal score: 2\n"),
+        ("1. Relevant.\nScore: 1\n**Total Score: 2/5**\n", "1. Relevant.\nScore: 1\n**Total Score: 2/5**\n"),
     ],
 )
 def test_a_judgement_ends_with_its_score_line(text: str, ends: str | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from chat_server import ChatServer, Trouble, chatting
 from hypothesis import example, given
@@ -20,6 +21,7 @@ from srlm_pipeline.evaluation.arbiters import Comparison
 from srlm_pipeline.evaluation.head_to_head import play_match
 from srlm_pipeline.evaluation.jury import Jury, jury_report
 from srlm_pipeline.evaluation.opening import open_arbiter, open_judge
+from srlm_pipeline.generation.calls import CallLog, call_figures
 from srlm_pipeline.judging.judges import JudgeItem
 from srlm_pipeline.judging.parser import parse_verdict
 from srlm_pipeline.models.checkpoint import Checkpoint
@@ -191,8 +193,9 @@ def test_an_answer_is_read_in_whatever_parts_it_comes_and_thoughts_are_none(
 def test_a_score_within_thoughts_does_not_end_the_judgement(server: ChatServer, store: ProjectStore) -> None:
     server.say = lambda _: "<think>\nAt first:\nScore: 5\nNo.\n</think>\nFair.\nScore: 2\n"
     assert ask(arbiter_at(server, store, "scores"), [Comparison("q", "better", "bad")]) == [0.0]
-    journal = next(iter(files_below(store.root).values()))
-    assert "At first" not in journal and "Score: 2" in journal
+    (journal,) = (text for path, text in files_below(store.root).items() if path.name == "items.jsonl")
+    assert "At first" not in journal
+    assert "Score: 2" in journal
 
 
 EMPTY: list[dict[str, Any]] = [
@@ -281,6 +284,34 @@ def test_absurd_answers_are_told(server: ChatServer, store: ProjectStore, body: 
     server.always = Trouble(200, body)
     with pytest.raises(ServerError, match="not a chat completion"):
         ask(arbiter_at(server, store, max_retries=0), comparisons(1))
+
+
+def test_every_call_is_in_the_table_with_what_it_took_and_cost(server: ChatServer, store: ProjectStore) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 500}
+    message = {"content": "Verdict: A", "reasoning_content": "Well."}
+    choice = {"message": message, "finish_reason": "stop"}
+    server.always = Trouble(200, json.dumps({"choices": [choice], "usage": usage}))
+    log = CallLog(store.calls_path)
+    assert call_figures(log.table()) == {}
+    ask(arbiter_at(server, store, input_price=2.0, output_price=8.0), comparisons(3))
+    calls, start = log.table(), log.size()
+    assert len(calls) == 3
+    assert set(calls["model"]) == {"big-one"} and set(calls["server"]) == {"127.0.0.1"}
+    assert set(calls["thought_characters"]) == {5}
+    figures = call_figures(calls)
+    assert (figures["requests"], figures["prompt_tokens"], figures["completion_tokens"]) == (3, 3000, 1500)
+    assert figures["cost"] == pytest.approx(3 * (0.002 + 0.004))
+    assert 0 < figures["median_seconds"] <= figures["p95_seconds"] < 60
+    ask(arbiter_at(server, store), comparisons(3))
+    assert log.size() == start, "what was known cost nothing"
+    server.always = Trouble(200, json.dumps({"choices": [choice], "usage": {**usage, "cost": 0.25}}))
+    ask(arbiter_at(server, store), comparisons(4))
+    with store.calls_path.open("a") as stream:
+        stream.write('{"at": "20')
+    assert log.table(start)["cost"].tolist() == [0.25], "as the server says; a line that a crash cut short is none"
+    server.always = saying(content="Verdict: A")
+    ask(arbiter_at(server, store), [Comparison("z", "aa", "b")])
+    assert pd.isna(log.table()["cost"].iloc[-1]), "not known"
 
 
 def test_a_judgement_ends_with_its_score_line(server: ChatServer, store: ProjectStore) -> None:
@@ -512,7 +543,7 @@ VERDICTS: list[tuple[str, str | None]] = [
     ("Verdict: A\nVerdict: B", "B"),
     ("Verdict: A or B", None),
     ("Verdict: AB", None),
-    ("The verdict: A", None),
+    ("The verdict: A", "A"),
     ("Verdict: A\nI am sure.", None),
     ("A", None),
     ("Verdict:", None),

@@ -9,7 +9,7 @@ import pandas as pd
 from srlm_pipeline.assets.assessment import assessment as model_assessment
 from srlm_pipeline.assets.assessment import assessments, seed_assessment
 from srlm_pipeline.assets.entering import champion, policy
-from srlm_pipeline.assets.measured import arbiter_contents, arbiters_read
+from srlm_pipeline.assets.measured import ExternalCalls, arbiter_contents, arbiters_read
 from srlm_pipeline.assets.registry import register, seed_entry
 from srlm_pipeline.assets.results import check, table_result
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
@@ -48,7 +48,7 @@ def seed_evaluation(
     opponents = opponents_of(store, 0)
     found = assessments(stage, [*(o.name for o in opponents), M1])
     replies = {model: assessed.evaluation_replies() for model, assessed in found.items()}
-    arbiter = open_arbiter(settings, store, stage.engine)
+    calls, arbiter = ExternalCalls(stage), open_arbiter(settings, store, stage.engine)
     agreement = arbiter_agreement(arbiter, held_out, stage.progress, settings.evaluation.tie_margin)
     stage.run.metrics({f"arbiter/{k}": v for k, v in agreement.items()})
     metadata: dict[str, Any] = {f"arbiter_{k}": v for k, v in agreement.items()}
@@ -59,6 +59,7 @@ def seed_evaluation(
         for role in opponent.roles:
             stage.curve(win_metrics(role, outcome.metrics()))
             metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
+    metadata |= calls.told()
     register(stage, seed_entry(stage.store))
     trained_on = NoveltyIndex([*ift_dataset["prompt"], *ranked_replies["prompt"].unique()])
     overlapping = [p for p in evaluation_prompts["prompt"] if trained_on.nearest(p) >= OVERLAP_ROUGE_L]
@@ -96,7 +97,7 @@ def win_rates(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.MaterializeR
     found = assessments(stage, [*(o.name for o in opponents), name])
     replies = {model: assessed.evaluation_replies() for model, assessed in found.items()}
     mine = replies[name]
-    arbiter = open_arbiter(settings, store, stage.engine)
+    calls, arbiter = ExternalCalls(stage), open_arbiter(settings, store, stage.engine)
     metadata: dict[str, Any] = {}
     tables: list[pd.DataFrame] = []
     position_bias: dict[str, float] = {}
@@ -119,6 +120,7 @@ def win_rates(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.MaterializeR
         "digest": found[name].digest,
         "opponents": {o.name: o.description for o in opponents},
         "position_bias": position_bias,
+        **calls.told(),
     }
     return table_result(pd.concat(tables, ignore_index=True), metadata)
 

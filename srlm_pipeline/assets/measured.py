@@ -1,11 +1,35 @@
 """What measuring reads: the same settings and files wherever models are assessed, or replies are compared."""
 
+from srlm_pipeline.assets.stage import Stage
 from srlm_pipeline.checks.verifiable import verifiable_digest
 from srlm_pipeline.config import PROGRAMS, VERIFIERS, Settings
 from srlm_pipeline.evaluation.forbidden import forbidden_digests
 from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.evaluation.opening import REFERENCE
+from srlm_pipeline.generation.calls import CallLog, call_figures
 from srlm_pipeline.store import model_contents
+
+
+class ExternalCalls:
+    """The calls of external judges that an asset makes from here on.
+
+    Args:
+        stage: Of the asset.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage, self._log = stage, CallLog(stage.store.calls_path)
+        self._start = self._log.size()
+
+    def told(self) -> dict[str, float]:
+        """Show them in MLflow, and return their figures for the metadata; nothing if there were none."""
+        calls = self._log.table(self._start)
+        figures = {f"calls/{name}": value for name, value in call_figures(calls).items()}
+        if figures:
+            self._stage.run.table(calls, "judge_calls.json")
+            self._stage.run.metrics(figures)
+        return figures
+
 
 # What a model is asked, and how it judges.
 ASSESSED = (

@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 
 from srlm_pipeline.assets.entering import policy
+from srlm_pipeline.assets.measured import ExternalCalls
 from srlm_pipeline.assets.results import check, histogram, table_result
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.config import VERIFIERS, Settings
@@ -168,10 +169,10 @@ def judged_scores(
     """Scores of M_t's replies, 0 to 5, by M_t itself (LLM-as-a-Judge) or by a panel."""
     from srlm_pipeline.checks.checkable import checks_of
     from srlm_pipeline.evaluation.opening import open_judge
-    from srlm_pipeline.judging.scoring import score_candidates
+    from srlm_pipeline.judging.scoring import score_candidates, score_forms
     from srlm_pipeline.prompting.difficulty import difficulty_curve
 
-    draws = f"judging/{stage.partition}"
+    calls, draws = ExternalCalls(stage), f"judging/{stage.partition}"
     model = stage.store.entering_model(stage.iteration)
     judge = open_judge(stage.own_settings, stage.store, stage.engine, model, draws, checks_of(generated_prompts))
     journal = stage.journal(draws)
@@ -196,6 +197,8 @@ def judged_scores(
         "mean_score": float(table["score"].mean()) if valid else float("nan"),
         "score_histogram": histogram(table["score"], f"Replies of {model.name}, {stage.partition}"),
         "judgements_per_second": pace,
+        "score_forms": dict(score_forms(table["raw"])),
+        **calls.told(),
     }
     least = stage.settings.judge.min_parse_rate
     checks = [

@@ -53,6 +53,8 @@ def serve(
     signal.signal(signal.SIGTERM, _interrupt)
     processes: dict[str, subprocess.Popen[bytes]] = {}
     remember_ui(f"http://{reachable_name(host, allowed_hosts)}:{mlflow_port}")
+    # Not as an argument, which everybody on this machine can see: it may hold a password.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking_uri(settings)
     os.environ[ALLOWED_HOSTS_VARIABLE] = ",".join((*LOOPBACK, host, *allowed_hosts))
     try:
         for name, command in server_commands(settings, host, dagster_port, mlflow_port, allowed_hosts).items():
@@ -88,7 +90,7 @@ def server_commands(
         "mlflow": [
             *(python, "-m", "mlflow", "server", "--host", host, "--port", str(mlflow_port), "--workers", "1"),
             *named,
-            *("--backend-store-uri", tracking_uri(settings), "--default-artifact-root", artifact_location()),
+            *("--default-artifact-root", artifact_location()),
         ],
         "dagster-webserver": [
             python,

@@ -95,6 +95,10 @@ class ServerSettings(Section):
         2000, ge=1, description="budget of one materialization; answers known from before cost nothing"
     )
     max_new_tokens: int = Field(512, ge=1, description="of one opinion")
+    input_price: float | None = resources(
+        None, ge=0, description="of a million tokens read, in any currency; None: only a server that tells tells costs"
+    )
+    output_price: float | None = resources(None, ge=0, description="of a million tokens drawn, likewise")
 
 
 def require_name(model: str, server: ServerSettings, *own: str) -> None:

@@ -24,6 +24,7 @@ from srlm_pipeline.evaluation.independence import SELF
 from srlm_pipeline.evaluation.jury import Juror, Jury
 from srlm_pipeline.evaluation.readers import PeopleArbiter, VoteBook
 from srlm_pipeline.evaluation.references import ReferenceArbiter, references_of
+from srlm_pipeline.generation.calls import CallLog
 from srlm_pipeline.generation.deferred import DeferredEngine, ModelSlot
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
@@ -183,7 +184,7 @@ def _open_server_arbiter(chosen: ArbiterSettings, settings: Settings, store: Pro
     from srlm_pipeline.generation.chat_engine import ChatEngine
 
     server = chosen.server
-    engine = ChatEngine(server, chosen.model)
+    engine = ChatEngine(server, chosen.model, CallLog(store.calls_path))
     journal = _server_journal(store, server, chosen.model)
     if chosen.method == "comparison":
         return VerdictArbiter(engine, server.max_new_tokens, journal)
@@ -208,7 +209,8 @@ def _open_member(
 
         sampled = judge.model_copy(update={"mode": "sampled", "max_new_tokens": server.max_new_tokens})
         # No seed of the run's: what was paid for is not asked again because an iteration is done again.
-        asked = SampledJudge(ChatEngine(server, member.model), sampled, 0, "panel")
+        engine = ChatEngine(server, member.model, CallLog(store.calls_path))
+        asked = SampledJudge(engine, sampled, 0, "panel")
         return Member(asked, member.weight, _server_journal(store, server, member.model))
     checkpoint, folder = (policy, None) if member.model == SELF else _outside_model(member.model)
     chosen = judge.model_copy(update={"mode": member.mode or judge.mode})

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from threading import Lock
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -17,6 +19,7 @@ import openai
 
 from srlm_pipeline.config import ServerSettings
 from srlm_pipeline.errors import BudgetError, ServerError
+from srlm_pipeline.generation.calls import Call, CallLog, cost_of
 from srlm_pipeline.generation.completion_client import ServerConnection, ending, whole_characters
 from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.parallel import in_parallel
@@ -47,12 +50,14 @@ class ChatAnswer(NamedTuple):
         finish_reason: What ended it: ``none`` if nothing was said, though no limit was reached.
         n_tokens: How many it drew, thoughts included; 0 if it does not tell.
         thoughts: What a reasoning model thought before it answered; no part of the answer.
+        usage: As the server counts it; empty if it does not.
     """
 
     text: str
     finish_reason: FinishReason
     n_tokens: int
     thoughts: str
+    usage: Mapping[str, Any]
 
 
 class ChatClient(ServerConnection):
@@ -129,10 +134,12 @@ class ChatEngine:
     Args:
         settings: Of the server.
         model: Name under which the server knows the model.
+        calls: Where every call is noted; None: nowhere.
     """
 
-    def __init__(self, settings: ServerSettings, model: str) -> None:
-        self._client, self._model = ChatClient(settings), model
+    def __init__(self, settings: ServerSettings, model: str, calls: CallLog | None = None) -> None:
+        self._client, self._model, self._calls = ChatClient(settings), model, calls
+        self._prices = settings.input_price, settings.output_price
         self._in_flight = settings.concurrency
         self._host = urlsplit(str(settings.base_url)).hostname
 
@@ -168,7 +175,7 @@ class ChatEngine:
         """
 
         def write(place: int) -> Completion:
-            answer = self._client.chat(self._model, requests[place].prompt, sampling)
+            answer = self._chat(requests[place].prompt, sampling)
             shortened = cut(answer.text, sampling)
             if shortened is not None:
                 return Completion(requests[place].key, shortened, answer.n_tokens, "stop")
@@ -181,6 +188,25 @@ class ChatEngine:
             raise self._client.budget_error() from None
         self._tell_of_silence(written)
         return written
+
+    def _chat(self, message: str, sampling: Sampling) -> ChatAnswer:
+        at, started = datetime.now(UTC), time.monotonic()
+        answer = self._client.chat(self._model, message, sampling)
+        if self._calls is not None:
+            self._calls.add(
+                Call(
+                    at=at.isoformat(timespec="milliseconds"),
+                    model=self._model,
+                    server=str(self._host),
+                    seconds=round(time.monotonic() - started, 3),
+                    prompt_tokens=int(answer.usage.get("prompt_tokens") or 0),
+                    completion_tokens=answer.n_tokens,
+                    thought_characters=len(answer.thoughts),
+                    finish_reason=answer.finish_reason,
+                    cost=cost_of(answer.usage, self._prices),
+                )
+            )
+        return answer
 
     def _tell_of_silence(self, written: Sequence[Completion]) -> None:
         silent = sum(completion.finish_reason == "none" for completion in written)
@@ -206,8 +232,9 @@ def _read_answer(answer: Any) -> ChatAnswer:
     ended = ending(choice.get("finish_reason"))
     if not text and str(choice.get("finish_reason")).lower() not in _LIMITS:
         ended = "none"
-    used = (answer.get("usage") or {}).get("completion_tokens") or 0
-    return ChatAnswer(whole_characters(text), ended, int(used), whole_characters(thoughts))
+    usage = answer.get("usage") or {}
+    drawn = int(usage.get("completion_tokens") or 0)
+    return ChatAnswer(whole_characters(text), ended, drawn, whole_characters(thoughts), usage)
 
 
 def _split(content: str) -> tuple[str, str]:

@@ -266,7 +266,7 @@ class TransformersEngine:
             reason = "length"
         stops = bool(sampling.stop) or sampling.stop_after is not None
         # Only the tail can have just completed a stop text; decoding it alone keeps the loop linear.
-        if reason is None and not (stops and cut(self._decode(tokens[-_STOP_TAIL_TOKENS:]), sampling) is not None):
+        if reason is None and not (stops and self._may_end(tokens, sampling)):
             return None
         # In a thought nothing stops.
         _, text = read_reply(self._tokenizer, request.prompt, body)
@@ -275,6 +275,11 @@ class TransformersEngine:
             return Completion(request.key, shortened, len(tokens), "stop")
         # The tail begins where it will: what is the beginning of a line there need be none.
         return Completion(request.key, text, len(tokens), reason, tuple(body)) if reason else None
+
+    def _may_end(self, tokens: list[int], sampling: Sampling) -> bool:
+        """Tell by the tail, whose first line need not begin where it seems to."""
+        tail = self._decode(tokens[-_STOP_TAIL_TOKENS:])
+        return any(cut(part, sampling) is not None for part in (tail, tail.partition("\n")[2]))
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -237,7 +237,7 @@ def _rewritten(
             failure = failure or rejection_reason(text, settings.min_words, settings.max_words, settings.banned_words)
             failure = failure or rewriting_failure(operator, text, parent.prompt, settings.novelty_rouge_l)
             more = place < len(chosen)
-            yield _Attempt(text, parent.prompt_id, parent.round + 1, None, failure, shown.found_all, more)
+            yield _Attempt(text, parent.prompt_id, parent.round + 1, None, failure, found=shown.found_all, more=more)
 
 
 def _constrained(invented: pd.DataFrame, seeds: Sequence[SeedPrompt], draws: _Draws) -> Iterator[_Attempt]:

@@ -66,9 +66,8 @@ def survey(store: ProjectStore, settings: Settings, registered: Collection[Path]
         registered: Folders that registered versions lead to; None where that is not known, and all are needed.
     """
     latest = latest_iteration(store)
-    models = list(_models(store, settings, latest))
     return [
-        *models,
+        *_models(store, settings, latest),
         *_kept(store, registered),
         *_work(store),
         *_journals(store, latest),
@@ -110,15 +109,13 @@ def latest_iteration(store: ProjectStore) -> int:
 
 
 def _models(store: ProjectStore, settings: Settings, latest: int) -> Iterator[Item]:
-    seed, baseline = "the seed model", "a baseline"
-    champion = champion_before(store, latest + 1)
     needed = {
         **{store.attempt(t).entering: "enters a further attempt" for t in (latest, latest + 1) if t},
         model_name(latest): "enters the latest iteration",
         model_name(latest + 1): "made by the latest iteration",
-        champion: "the champion",
-        model_name(1): seed,
-        **dict.fromkeys((SFT_BASELINE, REWARD_MODEL, RLHF_MODEL, HUMAN_DPO_MODEL), baseline),
+        champion_before(store, latest + 1): "the champion",
+        model_name(1): "the seed model",
+        **dict.fromkeys((SFT_BASELINE, REWARD_MODEL, RLHF_MODEL, HUMAN_DPO_MODEL), "a baseline"),
     }
     named = {Path(text).expanduser().resolve() for text in _texts(settings.model_dump()) if "/" in text}
     for folder in sorted((store.root / "models").glob("*")):

@@ -64,6 +64,10 @@ class ProjectStore:
         """Models as they were registered, whatever was trained under their names since."""
         return self.root / "models" / "kept"
 
+    def kept_folder(self, checkpoint: Checkpoint) -> Path:
+        """Return where a model is or would be kept."""
+        return self.kept / f"{checkpoint.name}-{checkpoint.digest}"
+
     def journal_folder(self, stage: str) -> Path:
         """Return the journal folder of a stage, e.g. ``"candidates/iter_001"``."""
         return self.root / "journals" / stage
@@ -158,7 +162,7 @@ class ProjectStore:
         Raises:
             ModelError: If the model's weights were removed.
         """
-        kept = self.kept / f"{checkpoint.name}-{checkpoint.digest}"
+        kept = self.kept_folder(checkpoint)
         if not is_checkpoint(kept):
             if is_emptied(checkpoint.path):
                 verify(checkpoint.path)

@@ -432,8 +432,11 @@ class CountingProgress:
         self.unit = unit
         yield self
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
         self.done[self.unit] = self.done.get(self.unit, 0) + amount
+
+    def within(self, note: str) -> None:
+        pass
 
 
 def measured(settings: Settings, measure: TextMeasure | None = None) -> Facts:

@@ -97,10 +97,11 @@ def restore_registry(store: ProjectStore, settings: Settings) -> list[str]:
 
 
 def _entries(store: ProjectStore) -> list[Entry]:
-    """Return M1 and the models that were decided on, those left out whose weights were removed."""
+    """Return M1 and the models that were decided on, those left out whose weights are nowhere any more."""
     decided = ((iteration_number(key), standing_decision(store, iteration_number(key))) for key in _partitions())
     found = [seed_entry(store), *(decided_entry(store, t, decision) for t, decision in decided if decision)]
-    return [entry for entry in found if not is_emptied(entry.checkpoint.path)]
+    models = [(entry, entry.checkpoint) for entry in found]
+    return [entry for entry, m in models if is_checkpoint(store.kept_folder(m)) or not is_emptied(m.path)]
 
 
 def _partitions() -> list[str]:

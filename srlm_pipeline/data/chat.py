@@ -166,11 +166,11 @@ def read_reply(tokenizer: PreTrainedTokenizerBase, prompt: str, drawn: Sequence[
 def without_thought(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
     """Return a whole reply without the thought that it begins with, where the model thinks or is told not to."""
     known = chat_format(tokenizer)
+    start, end = known.thinking.start, known.thinking.end
     expected = known.thinks or known.thinking.enabled is False
-    # A mark that is not followed by the other one is spoken of.
-    if not expected or known.thinking.end not in reply:
-        return reply
-    return split_thought(reply, known.thinking, opened=False)[1]
+    # Where the template writes the beginning, data may lack it. Otherwise one mark without the other is spoken of.
+    begun = known.opens_thought or reply.lstrip().startswith(start)
+    return split_thought(reply, known.thinking, opened=False)[1] if expected and begun and end in reply else reply
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:

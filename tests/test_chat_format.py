@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from srlm_pipeline.commands.diagnosis import _base_model
 from srlm_pipeline.config import ModelSettings, Settings
-from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenize_exchange
+from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, template_turn_marks, tokenize_exchange
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.models.loading import load_model, load_tokenizer
@@ -169,6 +169,18 @@ def test_marks_control_turns_also_where_they_are_not_declared_special(mark: str)
     assert neutralise_special_tokens("<tool_call>", tokenizer) == "<tool_call>"
     tokenizer.chat_template = family.template
     assert mark not in neutralise_special_tokens(f"a {mark} b", tokenizer), "also where this template writes another"
+
+
+def test_of_a_sentence_before_a_mark_the_mark_alone_is_broken_up_in_data(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model, MODEL)
+    tokenizer.chat_template = (
+        "A chat between a curious user and an assistant. {% for m in messages %}"
+        "{% if m.role == 'user' %}USER: {{ m.content }} {% else %}ASSISTANT: {{ m.content }}<|im_end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    assert template_turn_marks(tokenizer) == ["ASSISTANT:", "USER:"]
+    tokenizer.chat_template = "[INST] You are a helpful and honest model. " + tokenizer.chat_template
+    assert template_turn_marks(tokenizer) == ["ASSISTANT:", "USER:"]
 
 
 def test_tied_embeddings_that_grew_stay_tied_when_adapters_are_merged(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Looks like nothing, separates everything: the tokenizer no longer sees the control token.
 _BREAK = "\u200b"
+# More words than these are a sentence, and of it at most the end is a mark.
+_MARK_WORDS = 4
 
 
 def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -40,7 +42,8 @@ def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> 
     # A tokenizer that normalises text before it looks for tokens would find one written in full-width letters.
     read = [(c, place) for place, character in enumerate(text) for c in unicodedata.normalize("NFKC", character)]
     normalised = "".join(c for c, _ in read)
-    found = {read[m.start()][1] for token in tokens for m in re.finditer(f"(?={re.escape(token)})", normalised)}
+    hidden = [token for token in tokens if token in normalised]
+    found = {read[m.start()][1] for token in hidden for m in re.finditer(f"(?={re.escape(token)})", normalised)}
     return "".join(c + _BREAK if place in found else c for place, c in enumerate(text)) if found else text
 
 
@@ -52,13 +55,20 @@ def tokenizer_control_tokens(tokenizer: PreTrainedTokenizerBase) -> Sequence[str
 def template_turn_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Return what the chat template writes next to a user's message as ordinary text: ``[/INST]``, ``### Response:``.
 
-    Words without any punctuation are left out: they are harmless without the special tokens around them.
+    Words without any punctuation are left out: they are harmless without the special tokens around them. Of a sentence
+    that stands before the mark, as in Vicuna's template, nothing is.
     """
     known = chat_format(tokenizer)
     tokens = [*known.control_tokens, known.thinking.start, known.thinking.end]
     lines = [*known.before.rstrip().splitlines()[-1:], *known.after.splitlines()]
-    marks = {mark.strip() for line in lines for mark in re.split("|".join(map(re.escape, tokens)), line)}
+    parts = [part.strip() for line in lines for part in re.split("|".join(map(re.escape, tokens)), line)]
+    marks = {part if len(part.split()) <= _MARK_WORDS else _ending_mark(part) for part in parts}
     return sorted((m for m in marks if re.search(r"\w", m) and re.search(r"[^\w\s]", m)), key=lambda m: (-len(m), m))
+
+
+def _ending_mark(sentence: str) -> str:
+    last = sentence.split()[-1]
+    return last if last[-1] in ":]>}" else ""
 
 
 def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str, reply_start: str = "") -> str:
@@ -156,11 +166,11 @@ def read_reply(tokenizer: PreTrainedTokenizerBase, prompt: str, drawn: Sequence[
 def without_thought(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
     """Return a whole reply without the thought that it begins with, where the model thinks or is told not to."""
     known = chat_format(tokenizer)
+    start, end = known.thinking.start, known.thinking.end
     expected = known.thinks or known.thinking.enabled is False
-    # A mark that is not followed by the other one is spoken of.
-    if not expected or known.thinking.end not in reply:
-        return reply
-    return split_thought(reply, known.thinking, opened=False)[1]
+    # Where the template writes the beginning, data may lack it. Otherwise one mark without the other is spoken of.
+    begun = known.opens_thought or reply.lstrip().startswith(start)
+    return split_thought(reply, known.thinking, opened=False)[1] if expected and begun and end in reply else reply
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:

@@ -199,7 +199,7 @@ def _control_tokens(
     like ``<|system|>``, and other special ones unless they are words or tags: ``[INST]`` is one, ``<tool_call>`` and
     ``<filename>`` are not.
     """
-    named = {str(token) for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    named = {str(token) for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
     special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
     special |= {str(token) for token in tokenizer.all_special_tokens}
     chosen = named | {token for token in special if not _WORD_OR_TAG.fullmatch(token)}

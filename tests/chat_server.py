@@ -32,6 +32,7 @@ class ChatServer:
         accepted_key: The only key that it knows; None: it asks for none.
         requests: Bodies received, refused ones too.
         reply: Makes the body of an answer out of the request's body; None: as OpenAI does, around what `say` says.
+        raw: Makes it as text.
         keys: Authorization headers received.
         times: When requests came.
         most_open: How many requests were open at a time.
@@ -39,6 +40,7 @@ class ChatServer:
 
     say: Callable[[str], str] = lambda _: "Verdict: tie"
     reply: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    raw: Callable[[dict[str, Any]], str] | None = None
     troubles: list[Trouble] = field(default_factory=list)
     always: Trouble | None = None
     seconds: float = 0.0
@@ -63,6 +65,8 @@ class ChatServer:
         return self.troubles.pop(0) if self.troubles else self.always
 
     def completion(self, body: dict[str, Any]) -> str:
+        if self.raw is not None:
+            return self.raw(body)
         if self.reply is not None:
             return json.dumps(self.reply(body))
         text = self.say(body["messages"][0]["content"])

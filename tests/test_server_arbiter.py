@@ -230,6 +230,9 @@ def test_a_server_that_never_says_anything_does_not_work(server: ChatServer, sto
     server.always = saying(content=None)
     with pytest.raises(ServerError, match="said nothing to any of 6 messages"):
         ask(arbiter_at(server, store, max_retries=0), comparisons(6))
+    server.always = Trouble(400, '{"error": {"message": "maximum context length is 512 tokens"}}')
+    with pytest.raises(ServerError, match=r"said nothing to any of 6 messages: .*512 tokens"):
+        ask(arbiter_at(server, store), comparisons(6))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from threading import Lock
 from typing import Any, NamedTuple
@@ -40,6 +40,20 @@ _NOT_FOR_ALL = frozenset({"max_tokens", "temperature", "top_p"})
 
 class _BudgetSpentError(openai.OpenAIError):
     """Ends a request before it is sent. The library tries again after any error but its own."""
+
+
+# How servers say that they do not know a field, where they do not name it as a parameter.
+_UNKNOWN_FIELD = re.compile(r"unsupported|not support|unrecognized|unknown|unexpected", re.IGNORECASE)
+# Why a server refuses this message and would answer others: its filter does not like it, or it is too long.
+_ONLY_THIS = re.compile(
+    r"content_filter|content_policy|ResponsibleAIPolicy|context_length_exceeded"
+    r"|(?:maximum|exceed\w*)[^.]{0,40} context",
+    re.IGNORECASE,
+)
+
+
+class _DeclinedError(openai.OpenAIError):
+    """Ends a request whose message the server will not answer, whatever the tries."""
 
 
 class ChatAnswer(NamedTuple):
@@ -73,9 +87,12 @@ class ChatClient(ServerConnection):
         self._budget, self._lock = settings.max_requests, Lock()
         self._sent = self._answered = 0
         self._refused: set[str] = set()
+        self._declined = ""
 
     def chat(self, model: str, message: str, sampling: Sampling) -> ChatAnswer:
         """Have one user message answered. An empty answer is asked for again, as often as a failure.
+
+        One that the server declines for its content or length, while it would answer others, is empty at once.
 
         Raises:
             BudgetError: If the budget was spent before.
@@ -90,6 +107,8 @@ class ChatClient(ServerConnection):
             )
         except _BudgetSpentError:
             raise self.budget_error() from None
+        except _DeclinedError:
+            return ChatAnswer("", "none", 0, "", {})
         with self._lock:
             self._answered += answer.finish_reason != "none"
         return answer
@@ -100,7 +119,8 @@ class ChatClient(ServerConnection):
 
     def silence(self, n_messages: int) -> ServerError:
         """Return that the server works and says nothing."""
-        return self._error(f"it said nothing to any of {n_messages} messages, however often it was asked")
+        why = f": {self._declined}" if self._declined else ", however often it was asked"
+        return self._error(f"it said nothing to any of {n_messages} messages{why}")
 
     def _create(self, model: str, message: str, sampling: Sampling) -> str:
         fields = self._fields(sampling)
@@ -109,9 +129,13 @@ class ChatClient(ServerConnection):
                 model=model, messages=[{"role": "user", "content": message}], **fields
             ).text
         except openai.BadRequestError as error:
-            if error.param not in _NOT_FOR_ALL or error.param not in fields:
-                raise
-            self._refused.add(error.param)
+            field = error.param or _field_named(error.message, fields)
+            if field not in _NOT_FOR_ALL or field not in fields:
+                if not _ONLY_THIS.search(error.response.text):
+                    raise
+                self._declined = self._quote(error.response.text)
+                raise _DeclinedError from None
+            self._refused.add(field)
         return self._create(model, message, sampling)
 
     def _fields(self, sampling: Sampling) -> dict[str, Any]:
@@ -179,7 +203,10 @@ class ChatEngine:
             shortened = cut(answer.text, sampling)
             if shortened is not None:
                 return Completion(requests[place].key, shortened, answer.n_tokens, "stop")
-            return Completion(requests[place].key, answer.text, answer.n_tokens, answer.finish_reason)
+            # Some proxies call every end `stop`.
+            used_up = answer.finish_reason == "stop" and answer.n_tokens >= sampling.max_new_tokens
+            ended = "length" if used_up else answer.finish_reason
+            return Completion(requests[place].key, answer.text, answer.n_tokens, ended)
 
         try:
             written = in_parallel(len(requests), write, self._in_flight, on_finished)
@@ -214,7 +241,7 @@ class ChatEngine:
             raise self._client.silence(silent)
         if silent:
             log.warning(
-                "%s said nothing to %d of %d messages, however often it was asked: no opinions, asked again next time",
+                "%s said nothing to %d of %d messages: these are no opinions, and it is asked again the next time",
                 self.digest,
                 silent,
                 len(written),
@@ -235,6 +262,12 @@ def _read_answer(answer: Any) -> ChatAnswer:
     usage = answer.get("usage") or {}
     drawn = int(usage.get("completion_tokens") or 0)
     return ChatAnswer(whole_characters(text), ended, drawn, whole_characters(thoughts), usage)
+
+
+def _field_named(message: str, fields: Iterable[str]) -> str | None:
+    """Return the field of a request that an error's words are about, where they say that it is not known."""
+    named = (name for name in fields if re.search(rf"\b{name}\b", message))
+    return next(named, None) if _UNKNOWN_FIELD.search(message) else None
 
 
 def _split(content: str) -> tuple[str, str]:

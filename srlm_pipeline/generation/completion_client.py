@@ -127,7 +127,7 @@ class ServerConnection:
                 # Not chained: a server may quote the key.
                 raise self._explain(error) from None
             try:
-                result = read(json.loads(text))
+                result = read(_decoded(text))
             except _UNREADABLE:
                 continue
             if suffices(result):
@@ -204,6 +204,26 @@ class CompletionClient(ServerConnection):
             _read_answer,
             "a completion",
         )
+
+
+def _decoded(text: str) -> Any:
+    """Return an answer's content: one JSON object, or what servers that stream unasked put together event by event."""
+    if not text.lstrip().startswith(("data:", ":")):
+        return json.loads(text)
+    lines = (line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:"))
+    events = [json.loads(line) for line in lines if line and line != "[DONE]"]
+    choices = [event["choices"][0] for event in events if event.get("choices")]
+    written: dict[str, str] = {}
+    for choice in choices:
+        for name, piece in choice["delta"].items():
+            if name != "role" and isinstance(piece, str):
+                written[name] = written.get(name, "") + piece
+    ends = [choice["finish_reason"] for choice in choices if choice.get("finish_reason")]
+    usages = [event["usage"] for event in events if event.get("usage")]
+    return {
+        "choices": [{"message": written, "finish_reason": ends[-1] if ends else None}],
+        "usage": usages[-1] if usages else None,
+    }
 
 
 def _read_answer(answer: Any) -> Answer:

@@ -347,7 +347,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # What goes wrong is raised as well, and told in a sentence.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     warnings.simplefilter("ignore")
 
@@ -374,13 +375,13 @@ def main() -> None:
         app()
     except SrlmError as error:
         _end_with(str(error))
-    except OSError as error:
+    except StoppedError:
+        sys.exit(STATUS)
+    except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
         _end_with(trouble)
-    except StoppedError:
-        sys.exit(STATUS)
 
 
 def _end_with(sentence: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,11 @@ _TROUBLE = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT), "free some disk, or set `storage` in the configuration to a larger one"
     ),
+}
+# What SQLite says; its own numbers are known of some of its errors only.
+_DATABASE_TROUBLE = {
+    **dict.fromkeys(("database or disk is full", "disk I/O error"), "free some disk, or move the home to a larger one"),
+    **dict.fromkeys(("attempt to write a readonly database", "unable to open database file"), _OTHER),
 }
 
 
@@ -156,12 +162,21 @@ def require_disk(folder: Path, needed: int) -> None:
         raise DiskSpaceError(folder, needed, free)
 
 
-def disk_trouble(error: OSError) -> str | None:
-    """Return in a sentence what a person can mend about a file or folder; None for other errors."""
-    if error.errno not in _TROUBLE:
-        return None
-    where = error.filename or "a file or folder of the project"
-    return f"{where}: {os.strerror(error.errno)}: {_TROUBLE[error.errno]}"
+def disk_trouble(error: BaseException) -> str | None:
+    """Return in a sentence what a person can mend about a file, folder or database; None for other errors.
+
+    Args:
+        error: It, or one of its causes, is what the operating system or SQLite said.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _TROUBLE:
+            where = cause.filename or "a file or folder of the project"
+            return f"{where}: {os.strerror(cause.errno)}: {_TROUBLE[cause.errno]}"
+        if isinstance(cause, sqlite3.OperationalError) and str(cause) in _DATABASE_TROUBLE:
+            return f"a database in the Dagster home: {cause}: {_DATABASE_TROUBLE[str(cause)]}"
+        cause = cause.__cause__
+    return None
 
 
 def digest_files(paths: list[Path]) -> str:

@@ -239,7 +239,7 @@ def user_errors() -> Iterator[None]:
         yield
     except SrlmError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    except OSError as error:
+    except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise

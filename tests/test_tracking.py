@@ -2,17 +2,24 @@
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric
 
+from srlm_pipeline.assets.measured import ExternalCalls
+from srlm_pipeline.assets.stage import Stage
 from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
 from srlm_pipeline.errors import RecordError
+from srlm_pipeline.generation.calls import Call, CallLog
 from srlm_pipeline.relocation import DATABASE, follow
+from srlm_pipeline.store import ProjectStore
 from srlm_pipeline.tracking import Tracker, former_homes, metric_name, parameters, remember_ui, ui_url
 
 
@@ -120,6 +127,22 @@ def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_anothe
 )
 def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
     assert reachable_name(host, allowed) == name
+
+
+def test_the_calls_of_an_asset_are_a_table_and_figures_of_its_run(settings: Settings, tmp_path: Path) -> None:
+    store = ProjectStore(tmp_path / "project", tmp_path)
+    log, tracker = CallLog(store.calls_path), Tracker(settings)
+    before = Call("2026-01-01T00:00:00.000+00:00", "judge", "host", 9.0, 1, 1, 0, "stop", None)
+    log.add(before)
+    with tracker.run("win_rates", "iter_001", "dagster-1", ["evaluation.tie_margin"]) as run:
+        calls = ExternalCalls(cast(Stage, SimpleNamespace(store=store, run=run)))
+        assert calls.told() == {}, "what was asked before belongs to others"
+        log.add(replace(before, seconds=2.0, prompt_tokens=100, cost=0.5))
+        told = calls.told()
+    assert (told["calls/requests"], told["calls/prompt_tokens"], told["calls/cost"]) == (1, 100, 0.5)
+    assert tracker.client.get_run(run.run_id).data.metrics == told
+    (shown,) = [file.path for file in tracker.client.list_artifacts(run.run_id)]
+    assert shown == "judge_calls.json"
 
 
 @given(st.text(max_size=300))

@@ -203,8 +203,8 @@ class ChatEngine:
             shortened = cut(answer.text, sampling)
             if shortened is not None:
                 return Completion(requests[place].key, shortened, answer.n_tokens, "stop")
-            # Some proxies call every end `stop`.
-            used_up = answer.finish_reason == "stop" and answer.n_tokens >= sampling.max_new_tokens
+            # Some proxies call every end `stop`. More tokens than were allowed are thoughts that count elsewhere.
+            used_up = answer.finish_reason == "stop" and answer.n_tokens == sampling.max_new_tokens
             ended = "length" if used_up else answer.finish_reason
             return Completion(requests[place].key, answer.text, answer.n_tokens, ended)
 

@@ -210,7 +210,7 @@ def _decoded(text: str) -> Any:
     """Return an answer's content: one JSON object, or what servers that stream unasked put together event by event."""
     if not text.lstrip().startswith(("data:", ":")):
         return json.loads(text)
-    lines = (line.removeprefix("data:").strip() for line in text.splitlines() if line.startswith("data:"))
+    lines = (line.removeprefix("data:").strip() for line in text.split("\n") if line.startswith("data:"))
     events = [json.loads(line) for line in lines if line and line != "[DONE]"]
     choices = [event["choices"][0] for event in events if event.get("choices")]
     written: dict[str, str] = {}

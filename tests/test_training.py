@@ -274,7 +274,7 @@ def test_examples_that_do_not_fit_are_left_out_and_counted(tiny_model: Path, tmp
     settings = SftSettings(**COMMON | {"epochs": 1})
     run = train_sft(job(tiny_model, tmp_path), [*SFT, *too_long], settings)
     assert (run.n_examples, run.n_left_out) == (len(SFT), 2)
-    with pytest.raises(EmptyDataError, match="none fits into max_length"):
+    with pytest.raises(EmptyDataError, match=r"none fits into sft.max_length \(256 tokens\)"):
         train_sft(job(tiny_model, tmp_path), too_long, settings)
 
 

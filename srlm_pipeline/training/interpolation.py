@@ -89,13 +89,13 @@ def train_and_interpolate(
             break
     chosen = load_model(between, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
     told = trained.lineage
-    return TrainingRun(chosen, told["history"], told["examples"], told["left_out"]), tried
+    return TrainingRun(chosen, told["history"], told["examples"], told["left_out"], told.get("cut", 0)), tried
 
 
 def _trained(folder: Path, entering: Checkpoint, train: Callable[[], TrainingRun]) -> Checkpoint:
     if is_checkpoint(folder):
         return read_checkpoint(folder)
     run = train()
-    told = {"history": list(run.history), "examples": run.n_examples, "left_out": run.n_left_out}
+    told = {"history": list(run.history), "examples": run.n_examples, "left_out": run.n_left_out, "cut": run.n_cut}
     # Rounding would lose most of a small update before it is divided.
     return save_checkpoint(run.loaded, folder, folder.name, entering.digest, told, "float32")

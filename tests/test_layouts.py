@@ -439,6 +439,27 @@ def test_scores_order_replies_that_have_no_ranks(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("score_range", [None, [0, 10]])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"scores": ["score_chosen", "score_rejected"]},
+        {"replies": ["chosen", "rejected"], "ranks": ["first", "second"], "scores": ["score_chosen", "score_rejected"]},
+    ],
+)
+def test_scores_that_contradict_what_was_chosen_break_a_row(
+    tmp_path: Path, columns: dict[str, Any], score_range: Any
+) -> None:
+    row = {"chosen": "good", "rejected": "bad", "first": 1, "second": 2}
+    scores = [(8, 6), (5, 5), (4, 7)]
+    rows = [{"prompt": f"p{x}", **row, "score_chosen": x, "score_rejected": y} for x, y in scores]
+    source = {"source": write(tmp_path / "rows.jsonl", rows), "columns": columns, "score_range": score_range}
+    with pytest.raises(DataError, match="line 3: replies: one has a higher score than another that is ranked above it"):
+        load_ranked_replies(DataSettings(ranked_replies=source))
+    loaded = load_ranked_replies(DataSettings(ranked_replies=source, bad_rows="skip"))
+    assert rankings(loaded) == {"p8": ["good", "bad"], "p5": ["good", "bad"]}
+
+
 def test_equal_and_empty_replies_are_left_out(tmp_path: Path) -> None:
     rows = [
         {"prompt": "a", "replies": ["good", " good ", "bad"]},

@@ -14,7 +14,7 @@ from srlm_pipeline.config import DataSettings, SourceSettings
 from srlm_pipeline.data.chats import Exchange, exchanges, read_reply, role_of
 from srlm_pipeline.data.formats import Format, named_fields, recognise_format, suggested_columns, unread_texts
 from srlm_pipeline.data.open_assistant import FirstTurn, MessageFilter, first_turns, ranked_replies
-from srlm_pipeline.data.replies import TOO_FEW, answered_prompt, grouped, with_replies
+from srlm_pipeline.data.replies import CONTRADICTION, TOO_FEW, answered_prompt, grouped, with_replies
 from srlm_pipeline.data.rows import RowReport, UnusableRowError
 from srlm_pipeline.data.sources import NumberedRow, open_source
 
@@ -107,7 +107,7 @@ class RankedRow(PromptRow):
             reply.rank = (reply.rank or 0) - best
         scored = [(reply.rank or 0, reply.score) for reply in self.replies if reply.score is not None]
         if any(rank < other and score < higher for rank, score in scored for other, higher in scored):
-            raise ValueError("replies: one has a higher score than another that is ranked above it")
+            raise ValueError(CONTRADICTION)
         return self
 
     def _rank(self) -> None:

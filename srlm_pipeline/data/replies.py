@@ -12,6 +12,7 @@ from srlm_pipeline.data.sources import NumberedRow
 
 MAX_SCORE = 5
 TOO_FEW = "prompt with fewer than two different replies"
+CONTRADICTION = "replies: one has a higher score than another that is ranked above it"
 Range = tuple[float, float]
 
 
@@ -34,8 +35,10 @@ def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: R
         raise UnusableRowError("replies: expected a list", f", found {type(given).__name__}")
     read = [_reply(reply) for reply in given]
     replies = [reply for _, reply in read]
-    for name, key in (("ranks", "rank"), ("scores", "score")):
-        _attach(replies, key, fields.get(name))
+    # Whoever chose has ranked, whatever the scores may be.
+    ranks = fields.get("ranks", None if "replies" in fields else [0, 1])
+    for name, key, values in (("ranks", "rank", ranks), ("scores", "score", fields.get("scores"))):
+        _attach(replies, name, key, values)
     if score_range:
         replies = [{**reply, "score": scaled(reply.get("score"), score_range)} for reply in replies]
     elif fields.get("scores") is not None:
@@ -145,12 +148,12 @@ def _reply(value: Any) -> tuple[str | None, dict[str, Any]]:
     return before, {"text": text}
 
 
-def _attach(replies: list[dict[str, Any]], key: str, values: Any) -> None:
+def _attach(replies: list[dict[str, Any]], name: str, key: str, values: Any) -> None:
     if values is None:
         return
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(replies):
         count = len(values) if isinstance(values, list) else _kind(values)
-        raise UnusableRowError(f"{key}s: expected one for each reply", f", found {count} for {len(replies)} replies")
+        raise UnusableRowError(f"{name}: expected one for each reply", f", found {count} for {len(replies)} replies")
     for reply, value in zip(replies, values, strict=True):
         reply[key] = value
 
@@ -158,11 +161,20 @@ def _attach(replies: list[dict[str, Any]], key: str, values: Any) -> None:
 def _by_score(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return replies with the ranks that follow from their scores, and without these: nobody said what they mean."""
     scores = [_number(reply.pop("score")) for reply in replies]
+    ranked = [(rank, score) for rank, score in zip(map(_rank, replies), scores, strict=True) if score is not None]
+    if any(rank < other and score < higher for rank, score in ranked for other, higher in ranked):
+        raise UnusableRowError(CONTRADICTION)
     levels = sorted({score for score in scores if score is not None}, reverse=True)
     return [
         {**reply, "rank": reply.get("rank", levels.index(score))} if score is not None else reply | {"score": None}
         for reply, score in zip(replies, scores, strict=True)
     ]
+
+
+def _rank(reply: Mapping[str, Any]) -> float:
+    # What is no number is named later, where the whole row is checked.
+    rank = reply.get("rank")
+    return float(rank) if isinstance(rank, (int, float)) else math.nan
 
 
 def _lacking(reply: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:

@@ -423,9 +423,12 @@ class StepClock:
         """Take part in a training as its progress display."""
         yield self
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
         """Note the end of a step."""
         self.ends += [time.perf_counter()] * amount
+
+    def within(self, note: str) -> None:
+        """Take no notice: steps alone count."""
 
     def step_seconds(self, warm_up: int) -> float:
         """Return the median duration of the steps after the first few."""

@@ -6,13 +6,15 @@ measured as the gate measures. What is finished stays in the work folder, and is
 
 from __future__ import annotations
 
+import re
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import SMOKE_RESULTS, Bench, Measurement, Series, options, parse
-from benchmarks.core import score
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,73 +31,69 @@ SEEDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "base, order and scores": (False, dict.fromkeys(_ORDER, 0) | {"length_balance": False, "score_weight": 1.0}),
     "SFT, order balanced, 2e-4": (True, {**_ORDER, "learning_rate": 2e-4}),
 }
-_PLAIN, _FIT = {"unfit": "scored", "length_control": 0.0}, {"unfit": "rejected", "length_control": 0.0}
-# What is chosen, and how it is trained on.
-WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "as scored": (_PLAIN, {}),
-    "as scored, length control 0.4": ({**_PLAIN, "length_control": 0.4}, {}),
-    "unfit rejected": (_FIT, {}),
-    "unfit rejected, length control 0.4": ({**_FIT, "length_control": 0.4}, {}),
-    "the same, upper half of the layers": ({**_FIT, "length_control": 0.4}, {"lora": {"top_layers": 0.5}}),
-    "the same, likelihood 0.2": ({**_FIT, "length_control": 0.4}, {"nll_weight": 0.2}),
-    "the same, 1e-4": ({**_FIT, "length_control": 0.4}, {"learning_rate": 1e-4}),
-    # Remedies against forgetting, each alone.
-    "as scored, rehearsal 0.5": (_PLAIN, {"rehearsal": 0.5}),
+# From M1 to M2: what each way sets anew in the quickstart, as `srlm --set` takes it; "" is the quickstart itself.
+WAYS = (
+    "",
+    "pairs.unfit=scored",
+    "pairs.length_control=0.4",
+    "dpo.lora.top_layers=1.0",
+    "dpo.learning_rate=1e-4",
+    "dpo.nll_weight=0.2",
+    "dpo.loss=sigmoid_norm dpo.beta=5",
+    "dpo.loss=robust dpo.label_smoothing=0.3",
     # In the first round M1 is the model that training starts from, and by that the reference.
-    "as scored, base model as reference": (_PLAIN, {"reference": "base"}),
-    "as scored, KL budget 10": (_PLAIN, {"kl_budget": 10.0}),
-    "as scored, interpolation": (_PLAIN, {"interpolation": (0.25, 0.5, 0.75, 1.0)}),
-}
-SMOKE = {
-    "prompts": 2,
-    "work": SMOKE_RESULTS / "recipes",
-    "seeds": ["base, order balanced"],
-    # A tiny model writes little that is fit.
-    "ways": [way for way, (pairs, _) in WAYS.items() if pairs == _PLAIN],
-}
+    "dpo.reference=base",
+    "dpo.rehearsal=0.5",
+    "dpo.kl_budget=10",
+    "dpo.interpolation=[0.25,0.5,0.75,1.0]",
+    "candidates.per_prompt=8",
+    "prompt_generation.evolution.constrain=0.8 judge.panel=[self,verifiers]",
+)
+SMOKE = {"prompts": 2, "work": SMOKE_RESULTS / "recipes", "seeds": ["base, order balanced"]}
+# A tiny model writes little that is fit, and scores everything alike.
+_OF_TINY_MODELS = ("evaluation.verifiable.limit=4", "pairs.min_margin=0", "pairs.unfit=scored")
+_TOOK = "seconds"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__, repetitions=1)
     parser.add_argument("--prompts", type=int, default=96, help="to be invented, with four candidates each")
     parser.add_argument("--seeds", nargs="+", default=list(SEEDS), help="ways to make M1; the first one goes on")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), help="ways to make M2")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), help="ways to make M2: settings, e.g. dpo.beta=0.2")
     parser.add_argument("--work", type=Path, default=Path("build/recipes"), help="folder for all that is made")
     args = parse(parser, arguments, SMOKE)
     bench = Bench("recipes", "Recipes for M1 and M2", args)
-    from srlm_pipeline.config import load_settings
+    from srlm_pipeline.config.loading import load_settings, merge_overrides
     from srlm_pipeline.evaluation.measures import MEASURES, figure
     from srlm_pipeline.store import ProjectStore, open_store
 
-    settings = load_settings(
-        "quickstart",
-        {
-            "seed": args.seed,
-            "model": {"device": args.device},
-            "prompt_generation": {"count": args.prompts},
-            "evaluation": {"verifiable": {"limit": 4 if args.smoke else None}},
-            # A tiny model scores everything alike.
-            "pairs": {"min_margin": 0.0} if args.smoke else {},
-        }
-        | ({"base_model": args.model} if args.model else {}),
-    )
-    store = ProjectStore(args.work, open_store(settings).shared)
-    kitchen = Kitchen(settings, store, bench.say)
-    rows = []
-    first: Checkpoint | None = None
-    made = {"base model": kitchen.base}
-    for name in args.seeds:
-        made[name] = kitchen.seed(name)
-        first = first or made[name]
-    assert first is not None, "argparse asks for one"
-    scored = kitchen.candidates(first)
-    for name in args.ways:
-        made[name] = kitchen.trained(name, first, scored)
-    for name, checkpoint in made.items():
+    given = [f"seed={args.seed}", f"model.device={args.device}", f"prompt_generation.count={args.prompts}"]
+    given += [f"base_model={args.model}"] if args.model else []
+    given += _OF_TINY_MODELS if args.smoke else ["evaluation.verifiable.limit=null"]
+
+    def recipe(way: str) -> Settings:
+        return load_settings("quickstart", merge_overrides([*given, *way.split()]))
+
+    settings = recipe("")
+    kitchen = Kitchen(settings, ProjectStore(args.work, open_store(settings).shared), bench.say)
+    rows: list[list[float | str]] = []
+
+    def measured(name: str, checkpoint: Checkpoint, notes: Sequence[str] = ("", "", "")) -> None:
         found = kitchen.measured(checkpoint)
         values = [figure(found, measure, settings.evaluation.bootstrap_samples).value for measure in MEASURES]
-        rows.append([name, *("" if value is None else f"{value:.3f}" for value in values)])
-        bench.say(f"{name}: {dict(zip([m.name for m in MEASURES], rows[-1][1:], strict=True))}")
+        shown = ["" if value is None else f"{value:.3f}" for value in values]
+        rows.append([name, *notes, *shown])
+        bench.say(f"{name}: {dict(zip([m.name for m in MEASURES], shown, strict=True))}")
+
+    measured("base model", kitchen.base)
+    made = {name: kitchen.seed(name) for name in args.seeds}
+    for name, seed_model in made.items():
+        measured(name, seed_model)
+    first = made[args.seeds[0]]
+    for way in args.ways:
+        name = way or "quickstart"
+        measured(name, *kitchen.trained(name, first, recipe(way)))
+    scored = kitchen.candidates(first, settings)
     unfit = (scored["signs"] != "").mean()
     bench.finish(
         [
@@ -105,7 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ],
         [],
         [f"The ways to make M2 start from '{args.seeds[0]}'. Shares and units are those of docs/evaluation.md."],
-        Series(["model", *(measure.name.replace("_", " ") for measure in MEASURES)], rows),
+        Series(
+            [
+                "model",
+                "pairs",
+                "seconds for scored candidates",
+                "seconds of DPO",
+                *(measure.name.replace("_", " ") for measure in MEASURES),
+            ],
+            rows,
+        ),
     )
 
 
@@ -154,21 +161,24 @@ class Kitchen:
             lambda: train_seed_model(job, self._ift, eft, settings, sft_baseline=source.path).final.loaded,
         )
 
-    def candidates(self, m1: Checkpoint) -> pd.DataFrame:
-        """Return scored candidates of a model for invented prompts."""
+    def candidates(self, m1: Checkpoint, settings: Settings) -> pd.DataFrame:
+        """Return scored candidates of a model for new prompts."""
         import pandas as pd
 
         from srlm_pipeline.checks.checkable import checks_of
+        from srlm_pipeline.evaluation.opening import open_judge
         from srlm_pipeline.generation.candidates import write_candidates
         from srlm_pipeline.generation.opening import open_engine, release_engines
+        from srlm_pipeline.judging.scoring import score_candidates
         from srlm_pipeline.prompting.creation import create_prompts
         from srlm_pipeline.prompting.evolution import Earlier
         from srlm_pipeline.prompting.few_shot import SeedPrompt
 
-        path = self._store.root / f"scored-{m1.digest}-{self._settings.prompt_generation.count}.parquet"
+        decides = settings.model_dump_json(include={"seed", "prompt_generation", "candidates", "judge"})
+        path = self._store.root / f"scored-{m1.digest}-{sha256(decides.encode()).hexdigest()[:12]}.parquet"
         if path.is_file():
             return pd.read_parquet(path)
-        settings = self._settings
+        started = time.perf_counter()
         made = create_prompts(
             open_engine(self.base, settings, settings.prompt_generation.batch_size),
             [SeedPrompt(str(row.id), str(row.prompt)) for row in self._ift.itertuples()],
@@ -184,28 +194,34 @@ class Kitchen:
         candidates = write_candidates(
             engine, prompts, settings.candidates, settings.seed, "candidates/iter_001", self._progress
         )
-        scored = score(engine, candidates, settings, "judging/iter_001", checks_of(made.prompts))
+        judge = open_judge(
+            settings,
+            self._store,
+            lambda model, batch_size: open_engine(model, settings, batch_size),
+            m1,
+            "judging/iter_001",
+            checks_of(made.prompts),
+        )
+        scored = score_candidates(judge, candidates, self._progress)
         release_engines()
+        scored.attrs[_TOOK] = time.perf_counter() - started
         scored.to_parquet(path)
         return scored
 
-    def trained(self, name: str, m1: Checkpoint, scored: pd.DataFrame) -> Checkpoint:
-        """Make an M2."""
-        from srlm_pipeline.config import load_settings
+    def trained(self, name: str, m1: Checkpoint, settings: Settings) -> tuple[Checkpoint, tuple[str, str, str]]:
+        """Make an M2, and say: from how many pairs, the seconds that candidates took, and training."""
         from srlm_pipeline.preference.pairs import select
         from srlm_pipeline.training.common import TrainingJob, TrainingRun
         from srlm_pipeline.training.dpo import preference_examples, train_dpo
         from srlm_pipeline.training.human_pairs import rehearsed_pairs
         from srlm_pipeline.training.interpolation import train_and_interpolate
 
-        pairs, dpo = WAYS[name]
-        least = self._settings.pairs.min_margin
-        settings = load_settings("quickstart", {"pairs": {**pairs, "min_margin": least}, "dpo": dpo})
+        scored = self.candidates(m1, settings)
         own = preference_examples(select(scored, settings.pairs).pairs)
-        work, seed = self._store.root / "work" / name, self._settings.seed + 1
+        folder, seed = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-"), settings.seed + 1
         train = self._ranked[self._ranked["split"] == "train"]
         examples = [*own, *rehearsed_pairs(train, len(own), settings.dpo.rehearsal, seed)]
-        job = TrainingJob(m1.path, self._settings.model, seed, work, name, self._progress)
+        job = TrainingJob(m1.path, settings.model, seed, self._store.root / "work" / folder, name, self._progress)
 
         def trained() -> TrainingRun:
             reference = self.base.path if settings.dpo.reference == "base" else None
@@ -219,7 +235,8 @@ class Kitchen:
                 self._say(f"{name}: {one}")
             return run
 
-        return self._kept(name, m1, lambda: made().loaded)
+        checkpoint = self._kept(folder, m1, lambda: made().loaded)
+        return checkpoint, (str(len(examples)), f"{scored.attrs[_TOOK]:.0f}", f"{checkpoint.lineage['seconds']:.0f}")
 
     def _on_development(self, checkpoint: Checkpoint) -> Any:
         from srlm_pipeline.evaluation.development import development_figures
@@ -264,7 +281,10 @@ class Kitchen:
         target = self._store.model_folder(name)
         if is_checkpoint(target) and (known := read_checkpoint(target)).parent == parent.digest:
             return known
-        saved = save_checkpoint(make(), target, name, parent.digest, {}, self._settings.model.save_dtype)
+        started = time.perf_counter()
+        made = make()
+        lineage = {"seconds": time.perf_counter() - started}
+        saved = save_checkpoint(made, target, name, parent.digest, lineage, self._settings.model.save_dtype)
         shutil.rmtree(self._store.root / "work" / name, ignore_errors=True)
         return saved
 

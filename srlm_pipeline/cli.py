@@ -109,15 +109,20 @@ def plan(
 
 @app.command()
 def status(config: ConfigOption = None) -> None:
-    """Show models, iterations and their key figures."""
+    """Show models, iterations, their key figures, and what is running, refused or out of date."""
     prepare(config)
     require_writable()
+    settings = load_settings()
     import dagster as dg
 
     from srlm_pipeline.commands.overview import overview_table
+    from srlm_pipeline.commands.standing import standing
+    from srlm_pipeline.definitions import defs
 
     with dg.DagsterInstance.get() as instance:
-        console.print(overview_table(instance, load_settings()))
+        console.print(overview_table(instance, settings))
+        for line in standing(defs, instance, settings) or ["Everything is up to date."]:
+            console.print(escape(line), highlight=False)
 
 
 @app.command()
@@ -135,8 +140,9 @@ def report(
     from srlm_pipeline.store import open_store, partition_key
 
     folder = open_store(load_settings()).root / "reports"
-    newest = sorted(folder.glob("iter_*.html"))
-    page = folder / f"{partition_key(iteration)}.html" if iteration else (newest[-1] if newest else folder / "none")
+    # Of the pages of an iteration the report alone has a head for terminals.
+    newest = max(folder.glob("iter_*.md"), default=folder / "none").with_suffix(".html")
+    page = folder / f"{partition_key(iteration)}.html" if iteration else newest
     if not page.is_file():
         raise SrlmError(f"there is no report yet at {page}: run `srlm run` or materialize iteration_report")
     console.print(Markdown(page.with_suffix(".md").read_text(encoding="utf-8")))
@@ -204,8 +210,6 @@ def ui(
     require_writable()
     from srlm_pipeline.commands.servers import serve
 
-    # Links from Dagster to MLflow lead to the port that was asked for.
-    os.environ[OVERRIDES_VARIABLE] = json.dumps({"tracking": {"ui_url": f"http://{host}:{mlflow_port}"}})
     serve(load_settings(), host, dagster_port, mlflow_port, allowed_host or ())
 
 
@@ -219,6 +223,20 @@ def doctor(config: ConfigOption = None, set_: SetOption = None) -> None:
     prepare_home()
     healthy = diagnose(merge_overrides(set_ or []))
     raise typer.Exit(0 if healthy else 1)
+
+
+@app.command()
+def gc(
+    delete: Annotated[bool, typer.Option("--delete", help="Delete it; without, it is only shown.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Show what takes up disk and is needed no more, and why the rest is; with --delete, delete it."""
+    prepare(config)
+    require_writable()
+    quiet_libraries()
+    from srlm_pipeline.commands.cleaning import clean
+
+    clean(load_settings(), delete)
 
 
 @app.command()
@@ -329,7 +347,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # What goes wrong is raised as well, and told in a sentence.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     warnings.simplefilter("ignore")
 
@@ -356,13 +375,13 @@ def main() -> None:
         app()
     except SrlmError as error:
         _end_with(str(error))
-    except OSError as error:
+    except StoppedError:
+        sys.exit(STATUS)
+    except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
         _end_with(trouble)
-    except StoppedError:
-        sys.exit(STATUS)
 
 
 def _end_with(sentence: str) -> None:

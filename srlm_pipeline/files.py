@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,11 @@ _TROUBLE = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT), "free some disk, or set `storage` in the configuration to a larger one"
     ),
+}
+# What SQLite says; its own numbers are known of some of its errors only.
+_DATABASE_TROUBLE = {
+    **dict.fromkeys(("database or disk is full", "disk I/O error"), "free some disk, or move the home to a larger one"),
+    **dict.fromkeys(("attempt to write a readonly database", "unable to open database file"), _OTHER),
 }
 
 
@@ -85,17 +91,33 @@ def tidy(folder: Path, everywhere: bool = True, older_than: float = 0.0) -> None
         older_than: Seconds; what is younger is left alone.
     """
     newest = time.time() - older_than
-    for path in list(folder.rglob(".*") if everywhere else folder.glob(".*")):
-        name = _LEFTOVER.fullmatch(path.name)
-        if name is None or not path.exists() or path.stat().st_mtime > newest:
+    for path, target in _leftovers(folder, everywhere):
+        if not path.exists() or path.stat().st_mtime > newest:
             continue
-        target = path.with_name(name[1])
-        if name[2] == "old" and not target.exists():
+        if path.suffix == ".old" and not target.exists():
             path.replace(target)
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what `tidy` would remove from a folder and those below it."""
+    return [p for p, target in _leftovers(folder, True) if p.suffix == ".tmp" or target.exists()]
+
+
+def _leftovers(folder: Path, everywhere: bool) -> list[tuple[Path, Path]]:
+    """Return what killed processes left, each with the path that it was to have or had."""
+    found = folder.rglob(".*") if everywhere else folder.glob(".*")
+    return [(path, path.with_name(name[1])) for path in found if (name := _LEFTOVER.fullmatch(path.name))]
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, which is gone at once: where the process is killed meanwhile, `tidy` removes the rest."""
+    going = _temporary(folder)
+    folder.replace(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def _refuse_foreign(target: Path, mark: str) -> None:
@@ -140,12 +162,21 @@ def require_disk(folder: Path, needed: int) -> None:
         raise DiskSpaceError(folder, needed, free)
 
 
-def disk_trouble(error: OSError) -> str | None:
-    """Return in a sentence what a person can mend about a file or folder; None for other errors."""
-    if error.errno not in _TROUBLE:
-        return None
-    where = error.filename or "a file or folder of the project"
-    return f"{where}: {os.strerror(error.errno)}: {_TROUBLE[error.errno]}"
+def disk_trouble(error: BaseException) -> str | None:
+    """Return in a sentence what a person can mend about a file, folder or database; None for other errors.
+
+    Args:
+        error: It, or one of its causes, is what the operating system or SQLite said.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _TROUBLE:
+            where = cause.filename or "a file or folder of the project"
+            return f"{where}: {os.strerror(cause.errno)}: {_TROUBLE[cause.errno]}"
+        if isinstance(cause, sqlite3.OperationalError) and str(cause) in _DATABASE_TROUBLE:
+            return f"a database in the Dagster home: {cause}: {_DATABASE_TROUBLE[str(cause)]}"
+        cause = cause.__cause__
+    return None
 
 
 def digest_files(paths: list[Path]) -> str:

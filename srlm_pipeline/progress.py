@@ -1,6 +1,7 @@
 """Progress with rate and time left, for whoever watches: a terminal bar or log lines.
 
-Core stages take a `ProgressReporter` and never know where their progress is shown.
+Core stages take a `ProgressReporter` and never know where their progress is shown. What takes long before a unit is
+done says meanwhile how far it is: a stage by `Task.within`, an engine by `say`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,8 +17,15 @@ from typing import Protocol
 class Task(Protocol):
     """One running piece of long work."""
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        """Report that so many units are done; `note` is shown beside them."""
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
+        """Report that so many units are done; `note` is shown beside them.
+
+        Of the units `found` had been finished before: they say nothing of the speed.
+        """
+        ...
+
+    def within(self, note: str) -> None:
+        """Report how far the work on the next units is."""
         ...
 
 
@@ -47,9 +56,10 @@ class Meter:
         self._started = self.clock()
         self._done_before = self.done
 
-    def advance(self, amount: int) -> None:
-        """Count finished units."""
+    def advance(self, amount: int, found: int = 0) -> None:
+        """Count finished units, some of which an earlier run may have finished."""
         self.done += amount
+        self._done_before += found
 
     @property
     def elapsed(self) -> float:
@@ -65,6 +75,11 @@ class Meter:
     def done_now(self) -> int:
         """Units finished by this run."""
         return self.done - self._done_before
+
+    @property
+    def done_before(self) -> int:
+        """Units finished by earlier runs."""
+        return self._done_before
 
     @property
     def seconds_left(self) -> float | None:
@@ -99,21 +114,37 @@ class _LoggedTask:
         self._description, self._unit, self._meter = description, unit, meter
         self._write, self._every = write, every
         self._last = 0.0
+        self._said_before = meter.done
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self._meter.advance(amount)
-        if self._meter.elapsed - self._last >= self._every:
-            self._last = self._meter.elapsed
-            left = self._meter.seconds_left
-            eta = f", {_duration(left)} left" if left is not None else ""
-            self._line(f"{self._meter.done}/{self._meter.total} {self._unit}, {self._rate()}{eta}{_suffix(note)}")
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
+        self._meter.advance(amount, found)
+        self._show(note)
+
+    def within(self, note: str) -> None:
+        self._show(note)
 
     def close(self) -> None:
         meter = self._meter
         if meter.done and not meter.done_now:
-            return  # that all was finished before has been said
+            if meter.done_before > self._said_before:
+                self._line(f"all {meter.done} {self._unit} were finished before")
+            return
         resumed = f", {meter.done_now} of them now" if meter.done_now < meter.done else ""
         self._line(f"{meter.done} {self._unit}{resumed} in {_duration(meter.elapsed)}, {self._rate()}")
+
+    def _show(self, note: str) -> None:
+        if self._meter.elapsed - self._last < self._every:
+            return
+        self._last = self._meter.elapsed
+        before = self._meter.done_before
+        facts = [f"{self._meter.done}/{self._meter.total} {self._unit}"]
+        if before > self._said_before:
+            facts.append(f"{before} of them finished before")
+        left = self._meter.seconds_left
+        # Before the first unit is done there is no speed to tell.
+        if left is not None:
+            facts += [self._rate(), f"{_duration(left)} left"]
+        self._line(", ".join(facts) + _suffix(note))
 
     def _rate(self) -> str:
         return f"{self._meter.rate:.2f} {self._unit}/s"
@@ -132,7 +163,10 @@ class NullProgress:
 
 
 class _NullTask:
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
+        pass
+
+    def within(self, note: str) -> None:
         pass
 
 
@@ -166,9 +200,66 @@ class _TeeTask:
     def __init__(self, tasks: list[Task]) -> None:
         self._tasks = tasks
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
         for task in self._tasks:
-            task.advance(amount, note)
+            task.advance(amount, note, found)
+
+    def within(self, note: str) -> None:
+        for task in self._tasks:
+            task.within(note)
+
+
+class PartOf:
+    """Shows work on the next units of a task as notes beside it.
+
+    Args:
+        task: To which the work belongs.
+
+    Attributes:
+        found_all: Whether all of the latest work had been finished before.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.found_all = False
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str, done: int = 0) -> Iterator[Task]:
+        """Start a piece of work; see `ProgressReporter.task`."""
+        self.found_all = done == total
+        yield _Part(self._task, Meter(total, done), unit)
+
+
+class _Part:
+    def __init__(self, task: Task, meter: Meter, unit: str) -> None:
+        self._task, self._meter, self._unit = task, meter, unit
+
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
+        self._meter.advance(amount, found)
+        self.within(note)
+
+    def within(self, note: str) -> None:
+        self._task.within(f"next: {self._meter.done}/{self._meter.total} {self._unit}" + (f", {note}" if note else ""))
+
+
+_listener: ContextVar[Task | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(task: Task) -> Iterator[None]:
+    """Let a task hear what is said, in this thread, within the block."""
+    before = _listener.set(task)
+    try:
+        yield
+    finally:
+        _listener.reset(before)
+
+
+def say(note: str) -> None:
+    """Say how far the work is, to the task that listens; for what knows no task, as engines do."""
+    task = _listener.get()
+    if task is not None:
+        task.within(note)
 
 
 _terminal: ProgressReporter | None = None

@@ -12,11 +12,11 @@ from pathlib import Path
 from srlm_pipeline.attempts import Attempt, read_attempt
 from srlm_pipeline.config import EMBEDDED_MODEL, Settings
 from srlm_pipeline.errors import MissingPredecessorError, ModelError
-from srlm_pipeline.files import replacing_folder, tidy
+from srlm_pipeline.files import leftovers, remove_folder, replacing_folder, tidy
 from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint, is_checkpoint, read_checkpoint, write_marker
 from srlm_pipeline.models.embedded import convert_embedded_model
-from srlm_pipeline.models.integrity import MARKER
+from srlm_pipeline.models.integrity import MARKER, is_emptied, verify
 
 SFT_BASELINE = "sft_baseline"
 REWARD_MODEL = "reward_model"
@@ -28,6 +28,8 @@ STARTING_POINTS = {"rlhf": RLHF_MODEL, "human_dpo": HUMAN_DPO_MODEL}
 # What only runs write to; votes and plans are written beside them.
 _COMPUTED = ("models", "tables", "assessments", "journals", "work", "promotions", "attempts", "reports")
 _A_DAY = 86400.0
+# In the work folders of a model that needs them no more.
+_SAVED = "saved"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class ProjectStore:
         """Return where a model of the project is or will be."""
         return self.root / "models" / name
 
+    @property
+    def kept(self) -> Path:
+        """Models as they were registered, whatever was trained under their names since."""
+        return self.root / "models" / "kept"
+
+    def kept_folder(self, checkpoint: Checkpoint) -> Path:
+        """Return where a model is or would be kept."""
+        return self.kept / f"{checkpoint.name}-{checkpoint.digest}"
+
     def journal_folder(self, stage: str) -> Path:
         """Return the journal folder of a stage, e.g. ``"candidates/iter_001"``."""
         return self.root / "journals" / stage
@@ -74,6 +85,23 @@ class ProjectStore:
     def work_folders(self, model: str) -> Path:
         """Return the folder of all work folders of a model, those of other settings and data included."""
         return self.root / "work" / model
+
+    def begin_work(self, model: str) -> None:
+        """Say that a model of this name is being trained."""
+        (self.work_folders(model) / _SAVED).unlink(missing_ok=True)
+
+    def end_work(self, model: str) -> None:
+        """Say that the model is saved; its work is kept until that is recorded."""
+        self.work_folders(model).mkdir(parents=True, exist_ok=True)
+        (self.work_folders(model) / _SAVED).touch()
+
+    def ended_work(self) -> list[str]:
+        """Return the models that are saved and of which there is still work."""
+        return [mark.parent.name for mark in sorted((self.root / "work").glob(f"*/{_SAVED}"))]
+
+    def drop_work(self, model: str) -> None:
+        """Remove all work on a model."""
+        remove_folder(self.work_folders(model))
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Return a finished model of the project.
@@ -93,6 +121,10 @@ class ProjectStore:
     def assessment_folder(self, checkpoint: Checkpoint) -> Path:
         """Return where everything that was measured of a model lies: its weights' digest is part of the name."""
         return self.root / "assessments" / f"{checkpoint.name}-{fingerprint(checkpoint.digest)}"
+
+    def leftovers(self) -> list[Path]:
+        """Return what killed processes left half-written."""
+        return [path for name in _COMPUTED for path in leftovers(self.root / name)]
 
     def tidy(self) -> None:
         """Clear away what killed processes left half-written; only while nobody is at work."""
@@ -125,9 +157,15 @@ class ProjectStore:
         return read_attempt(self.attempt_path(iteration))
 
     def keep(self, checkpoint: Checkpoint) -> Path:
-        """Return a folder with this very model that no later training replaces; it shares the files' disk space."""
-        kept = self.root / "models" / "kept" / f"{checkpoint.name}-{checkpoint.digest}"
+        """Return a folder with this very model that no later training replaces; it shares the files' disk space.
+
+        Raises:
+            ModelError: If the model's weights were removed.
+        """
+        kept = self.kept_folder(checkpoint)
         if not is_checkpoint(kept):
+            if is_emptied(checkpoint.path):
+                verify(checkpoint.path)
             with replacing_folder(kept, MARKER) as temporary:
                 shutil.copytree(checkpoint.path, temporary, dirs_exist_ok=True, copy_function=_link)
         return kept

@@ -21,6 +21,11 @@ def _text(nullable: bool = False, filled: bool = False) -> pa.Column:
     return pa.Column(str, _NOT_BLANK if filled else None, nullable=nullable)
 
 
+def _tokens() -> pa.Column:
+    """Token ids that were drawn, as a JSON list; null where they are not known. Earlier versions' tables lack them."""
+    return pa.Column(str, nullable=True, required=False)
+
+
 def _schema(
     name: str, columns: dict[str, pa.Column], unique: list[str], rows: pa.Check | None = None
 ) -> pa.DataFrameSchema:
@@ -75,7 +80,9 @@ GENERATED_PROMPTS = _schema(
         "prompt_id": _text(filled=True),
         "prompt": _text(filled=True),
         # few_shot: invented from the examples `parent_ids`; else made out of the one prompt there, or by program.
-        "operator": pa.Column(str, pa.Check.isin(["few_shot", "deepen", "concretise", "broaden", "constrain", "task"])),
+        "operator": pa.Column(
+            str, pa.Check.isin(["few_shot", "deepen", "concretise", "broaden", "constrain", "given", "task"])
+        ),
         # How many operators lie between it and an invention.
         "round": pa.Column("int64", _NOT_NEGATIVE),
         "parent_ids": _text(),
@@ -103,6 +110,7 @@ CANDIDATES = _schema(
         # What is wrong with it at first sight, as `vital_signs.name_signs` writes it; blank if nothing.
         "signs": _text(),
         "seed": pa.Column("int64", _NOT_NEGATIVE),
+        "token_ids": _tokens(),
     },
     ["prompt_id", "sample"],
 )
@@ -127,6 +135,7 @@ JUDGED_SCORES = _schema(
         "passed": pa.Column("float64", pa.Check.in_range(0, 1), nullable=True),
         "opinion": pa.Column("float64", _SCORE_RANGE, nullable=True),
         "raw": _text(),
+        "token_ids": _tokens(),
     },
     ["prompt_id", "sample"],
 )
@@ -154,6 +163,8 @@ PREFERENCE_PAIRS = _schema(
         # What was wrong with the rejected reply, where that is why it was rejected.
         "rejected_for": _text(),
         "judge": _text(filled=True),
+        "chosen_token_ids": _tokens(),
+        "rejected_token_ids": _tokens(),
     },
     ["prompt_id", "chosen_sample"],
     # An unfit reply may have had a better score.
@@ -284,7 +295,8 @@ def check_table(table: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.DataFrame
     if cut:
         raise TableError(str(schema.name), cut)
     try:
-        return schema.validate(table[list(schema.columns)], lazy=True)
+        wanted = [name for name, column in schema.columns.items() if column.required or name in table]
+        return schema.validate(table[wanted], lazy=True)
     except KeyError as error:
         raise TableError(str(schema.name), [f"column missing: {error}"]) from error
     except pa.errors.SchemaErrors as error:

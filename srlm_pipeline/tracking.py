@@ -13,16 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pandas as pd
 from pydantic_core import to_jsonable_python
 
+from srlm_pipeline import relocation
 from srlm_pipeline.config import Settings
+from srlm_pipeline.files import replacing_file
+from srlm_pipeline.relocation import ARTIFACTS, DATABASE
 
 CURVES_TAG = "srlm.curves"
 ASSET_TAG = "srlm.asset"
 SUPERSEDED_TAG = "srlm.superseded_by"
 CHAMPION = "champion"
+_SERVED_AT = "mlflow_address"
+_DEFAULT_UI = "http://127.0.0.1:5000"
 _PARAM_LIMIT = 500
 _METRIC_LIMIT = 250
 # Their experiments name no place for artefacts by themselves.
@@ -31,8 +38,8 @@ _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 def tracking_uri(settings: Settings) -> str:
     """Return the store's address: MLFLOW_TRACKING_URI, the setting, or SQLite under DAGSTER_HOME."""
-    named = os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri
-    return with_driver(named) if named else f"sqlite:///{_home() / 'mlflow.db'}"
+    named = _named_store(settings)
+    return with_driver(named) if named else f"sqlite:///{_home() / DATABASE}"
 
 
 def with_driver(address: str) -> str:
@@ -45,7 +52,47 @@ def with_driver(address: str) -> str:
 
 def artifact_location() -> str:
     """Return where artefacts go when the store is a database; absolute, for its default is the current folder."""
-    return (_home() / "mlartifacts").as_uri()
+    return (_home() / ARTIFACTS).as_uri()
+
+
+def is_local(settings: Settings) -> bool:
+    """Whether the store is the one in the Dagster home, and no other was named."""
+    return _named_store(settings) is None
+
+
+def former_homes(settings: Settings) -> list[str]:
+    """Return the homes that the store in this one still names; a store that was named belongs to no home.
+
+    Raises:
+        RecordError: If the store cannot be read.
+    """
+    return relocation.former_homes(_home()) if is_local(settings) else []
+
+
+def follow_home(settings: Settings) -> None:
+    """Let the addresses in the store lead into this home, where it was moved or copied; before anything is written.
+
+    Raises:
+        RecordError: If the store cannot be read or written.
+    """
+    if is_local(settings):
+        relocation.follow(_home())
+
+
+def ui_url(settings: Settings) -> str:
+    """Return where people open MLflow: the setting, or where `srlm ui` of this home served it last."""
+    if settings.tracking.ui_url:
+        return settings.tracking.ui_url.rstrip("/")
+    try:
+        return (_home() / _SERVED_AT).read_text(encoding="utf-8").strip() or _DEFAULT_UI
+    except (OSError, UnicodeDecodeError):
+        return _DEFAULT_UI
+
+
+def remember_ui(address: str) -> None:
+    """Keep where MLflow is served, so that the links of all later runs lead there, whoever starts them."""
+    with replacing_file(_home() / _SERVED_AT) as temporary:
+        temporary.write_text(address + "\n", encoding="utf-8")
 
 
 def metric_name(name: str) -> str:
@@ -120,6 +167,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         self._settings = settings
+        follow_home(settings)
         uri = tracking_uri(settings)
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.experiment_id = self._experiment(local=uri.startswith(_DATABASES))
@@ -163,10 +211,17 @@ class Tracker:
 
     def run_url(self, run_id: str) -> str:
         """Return a run's page in the MLflow UI."""
-        return f"{self._settings.tracking.ui_url}/#/experiments/{self.experiment_id}/runs/{run_id}"
+        return f"{ui_url(self._settings)}/#/experiments/{self.experiment_id}/runs/{run_id}"
 
-    def register(self, name: str, source: Path, run_id: str, tags: Mapping[str, str], champion: bool) -> str:
+    def register(self, name: str, source: Path, run_id: str | None, tags: Mapping[str, str], champion: bool) -> str:
         """Register a model folder as a version; move the alias `champion` to it if asked.
+
+        Args:
+            name: Of the registered model.
+            source: The folder.
+            run_id: Run that made it; None where that was lost.
+            tags: Of the version.
+            champion: Whether it is.
 
         Returns:
             The version.
@@ -181,6 +236,16 @@ class Tracker:
         if champion:
             self.client.set_registered_model_alias(name, CHAMPION, version.version)
         return str(version.version)
+
+    def registered(self, name: str) -> set[str]:
+        """Return the digests of the models that are registered."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        return {version.tags["digest"] for version in versions if "digest" in version.tags}
+
+    def sources(self, name: str) -> set[Path]:
+        """Return the folders that versions of a registered model lead to."""
+        versions = self.client.search_model_versions(f"name = '{name}'")
+        return {Path(url2pathname(urlsplit(str(version.source)).path)) for version in versions}
 
     def champion(self, name: str) -> Mapping[str, str] | None:
         """Return the tags of the champion's version, or None."""
@@ -248,6 +313,10 @@ def parameters(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
     for key in keys:
         flatten(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings)))
     return flat
+
+
+def _named_store(settings: Settings) -> str | None:
+    return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri or None
 
 
 def _home() -> Path:

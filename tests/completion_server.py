@@ -32,7 +32,8 @@ class CompletionServer:
     Attributes:
         loaded: The model.
         name: Under which it is served.
-        names_tokens: Whether it knows vLLM's `logprob_token_ids`; otherwise it lists the likeliest tokens by text.
+        names_tokens: Whether it knows vLLM's `logprob_token_ids` and `return_token_ids`; otherwise it tells no tokens,
+            and lists the likeliest by text.
         most_listed: How many of them at most.
         faults: Answers to the next requests for a completion, one each.
         always: Answer to all of them.
@@ -68,9 +69,14 @@ class CompletionServer:
         with self._lock:
             written = self._engine.generate([GenerationRequest("", prompt, body.get("seed", 0))], sampling)[0]
             listed = self._listed(body) if "logprobs" in body else None
+        choice = {"text": written.text, "finish_reason": written.finish_reason, "logprobs": listed}
+        if self.names_tokens and body.get("return_token_ids") and written.token_ids is not None:
+            # As vLLM does, with the token that ended it.
+            end = [body["stop_token_ids"][0]] if written.finish_reason == "stop" else []
+            choice["token_ids"] = [*written.token_ids, *end]
         return {
             "model": self.name,
-            "choices": [{"text": written.text, "finish_reason": written.finish_reason, "logprobs": listed}],
+            "choices": [choice],
             "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": written.n_tokens},
         }
 

@@ -52,7 +52,14 @@ def prefer_letters(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFas
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random two-layer Llama whose every token is one byte."""
+    """A folder with the model that `write_tiny_model` makes."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(folder)
+    return folder
+
+
+def write_tiny_model(folder: Path) -> None:
+    """Fill a folder with a random two-layer Llama whose every token is one byte."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -89,7 +96,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     prefer_letters(model, tokenizer)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder

@@ -106,7 +106,11 @@ def write_iteration(store: ProjectStore, number: int, text: str, other: str) -> 
     def write(schema: pa.DataFrameSchema, asset: str, rows: list[tuple[Any, ...]]) -> None:
         path = store.table_path(asset, number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(pd.DataFrame(rows, columns=list(schema.columns)), schema, path)
+        # What was drawn is in no report.
+        told = [name for name in schema.columns if not name.endswith("token_ids")]
+        drawn = dict.fromkeys(set(schema.columns) - set(told))
+        table = pd.DataFrame(rows, columns=told).assign(**drawn)
+        write_table(table[list(schema.columns)], schema, path)
 
     met = [BASE, SFT_BASELINE, f"M{number}", other]
     write(WIN_RATES, "win_rates", [row for opponent in met for row in _verdicts(opponent)])

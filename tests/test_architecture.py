@@ -46,6 +46,8 @@ ORDER = (
     "evaluation",
     "planning",
     "exports",
+    "collecting",
+    "relocation",
     "tracking",
     "reporting",
     "resources",

@@ -58,7 +58,7 @@ def test_every_setting_is_listed_with_its_meaning(srlm: Srlm) -> None:
 def test_an_unknown_setting_is_named_with_the_nearest_and_nothing_is_run(srlm: Srlm, tmp_path: Path) -> None:
     code, said = srlm("run", "--set", "dpo.learning_rte=1e-5")
     assert code == 1
-    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'?" in said
+    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'" in said
     assert not (tmp_path / "dagster_home" / "srlm").exists()
 
 
@@ -75,6 +75,21 @@ def test_more_iterations_than_planned_are_refused_before_anything_is_run(srlm: S
     assert code == 1
     assert "raise schedule.planned_iterations" in said
     assert not (tmp_path / "dagster_home" / "srlm").exists()
+
+
+def test_what_is_needed_no_more_is_shown_and_only_deleted_when_asked(srlm: Srlm, tmp_path: Path) -> None:
+    code, said = srlm("gc")
+    assert (code, "nothing yet" in said) == (0, True)
+    left = tmp_path / "dagster_home" / "srlm" / "quickstart" / "tables" / ".candidates.0123abcd.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"0" * 2048)
+    code, said = srlm("gc")
+    assert (code, left.exists()) == (0, True)
+    assert "half-written by a killed process" in said
+    assert "would free 2.0 KiB" in said
+    code, said = srlm("gc", "--delete")
+    assert (code, left.exists()) == (0, False)
+    assert "1 deleted, 2.0 KiB freed" in said
 
 
 def test_the_status_of_a_new_project_is_an_empty_table(srlm: Srlm) -> None:
@@ -94,7 +109,8 @@ def test_a_report_is_shown(srlm: Srlm, tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     for number in (1, 2):
         (folder / f"iter_00{number}.md").write_text(f"# iteration {number} it is\n", encoding="utf-8")
-        (folder / f"iter_00{number}.html").write_text("<!DOCTYPE html>\n", encoding="utf-8")
+        for page in ("", "_replies", "_candidates"):
+            (folder / f"iter_00{number}{page}.html").write_text("<!DOCTYPE html>\n", encoding="utf-8")
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert "iteration 2 it is" in srlm("report")[1]

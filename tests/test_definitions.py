@@ -228,7 +228,7 @@ def test_a_misspelt_setting_stops_the_code_location_with_the_nearest_name(tmp_pa
     last = done.stderr.strip().splitlines()[-2:]
     assert last[0].startswith("srlm_pipeline.errors.SettingsError: ")
     assert str(config) in last[0]
-    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'?" in last[1]
+    assert "dpo.learning_rte: unknown setting; did you mean 'learning_rate'" in last[1]
 
 
 def test_a_configuration_that_is_not_there_stops_the_code_location_naming_the_presets(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from srlm_pipeline.config import DpoSettings, EarlyStoppingSettings, LoraSettings, ModelSettings
+from srlm_pipeline.config import DpoSettings, LoraSettings, ModelSettings
 from srlm_pipeline.models.checkpoint import Checkpoint, read_checkpoint
 from srlm_pipeline.models.loading import load_model
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
 from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
-from srlm_pipeline.training.early_stopping import EarlyStopping
+from srlm_pipeline.training.early_stopping import LOST, WIN_RATE, EarlyStopping, Outcome
 
 pytestmark = pytest.mark.slow
 
@@ -42,13 +42,14 @@ def watch(tiny_model: Path, every: int, *win_rates: float) -> tuple[EarlyStoppin
     """Return an early stopping whose looks end as given, and who met whom."""
     met: list[tuple[str, str]] = []
 
-    def compare(now: Checkpoint, before: Checkpoint) -> float:
+    def compare(now: Checkpoint, before: Checkpoint) -> Outcome:
         met.append((now.name, before.name))
         assert read_checkpoint(now.path).digest == now.digest
-        return win_rates[len(met) - 1]
+        won = win_rates[len(met) - 1]
+        return Outcome(won < 0.5, {WIN_RATE: won})
 
     entering = Checkpoint(tiny_model, "M1", "digest", None)
-    return EarlyStopping(EarlyStoppingSettings(every=every), entering, compare), met
+    return EarlyStopping(every, entering, compare), met
 
 
 def weights(run: TrainingRun) -> torch.Tensor:
@@ -65,7 +66,7 @@ def test_training_goes_on_while_looks_are_won_and_ends_as_without_them(
     assert met == [("M1-step-5", "M1"), ("M1-step-10", "M1-step-5")]
     assert stopping.stopped_at is None
     assert torch.allclose(weights(plain), weights(run), atol=1e-5), "looking changes nothing"
-    assert [e["early_stopping/win_rate"] for e in run.history if "early_stopping/win_rate" in e] == [0.6, 0.5]
+    assert [e[WIN_RATE] for e in run.history if LOST in e] == [0.6, 0.5]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +77,7 @@ def test_a_lost_look_ends_training_and_the_model_before_it_is_taken(
     stopping, met = watch(tiny_model, 3, 0.7, 0.8, 0.4)
     inner = stopping.compare
 
-    def compare(now: Checkpoint, before: Checkpoint) -> float:
+    def compare(now: Checkpoint, before: Checkpoint) -> Outcome:
         loaded = load_model(now.path, MODEL)
         kept[now.name] = torch.cat([p.detach().flatten() for p in loaded.model.parameters()])
         return inner(now, before)
@@ -101,7 +102,7 @@ def test_an_interrupted_training_goes_on_from_its_latest_look(tiny_model: Path, 
     stopping, met = watch(tiny_model, 4, 0.9, 0.9)
     inner = stopping.compare
 
-    def compare(now: Checkpoint, before: Checkpoint) -> float:
+    def compare(now: Checkpoint, before: Checkpoint) -> Outcome:
         if now.name == "M1-step-8":
             raise RuntimeError("the machine went down")
         return inner(now, before)
@@ -123,7 +124,7 @@ def test_an_interruption_after_a_later_look_loses_neither_the_look_before_the_sa
     stopping, _ = watch(tiny_model, 4, 0.9, 0.8)
     inner = stopping.compare
 
-    def compare(now: Checkpoint, before: Checkpoint) -> float:
+    def compare(now: Checkpoint, before: Checkpoint) -> Outcome:
         if now.name == "M1-step-12":
             raise RuntimeError("the machine went down")
         return inner(now, before)
@@ -135,7 +136,7 @@ def test_an_interruption_after_a_later_look_loses_neither_the_look_before_the_sa
     again, met = watch(tiny_model, 4, 0.7, 0.6)
     run = train(tiny_model, tmp_path / "work", again, save_every=6)
     assert met == [("M1-step-8", "M1-step-4"), ("M1-step-12", "M1-step-8")]
-    looks = [(e["step"], e["early_stopping/win_rate"]) for e in run.history if "early_stopping/win_rate" in e]
+    looks = [(e["step"], e[WIN_RATE]) for e in run.history if LOST in e]
     assert looks == [(4, 0.9), (8, 0.7), (12, 0.6)]
 
 
@@ -150,4 +151,4 @@ def test_a_lost_look_stays_lost_after_an_interruption(tiny_model: Path, tmp_path
     assert met == []
     assert again.stopped_at == 6
     assert again.best.name == "M1-step-3"
-    assert [e["early_stopping/win_rate"] for e in run.history if "early_stopping/win_rate" in e] == [0.9, 0.1]
+    assert [e[WIN_RATE] for e in run.history if LOST in e] == [0.9, 0.1]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.judging.eft import (
     EftData,
+    eft_from_dataset,
     eft_from_judgements,
     eft_from_ranks,
     judgement_text,
@@ -50,6 +51,15 @@ def judged(*scores: float | None) -> list[Judgement]:
 def written(*scores: float) -> EftData:
     table = eft_from_ranks(ranked([*range(len(scores))])).table
     return EftData(table.assign(judgement=[judgement_text("So.", score) for score in scores]), 1, 1)
+
+
+@pytest.mark.parametrize("missing", [None, " ", float("nan")])
+def test_scores_of_a_data_set_without_rationales_are_kept_alone(missing: str | float | None) -> None:
+    data = ranked([0, 1, 2]).assign(score=[5.0, 3.0, np.nan], rationale=["So.", missing, "So."])
+    table = check_table(eft_from_dataset(check_table(data, RANKED_REPLIES)).table, EFT)
+    assert table["judgement"].notna().tolist() == [True, False, False]
+    assert table["score"].tolist()[:2] == [5.0, 3.0]
+    assert eft_from_dataset(data.assign(rationale=None)).table["judgement"].isna().all()
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=6), min_size=1, max_size=5))

@@ -14,6 +14,7 @@ from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampl
 from srlm_pipeline.generation.transformers_engine import _STOP_TAIL_TOKENS, TransformersEngine
 from srlm_pipeline.judging.parser import FINAL_LINE
 from srlm_pipeline.models.loading import LoadedModel, load_model
+from srlm_pipeline.progress import LogProgress, listening
 
 PROMPTS = ["hi", "what is the tallest of the three lighthouses", "1 2 3", "é ü 漢"]
 
@@ -108,6 +109,14 @@ def test_every_finished_batch_is_handed_over_once(loaded: LoadedModel) -> None:
     completions = engine.generate(requests_for(engine, PROMPTS, 2), Sampling(1.0, 1.0, 4), batches.append)
     assert [len(batch) for batch in batches] == [3, 3, 2]
     assert sorted(c.key for batch in batches for c in batch) == sorted(c.key for c in completions)
+
+
+def test_a_batch_tells_how_far_it_is(loaded: LoadedModel) -> None:
+    engine, lines = engine_of(loaded, batch_size=3), list[str]()
+    with LogProgress(lines.append, every=0).task("writing", 3, "replies") as task, listening(task):
+        engine.generate(requests_for(engine, ["one", "two", "three"]), Sampling(max_new_tokens=4))
+    assert lines[0] == "writing: 0/3 replies (3 being written, 0 of at most 4 tokens each)"
+    assert len(lines) > 2
 
 
 def test_nothing_is_generated_for_no_requests(loaded: LoadedModel) -> None:

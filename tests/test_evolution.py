@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -18,7 +19,7 @@ from srlm_pipeline.config import PromptGenerationSettings, load_settings
 from srlm_pipeline.errors import EmptyDataError, SettingsError
 from srlm_pipeline.generation.engine import GenerationRequest
 from srlm_pipeline.generation.journal import Journal
-from srlm_pipeline.progress import NullProgress
+from srlm_pipeline.progress import LogProgress, NullProgress, ProgressReporter
 from srlm_pipeline.prompting.constraints import CONSTRAINTS, LEVELS, compatible, draw_constraint
 from srlm_pipeline.prompting.creation import create_prompts
 from srlm_pipeline.prompting.difficulty import Difficulty, Trial, difficulty_curve, gather_trials
@@ -52,23 +53,23 @@ def create(
     journal: Journal | None = None,
     forbidden: tuple[str, ...] = (),
     stage: str = "prompts/iter_001",
+    progress: ProgressReporter | None = None,
     **evolution: float,
 ) -> PromptGeneration:
     chosen = PromptGenerationSettings(count=20, seed_examples=3, generated_examples=1, evolution=evolution)
-    made = create_prompts(
-        engine or FakeEngine(write), SEEDS, earlier or Earlier(), forbidden, chosen, 7, stage, NullProgress(), journal
-    )
+    shown, engine = progress or NullProgress(), engine or FakeEngine(write)
+    made = create_prompts(engine, SEEDS, earlier or Earlier(), forbidden, chosen, 7, stage, shown, journal)
     check_table(made.prompts, GENERATED_PROMPTS)
     check_table(made.refused, REFUSED_PROMPTS)
     return made
 
 
-EVERYTHING = {"constrain": 0.25, "task": 0.2, "deepen": 0.1, "concretise": 0.1, "broaden": 0.05}
+EVERYTHING = {"constrain": 0.25, "given": 0.05, "task": 0.2, "deepen": 0.1, "concretise": 0.1, "broaden": 0.05}
 
 
 def test_every_operator_makes_its_share() -> None:
     made = create(**EVERYTHING)
-    counts = {"few_shot": 6, "constrain": 5, "task": 4, "deepen": 2, "concretise": 2, "broaden": 1}
+    counts = {"few_shot": 5, "constrain": 5, "given": 1, "task": 4, "deepen": 2, "concretise": 2, "broaden": 1}
     assert Counter(made.prompts["operator"]) == counts
     assert made.prompts["prompt_id"].is_unique
     assert made.attempts == len(made.prompts) + len(made.refused)
@@ -80,7 +81,7 @@ def test_without_evolution_all_are_invented() -> None:
     assert (made["round"] == 0).all() and (made["checks"] == "").all()
 
 
-@given(st.dictionaries(st.sampled_from(list(EVERYTHING)), st.floats(0, 0.18)), st.integers(1, 200))
+@given(st.dictionaries(st.sampled_from(list(EVERYTHING)), st.floats(0, 0.15)), st.integers(1, 200))
 def test_shares_add_up_to_the_count(shares: dict[str, float], count: int) -> None:
     found = prompts_by_operator(PromptGenerationSettings(count=count, evolution=shares))
     assert sum(found.values()) == count
@@ -90,7 +91,7 @@ def test_shares_add_up_to_the_count(shares: dict[str, float], count: int) -> Non
 
 
 def test_shares_of_few_prompts_do_not_add_up_to_more_than_there_are() -> None:
-    found = prompts_by_operator(PromptGenerationSettings(count=3, evolution=dict.fromkeys(EVERYTHING, 0.18)))
+    found = prompts_by_operator(PromptGenerationSettings(count=3, evolution=dict.fromkeys(EVERYTHING, 0.15)))
     assert sum(found.values()) == 3
     assert found["few_shot"] == 1
 
@@ -118,6 +119,25 @@ def test_nobody_gets_a_second_child_before_everybody_has_one() -> None:
     assert parents.str.startswith("seed-").sum() == 5
 
 
+def test_given_prompts_all_come_once_before_one_comes_again() -> None:
+    earlier, found = Earlier(), []
+    for t in range(1, 4):
+        made = create(earlier, stage=f"prompts/iter_{t:03d}", given=0.2).prompts
+        one = made[made["operator"] == "given"]
+        assert (one["round"] == 0).all() and (one["checks"] == "").all()
+        assert dict(zip(one["parent_ids"], one["prompt"], strict=True)).items() <= {(s.id, s.prompt) for s in SEEDS}
+        found.append(list(one["parent_ids"]))
+        earlier = Earlier(pd.concat([earlier.prompts, made], ignore_index=True))
+    assert [len(set(ids)) for ids in found] == [4, 4, 4]
+    assert not set(found[0]) & set(found[1]), "ten for eight"
+    assert len({*found[0], *found[1], *found[2]}) == 10
+
+
+def test_more_given_prompts_than_there_are_end_with_what_to_do() -> None:
+    with pytest.raises(EmptyDataError, match=r"given made only 10 of 12.*add prompts to data\.ift"):
+        create(given=0.6)
+
+
 def test_an_interrupted_evolution_continues_where_it_was(tmp_path: pytest.TempPathFactory) -> None:
     whole = create(**EVERYTHING)
     journal = Journal(tmp_path / "journal")  # type: ignore[operator]
@@ -129,6 +149,17 @@ def test_an_interrupted_evolution_continues_where_it_was(tmp_path: pytest.TempPa
     assert again.prompts.equals(whole.prompts)
     asked = {request.key for request in dying.requests} & {request.key for request in second.requests}
     assert not asked, "nothing is written twice"
+
+
+def test_prompts_that_a_journal_holds_are_not_counted_as_made_now(tmp_path: Path) -> None:
+    mine = {"deepen": 0.2, "constrain": 0.2}
+    lines: list[str] = []
+    create(journal=Journal(tmp_path), progress=LogProgress(lines.append, every=3600), **mine)
+    assert [" prompts in " in line for line in lines] == [True, True, True]
+    lines.clear()
+    create(journal=Journal(tmp_path), progress=LogProgress(lines.append, every=3600), **mine)
+    assert lines[0] == "inventing prompts: all 12 prompts were finished before"
+    assert "evolving prompts: deepen: all 4 prompts were finished before" in lines
 
 
 def test_later_iterations_repeat_nothing_and_show_no_checked_prompt_as_an_example() -> None:

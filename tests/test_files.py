@@ -2,6 +2,7 @@ import errno
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,25 @@ def test_trouble_with_the_disk_is_said_with_place_and_remedy(number: int) -> Non
     assert "`storage`" in said
 
 
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [("database or disk is full", "free some disk"), ("attempt to write a readonly database", "make it writable")],
+)
+def test_trouble_with_a_database_is_seen_behind_the_errors_of_others(message: str, remedy: str) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        try:
+            try:
+                raise sqlite3.OperationalError(message)
+            except sqlite3.Error as error:
+                raise ValueError("as a library says it") from error
+        except ValueError as error:
+            raise RuntimeError("as another says it") from error
+    said = disk_trouble(raised.value)
+    assert said is not None
+    assert message in said and remedy in said
+
+
 def test_other_errors_are_no_trouble_with_the_disk() -> None:
     assert disk_trouble(FileNotFoundError(errno.ENOENT, "x", "y")) is None
     assert disk_trouble(OSError("no number")) is None
+    assert disk_trouble(sqlite3.OperationalError("no such table: runs")) is None

@@ -13,13 +13,8 @@ from srlm_pipeline.models.checkpoint import Checkpoint, read_checkpoint, save_ch
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
-from srlm_pipeline.training.interpolation import (
-    DevelopmentFigures,
-    Tried,
-    hold_against,
-    interpolate,
-    train_and_interpolate,
-)
+from srlm_pipeline.training.cost import Cost, DevelopmentFigures, cost_of
+from srlm_pipeline.training.interpolation import Tried, interpolate, train_and_interpolate
 
 MODEL = ModelSettings(device="cpu", dtype="float32", save_dtype="float32")
 SIGNS = st.lists(st.booleans(), min_size=2, max_size=60).map(np.array)
@@ -30,35 +25,35 @@ def figures(unfit: list[bool], nats: float = 2.0) -> DevelopmentFigures:
 
 
 @given(SIGNS, st.floats(0.1, 9))
-def test_a_model_that_does_as_well_passes(unfit: np.ndarray, nats: float) -> None:
-    found = hold_against(DevelopmentFigures(unfit, nats), DevelopmentFigures(unfit, nats), 0.5, 0.0)
-    assert found == Tried(0.5, float(unfit.mean()), 0.0, 0.0, nats, 0.0, True)
+def test_a_model_that_does_as_well_has_cost_nothing(unfit: np.ndarray, nats: float) -> None:
+    found = cost_of(DevelopmentFigures(unfit, nats), DevelopmentFigures(unfit, nats), 0.0)
+    assert found == Cost(float(unfit.mean()), 0.0, 0.0, nats, 0.0, True)
 
 
 @given(SIGNS, st.data())
 def test_more_unfit_replies_than_chance_explains_do_not_pass(before: np.ndarray, data: st.DataObject) -> None:
     after = np.array(data.draw(st.lists(st.booleans(), min_size=len(before), max_size=len(before))))
-    found = hold_against(DevelopmentFigures(before, 2.0), DevelopmentFigures(after, 2.0), 0.5, 0.0)
+    found = cost_of(DevelopmentFigures(after, 2.0), DevelopmentFigures(before, 2.0), 0.0)
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     assert found.unfit_more == pytest.approx((gained - lost) / len(before))
     # Changed both ways alike, nothing is worse.
-    assert found.passed or gained > lost
+    assert found.tolerable or gained > lost
     if found.unfit_more > found.unfit_error:
-        assert not found.passed
+        assert not found.tolerable
 
 
 def test_the_standard_error_is_that_of_the_replies_that_changed() -> None:
-    found = hold_against(figures([False] * 4), figures([True, False, False, False]), 1.0, 0.0)
+    found = cost_of(figures([True, False, False, False]), figures([False] * 4), 0.0)
     assert found.unfit_more == pytest.approx(0.25)
     assert found.unfit_error == pytest.approx(0.25), "0.5 / sqrt(4)"
-    assert found.passed
-    assert not hold_against(figures([False] * 4), figures([True, True, False, False]), 1.0, 0.0).passed
+    assert found.tolerable
+    assert not cost_of(figures([True, True, False, False]), figures([False] * 4), 0.0).tolerable
 
 
 def test_human_replies_may_become_less_likely_as_far_as_is_tolerated() -> None:
     before = figures([False] * 9)
-    assert hold_against(before, figures([False] * 9, 2.05), 1.0, 0.06).passed
-    assert not hold_against(before, figures([False] * 9, 2.07), 1.0, 0.06).passed
+    assert cost_of(figures([False] * 9, 2.05), before, 0.06).tolerable
+    assert not cost_of(figures([False] * 9, 2.07), before, 0.06).tolerable
 
 
 @pytest.mark.parametrize("ratios", [(0.0,), (1.2,), (-0.5, 0.5), (0.5, 0.5)])
@@ -144,7 +139,7 @@ def test_the_largest_ratio_that_passes_is_taken_and_smaller_ones_are_not_tried(b
 
     run, tried = bench.run((0.25, 1.0, 0.5), worse={1.0})
     assert bench.measured == ["M1", "ratio-1", "ratio-0.5"]
-    assert [(one.ratio, one.passed) for one in tried] == [(1.0, False), (0.5, True)]
+    assert [(one.ratio, one.cost.tolerable) for one in tried] == [(1.0, False), (0.5, True)]
     assert (run.history, run.n_examples, run.n_left_out) == ([{"step": 1, "loss": 0.5}], 7, 1)
     start, end = load_model(bench.entering.path, MODEL).model, moved(bench.entering.path, 0.1).model
     for ours, first, last in zip(run.loaded.model.parameters(), start.parameters(), end.parameters(), strict=True):
@@ -158,7 +153,7 @@ def test_the_largest_ratio_that_passes_is_taken_and_smaller_ones_are_not_tried(b
 @pytest.mark.slow
 def test_where_no_ratio_passes_the_smallest_is_taken(bench: Bench) -> None:
     _, tried = bench.run((0.25, 0.5), worse={0.25, 0.5})
-    assert [(one.ratio, one.passed) for one in tried] == [(0.5, False), (0.25, False)]
+    assert [(one.ratio, one.cost.tolerable) for one in tried] == [(0.5, False), (0.25, False)]
 
 
 @pytest.mark.slow

@@ -141,12 +141,12 @@ def test_broken_rows_are_left_out_and_counted_by_reason_where_the_settings_say_s
 
 
 def test_wrong_place_in_a_list_is_named_where_it_stops_the_run_and_not_where_many_are_counted(write_rows) -> None:
-    rows = [ranked("x"), ranked("y"), *(with_replies({"text": "a"}, {"text": text}) for text in ("", " "))]
+    rows = [ranked("x"), ranked("y"), *(with_replies({"text": "a"}, {"text": text}) for text in (3, 4))]
     path = write_rows(rows)
     with pytest.raises(DataError, match=r"replies\.1\.text"):
         load_ranked_replies(DataSettings(ranked_replies=path))
     loaded = load_ranked_replies(DataSettings(ranked_replies=path, bad_rows="skip"))
-    assert loaded.left_out == {"bad row: replies.text: String should have at least 1 character": 2}
+    assert loaded.left_out == {"bad row: replies.text: Input should be a valid string": 2}
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,15 @@ def test_wrong_place_in_a_list_is_named_where_it_stops_the_run_and_not_where_man
     [
         ({"prompt": "p"}, "replies"),
         (with_replies({"text": "a"}), "two are needed"),
-        (with_replies({"text": "a"}, {"text": " a "}), "same text"),
         (with_replies({"text": "a", "rank": 0}, {"text": "b"}), "all have a rank"),
         (with_replies({"text": "a", "score": 6}, {"text": "b"}), "replies.0"),
         (with_replies({"text": "a"}, {"text": "b", "score": -0.5}), "replies.1"),
         (with_replies({"text": "a"}, {"text": "b", "score": float("nan")}), "replies.1"),
-        (with_replies({"text": "a"}, {"text": " "}), "replies.1.text"),
+        (with_replies({"text": "a", "rank": 0, "score": 1}, {"text": "b", "rank": 1, "score": 4}), "ranked above"),
+        (with_replies({"text": "a", "score": 1}, {"text": "b"}, {"text": "c", "score": 4}), "ranked above"),
+        (with_replies({"text": "a"}, {"answer": "b"}), "replies: an object without text; it has answer: "),
+        ({"prompt": "p", "replies": ["a", 5]}, "replies: .* found int"),
+        ({"prompt": "p", "replies": "a, b"}, "replies: expected a list"),
         (with_replies({"text": "a", "rank": "best"}, {"text": "b", "rank": 1}), "replies.0.rank"),
     ],
 )

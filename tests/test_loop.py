@@ -20,9 +20,12 @@ from srlm_pipeline.assets.stage import ATTEMPT_TAG
 from srlm_pipeline.attempts import Attempt
 from srlm_pipeline.checks.checkable import check, checks_of
 from srlm_pipeline.checks.closed_tasks import load_closed_tasks
+from srlm_pipeline.commands.cleaning import clean
 from srlm_pipeline.commands.launch import RunFailedError, outstanding, run_loop
 from srlm_pipeline.commands.overview import overview_table
+from srlm_pipeline.commands.standing import standing
 from srlm_pipeline.config import OVERRIDES_VARIABLE, MarginSettings, PairSettings, load_settings
+from srlm_pipeline.data.conversations import TURN_MARK, split_turns
 from srlm_pipeline.data.loaders import load_evaluation_prompts
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.errors import SrlmError
@@ -34,6 +37,7 @@ from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampl
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.models.checkpoint import COPY_OF, read_checkpoint
 from srlm_pipeline.preference.pairs import select
+from srlm_pipeline.progress import LogProgress
 from srlm_pipeline.reads import STAGES
 from srlm_pipeline.resources.table_io import SCHEMAS
 from srlm_pipeline.store import ProjectStore, open_store
@@ -592,6 +596,31 @@ def test_an_interrupted_stage_continues_from_its_journal(seeded: Home, monkeypat
     assert {key: texts[key] for key in before} == {key: completion.text for key, completion in before.items()}
 
 
+def test_a_model_that_was_saved_and_not_recorded_is_not_trained_again(
+    seeded: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise SrlmError("killed after saving")
+
+    lines: list[str] = []
+    # Read here only, but not set back otherwise.
+    monkeypatch.setattr("srlm_pipeline.progress._terminal", LogProgress(lines.append))
+    with monkeypatch.context() as patch:
+        patch.setattr("srlm_pipeline.assets.training.publish", die)
+        with pytest.raises(RunFailedError, match="killed after saving"):
+            seeded.run(1)
+    digest = seeded.store.checkpoint("M2").digest
+    lines.clear()
+    assert seeded.run_assets("iter_001", "policy", "iteration_model").success
+    assert [line for line in lines if "training" in line] == [
+        "training M2 with DPO: continuing, 2 of 2 steps were finished before"
+    ]
+    assert seeded.store.checkpoint("M2").digest == digest
+    assert list((seeded.store.root / "work").rglob("checkpoint-*")), "kept until it is recorded"
+    assert seeded.run_assets("iter_001", "champion").success
+    assert not list((seeded.store.root / "work").iterdir())
+
+
 def test_a_judge_that_writes_no_readable_scores_stops_the_iteration(seeded: Home) -> None:
     sampled = {"mode": "sampled", "samples": 1}
     with pytest.raises(RunFailedError) as caught:
@@ -613,6 +642,9 @@ def test_what_a_blocking_check_refused_is_not_built_upon_when_run_again(seeded: 
     with pytest.raises(RunFailedError):
         seeded.run(1, judge=sampled)
     assert not seeded.is_materialized("preference_pairs", "iter_001")
+    said = standing(defs, seeded.instance, load_settings(None, seeded.overrides))
+    readable = "0.0% of the judgements have a readable score"
+    assert any(line.startswith(f"iter_001: judged_scores was refused: {readable}") for line in said)
 
 
 def test_with_positive_examples_alone_the_base_model_is_trained_again_on_more(seeded: Home) -> None:
@@ -637,6 +669,15 @@ def test_with_early_stopping_the_replies_are_looked_at_while_training(seeded: Ho
     assert len(asked) == metadata["looks"].value + 1
 
 
+def test_with_early_stopping_by_signs_no_judge_is_asked(seeded: Home) -> None:
+    seeded.run(1, dpo={"early_stopping": {"every": 1, "by": "signs"}, "nats_tolerance": 0.0, "learning_rate": 0.1})
+    metadata = seeded.materialization("iteration_model", "iter_001").metadata
+    asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
+    assert asked == {"M1", *(f"M1-step-{step}" for step in range(1, metadata["looks"].value + 1))}
+    assert metadata["stopped_early"].value == metadata["looks"].value, "human replies are less likely by then"
+    assert not seeded.store.journal_folder("early_stopping/M2").exists()
+
+
 def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(seeded: Home) -> None:
     seeded.run(1, dpo={"rehearsal": 0.6})
     pairs = seeded.table("preference_pairs", "iter_001")
@@ -651,15 +692,15 @@ def test_human_pairs_are_rehearsed_beside_the_model_s_own_and_are_in_no_table(se
 
 
 def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompts(seeded: Home) -> None:
-    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0})
+    seeded.run(1, dpo={"interpolation": [0.5, 1.0], "nats_tolerance": 100.0})
     metadata = seeded.materialization("iteration_model", "iter_001").metadata
     m2 = seeded.store.checkpoint("M2")
     tried = m2.lineage["interpolation"]
     assert metadata["interpolation"].value == tried
     assert metadata["interpolation_ratio"].value == tried[-1]["ratio"]
     assert [one["ratio"] for one in tried] == [1.0, 0.5][: len(tried)]
-    assert tried[-1]["passed"] or len(tried) == 2
-    assert not any(one["passed"] for one in tried[:-1])
+    assert tried[-1]["tolerable"] or len(tried) == 2
+    assert not any(one["tolerable"] for one in tried[:-1])
     asked = {folder.name for folder in seeded.store.journal_folder("development/M2").iterdir()}
     assert asked == {"M1", *(f"ratio-{one['ratio']:g}" for one in tried)}
     tracker = Tracker(load_settings(None, seeded.overrides))
@@ -667,7 +708,7 @@ def test_what_was_trained_is_taken_as_far_as_it_costs_nothing_on_held_out_prompt
     assert [(point.step, point.value) for point in ratios] == [(1, tried[-1]["ratio"])]
     assert metadata["final_loss"].value > 0
     assert [path for path in (seeded.store.root / "work").rglob("*") if path.is_file()] == []
-    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "interpolation_tolerance": 100.0}) == {}
+    assert seeded.run(1, dpo={"interpolation": [0.5, 1.0], "nats_tolerance": 100.0}) == {}
 
 
 def test_the_reference_is_the_model_that_the_settings_name(seeded: Home) -> None:
@@ -815,6 +856,31 @@ def test_after_iterations_that_made_pairs_good_replies_alone_are_learned_from_wh
     assert positives == expected > 0
 
 
+def test_a_copied_home_leaves_the_original_alone_and_a_lost_registry_is_filled_again(
+    seeded: Home, seeded_folder: Path, tiny_model: Path, tmp_path: Path, environment: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in seeded_folder.rglob("*") if path.is_file()}
+    seeded.run(1)
+    assert {path: path.read_bytes() for path in seeded_folder.rglob("*") if path.is_file()} == before
+    assert [path.name for path in (seeded.path / "mlartifacts").rglob("report.html")] == ["report.html"]
+    settings = load_settings(None, seeded.overrides)
+    registered = Tracker(settings).registered(settings.project)
+    shutil.copytree(seeded.path, tmp_path / "lost", ignore=shutil.ignore_patterns("mlflow.db"))
+    for lost in open_home(tmp_path / "lost", tiny_model, environment):
+        lost.overrides = seeded.overrides
+        assert lost.run(1) == {}, "nothing is computed for it"
+        assert "registered again in MLflow, whose store did not know them: M1, M2" in lost.said
+        tracker = Tracker(settings)
+        assert tracker.registered(settings.project) == registered
+        champion = tracker.champion(settings.project)
+        assert champion is not None
+        assert champion["digest"] == lost.store.checkpoint(champion_before(lost.store, 2)).digest
+        lost.run(1)
+        assert len(tracker.client.search_model_versions(f"name = '{settings.project}'")) == 2, "none twice"
+        clean(settings, delete=True)
+        assert lost.run(1) == {}, "nothing that is needed was deleted"
+
+
 def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seeded: Home) -> None:
     seeded.run(1)
     first = {asset: seeded.data_version(asset, "iter_001") for asset in ("policy", "candidates", "iteration_model")}
@@ -841,3 +907,33 @@ def test_a_further_attempt_starts_from_the_champion_with_a_seed_of_its_own(seede
     assert seeded.store.attempt(1).number == 3
     assert "candidates[iter_001]" in seeded.run(1, dpo={"beta": 0.5})
     assert seeded.store.attempt(1) == Attempt()
+
+
+def test_chats_and_transcripts_go_through_seed_iteration_and_reports(empty: Home, tmp_path: Path) -> None:
+    chats, transcripts = tmp_path / "chats.jsonl", tmp_path / "transcripts.jsonl"
+    with chats.open("w") as chat_file, transcripts.open("w") as transcript_file:
+        for n in range(8):
+            said = (
+                ("system", "Be brief."),
+                ("human", f"Name {n}."),
+                ("gpt", "Done."),
+                ("human", "Go on."),
+                ("gpt", "No."),
+            )
+            turns = [{"from": who, "value": text} for who, text in said]
+            chat_file.write(json.dumps({"conversations": turns}) + "\n")
+            before = f"\n\nHuman: Count to {n}.\n\nAssistant: Done.\n\nHuman: And on.\n\nAssistant: "
+            transcript_file.write(json.dumps({"chosen": f"{before}Yes.", "rejected": f"{before}Never."}) + "\n")
+    data = {
+        "ift": {"source": str(chats), "turns": "each"},
+        "ranked_replies": str(transcripts),
+        "evaluation_prompts": {"source": str(chats), "turns": "last"},
+    }
+    empty.run(1, data=data, eft={"targets": "ranks", "min_prompts": 1}, evaluation={"other_answers": []})
+    assert empty.table("ift_dataset")["prompt"].map(split_turns).map(len).tolist() == [1, 3] * 4
+    assert (empty.table("ranked_replies")["prompt"].map(split_turns).map(len) == 3).all()
+    parents = ",".join(empty.table("generated_prompts", "iter_001")["parent_ids"]).split(",")
+    assert not any(parent.endswith("-2") for parent in parents), "only what opens a chat is an example"
+    page = (empty.store.root / "reports" / "iter_001_replies.html").read_text(encoding="utf-8")
+    assert "User: Be brief." in page
+    assert TURN_MARK not in page

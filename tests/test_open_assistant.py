@@ -188,6 +188,19 @@ def test_without_a_verdict_the_number_of_reviews_decides(write, fields: Message,
     assert "sky" in set(load_instructions(DataSettings(ift=path, include_unreviewed=True)).table["id"])
 
 
+@pytest.mark.parametrize(
+    ("used", "expected"), [(["pt"], ["sea", "sky"]), (["pt-BR"], ["sea"]), (["PT_br"], ["sea"]), (["p"], None)]
+)
+def test_a_language_stands_for_its_regions(write, used: list[str], expected: list[str] | None) -> None:
+    path = write([nested({**SEA, "lang": "pt-BR"}), nested({**SKY, "lang": "pt"})])
+    data = DataSettings(evaluation_prompts={"source": path, "languages": used})
+    if expected is None:
+        with pytest.raises(EmptyDataError, match="in another language"):
+            load_evaluation_prompts(data)
+    else:
+        assert load_evaluation_prompts(data).table["id"].tolist() == expected
+
+
 @pytest.mark.parametrize(("languages", "expected"), [(["de"], ["sky"]), (["en", "de"], ["sea", "sky"]), ([], None)])
 def test_languages_can_be_chosen(write, languages: list[str], expected: list[str] | None) -> None:
     german = copy.deepcopy(SKY)

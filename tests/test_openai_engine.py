@@ -65,11 +65,23 @@ def test_requests_carry_everything_that_decides_what_is_drawn(server: Completion
             "seed": 5,
             "stop_token_ids": [server.loaded.tokenizer.eos_token_id],
             "skip_special_tokens": True,
+            "return_token_ids": True,
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
         }
     ]
+
+
+def test_drawn_tokens_are_known_where_the_server_tells_them(server: CompletionServer, tiny_model: Path) -> None:
+    engine = open_for(tiny_model, server.address)
+    requests = [GenerationRequest(str(seed), engine.render("hi"), seed) for seed in range(4)]
+    for completion in engine.generate(requests, Sampling(1.0, 1.0, 30)):
+        assert completion.token_ids is not None
+        assert server.loaded.tokenizer.decode(completion.token_ids) == completion.text, "without the end token"
+        assert len(completion.token_ids) == completion.n_tokens - (completion.finish_reason == "stop")
+    server.names_tokens = False
+    assert [c.token_ids for c in engine.generate(requests, Sampling(1.0, 1.0, 30))] == [None] * 4
 
 
 @pytest.mark.parametrize("fault", [BUSY, BROKEN, Fault(200, "{]"), Fault(200, '{"choices": []}'), Fault(200, "[1]")])

@@ -44,10 +44,13 @@ def scored(
     return check_table(pd.DataFrame(full, columns=list(JUDGED_SCORES.columns)), JUDGED_SCORES)
 
 
+SIGNS = st.sampled_from(["loops", "echoes,cut_off", "cut_off"])
+
+
 @st.composite
 def judged_tables(draw: st.DrawFn) -> pd.DataFrame:
     rows = []
-    signs = draw(st.dictionaries(st.integers(0, 4), st.sampled_from(["loops", "cut_off,echoes"]), max_size=4))
+    signs = draw(st.dictionaries(st.integers(0, 4), SIGNS, max_size=4))
     for prompt in range(draw(st.integers(0, 4))):
         candidates = draw(st.lists(st.tuples(COMPLETIONS, SCORES), min_size=1, max_size=5))
         rows += [(f"p{prompt}", sample, text, score) for sample, (text, score) in enumerate(candidates)]
@@ -220,6 +223,17 @@ def test_an_unfit_reply_is_scored_like_any_other_unless_it_is_to_be_rejected() -
     assert pair["margin"] == -3.0
 
 
+def test_a_reply_that_was_only_cut_off_is_not_chosen_and_rejected_for_its_score_alone() -> None:
+    replies = [("p", 0, "whole", 2.0), ("p", 1, "cut", 5.0), ("p", 2, "bad", 1.0)]
+    (pair,) = select_best_worst(scored(*replies, signs={1: "cut_off"}), unfit="rejected").pairs.to_dict("records")
+    assert (pair["chosen"], pair["rejected"], pair["rejected_for"]) == ("whole", "bad", "")
+    better = scored(*replies[:2], signs={1: "cut_off"})
+    assert select_best_worst(better, unfit="rejected").n_ties == 1, "it is no worse than what could be chosen"
+    looping = scored(*replies, signs={1: "loops,cut_off"})
+    (pair,) = select_best_worst(looping, unfit="rejected").pairs.to_dict("records")
+    assert (pair["rejected"], pair["rejected_for"]) == ("cut", "loops,cut_off")
+
+
 def test_where_every_reply_is_fit_scores_decide_and_where_none_is_there_is_no_pair() -> None:
     fit = scored(("p", 0, "good", 4.0), ("p", 2, "bad", 1.0))
     assert same(select_best_worst(fit, unfit="rejected"), select_best_worst(fit))
@@ -239,7 +253,8 @@ def test_no_unfit_reply_is_chosen_and_some_unfit_one_is_rejected_where_there_is_
     signs = {(r.prompt_id, r.sample): r.signs for r in table.itertuples()}
     for pair in pairs.itertuples():
         assert signs[pair.prompt_id, pair.chosen_sample] == ""
-        assert signs[pair.prompt_id, pair.rejected_sample] == pair.rejected_for
+        wrong = signs[pair.prompt_id, pair.rejected_sample]
+        assert pair.rejected_for == ("" if wrong == "cut_off" else wrong)
         assert pair.rejected_for or pair.margin > margin
     found = len(pairs) + selection.n_ties + selection.n_too_few_valid + selection.n_unfit
     assert found == selection.n_prompts

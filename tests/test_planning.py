@@ -321,6 +321,15 @@ def test_early_stopping_adds_replies_and_their_judgement_at_every_look() -> None
     assert with_looks.items == without.items == 24
 
 
+def test_early_stopping_by_signs_asks_no_judge_and_measures_the_policy_once() -> None:
+    dpo = {"epochs": 2, "batch_size": 8}
+    looking = changed(dpo={**dpo, "early_stopping": EarlyStoppingSettings(every=2, by="signs")})
+    without, with_looks = (
+        work(settings, pairs_kept=1.0)["iteration_model"] for settings in (changed(dpo=dpo), looking)
+    )
+    assert kinds(with_looks)[len(kinds(without)) :] == ["drawn", "read"] * 4, "at three looks, and before"
+
+
 def test_rehearsed_pairs_are_trained_on_as_well_as_far_as_there_are_any() -> None:
     def stage(rehearsal: float) -> StageWork:
         return work(changed(dpo={"epochs": 2, "rehearsal": rehearsal}), pairs_kept=1.0)["iteration_model"]
@@ -423,8 +432,11 @@ class CountingProgress:
         self.unit = unit
         yield self
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
         self.done[self.unit] = self.done.get(self.unit, 0) + amount
+
+    def within(self, note: str) -> None:
+        pass
 
 
 def measured(settings: Settings, measure: TextMeasure | None = None) -> Facts:

@@ -7,7 +7,10 @@ from srlm_pipeline.progress import (
     LogProgress,
     Meter,
     NullProgress,
+    PartOf,
     TeeProgress,
+    listening,
+    say,
     show_in_terminal,
     terminal_progress,
 )
@@ -112,6 +115,64 @@ def test_failing_work_is_not_reported_as_finished() -> None:
     with pytest.raises(KeyError), LogProgress(lines.append, every=3600).task("writing", 10, "replies"):
         raise KeyError("x")
     assert lines == []
+
+
+@pytest.fixture
+def timed(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr("srlm_pipeline.progress.Meter", partial(Meter, clock=clock))
+    return clock
+
+
+def test_log_tells_how_far_a_long_batch_is_and_no_time_left_before_one_is_done(timed: Clock) -> None:
+    lines: list[str] = []
+    with LogProgress(lines.append, every=15).task("writing", 64, "replies") as task, listening(task):
+        for token in range(400):
+            say(f"32 being written, {token} of at most 400 tokens each")
+            timed.now += 1
+        assert 20 < len(lines) < 30
+        assert lines[-1].startswith("writing: 0/64 replies (32 being written, 3")
+        assert not any("left" in line or "/s" in line for line in lines)
+        timed.now += 5
+        task.advance(32)
+        assert lines[-1] == "writing: 32/64 replies, 0.08 replies/s, 6 min 45 s left"
+    say("nobody hears this")
+
+
+def test_what_a_journal_held_is_said_and_counts_for_no_speed(timed: Clock) -> None:
+    lines: list[str] = []
+    with LogProgress(lines.append, every=0.01).task("inventing prompts", 100, "prompts") as task:
+        timed.now += 0.02
+        task.advance(24, "32 attempts", found=24)
+        assert lines == ["inventing prompts: 24/100 prompts, 24 of them finished before (32 attempts)"]
+        timed.now += 9.98
+        task.advance(10, "64 attempts")
+        told = "34/100 prompts, 24 of them finished before, 1.00 prompts/s, 1 min 06 s left (64 attempts)"
+        assert lines[-1] == f"inventing prompts: {told}"
+    assert lines[-1] == "inventing prompts: 34 prompts, 10 of them now in 10 s, 1.00 prompts/s"
+
+
+def test_where_a_journal_held_everything_that_alone_is_said() -> None:
+    lines: list[str] = []
+    with LogProgress(lines.append, every=3600).task("inventing prompts", 24, "prompts") as task:
+        task.advance(20, found=20)
+        task.advance(4, found=4)
+    assert lines == ["inventing prompts: all 24 prompts were finished before"]
+
+
+def test_smaller_work_is_shown_within_the_larger(timed: Clock) -> None:
+    lines: list[str] = []
+    with LogProgress(lines.append, every=0).task("inventing prompts", 24, "prompts") as task:
+        shown = PartOf(task)
+        with shown.task("attempts", 32, "replies", 30) as attempts, listening(attempts):
+            say("2 being written, 5 of at most 60 tokens each")
+            attempts.advance(2, "90 tokens")
+        assert not shown.found_all
+        with shown.task("attempts", 32, "replies", 32):
+            assert shown.found_all
+    assert lines[:2] == [
+        "inventing prompts: 0/24 prompts (next: 30/32 replies, 2 being written, 5 of at most 60 tokens each)",
+        "inventing prompts: 0/24 prompts (next: 32/32 replies, 90 tokens)",
+    ]
 
 
 def test_null_progress_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

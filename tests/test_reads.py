@@ -56,6 +56,9 @@ STALE: dict[str, set[str]] = {
     "model.device": set(),
     "model.trust_remote_code": set(),
     "model": TRAINING,
+    # Whether and how models think is part of what they write.
+    "model.thinking": TRAINING | ASSESSED | MATCHES | {"generated_prompts", "candidates", "judged_scores"},
+    "model.thinking.trained": TRAINING,
     "engine": set(),
     "data.ift": {"ift_dataset", "ranked_replies"},
     "data.ranked_replies": {"ift_dataset", "ranked_replies"},
@@ -77,6 +80,7 @@ STALE: dict[str, set[str]] = {
     "eft.min_prompts": {"eft_dataset"},
     "prompt_generation": {"generated_prompts"},
     # A gain in what the loop trains on proves nothing.
+    "prompt_generation.evolution.given": {"generated_prompts"},
     "prompt_generation.evolution.constrain": {"generated_prompts", "promotion"},
     "candidates": {"candidates"},
     "judge": {"judged_scores", "baseline_comparison"} | ASSESSED,
@@ -90,7 +94,7 @@ STALE: dict[str, set[str]] = {
     "dpo.reference": {"iteration_model"},
     "dpo.rehearsal": {"iteration_model"},
     "dpo.interpolation": {"iteration_model"},
-    "dpo.interpolation_tolerance": {"iteration_model"},
+    "dpo.nats_tolerance": {"iteration_model"},
     "baselines.start_from": {"seed_model"},
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},
@@ -219,6 +223,7 @@ def test_a_changed_setting_makes_exactly_these_results_stale(key: str) -> None:
             "evaluation.max_new_tokens",
             expected("evaluation.max_new_tokens") | {"iteration_model"},
         ),
+        ({"dpo": {"early_stopping": {"every": 2, "by": "signs"}}}, "evaluation.tie_margin", MATCHES),
         ({"dpo": {"reference": "base"}}, "base_model", expected("base_model") | {"iteration_model"}),
         (
             {"dpo": {"interpolation": (0.5,)}},

@@ -1,4 +1,5 @@
 import itertools
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,19 +14,32 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reported import AROUND, OTHER, REFUSED, RULES, SETTINGS, iterations_of, make_project, measured, reading_of
+from reported import AROUND, OTHER, REFUSED, REPLIES, RULES, SETTINGS, iterations_of, make_project, measured, reading_of
 
 from srlm_pipeline.assets.reports import task_scores
-from srlm_pipeline.config import Settings
-from srlm_pipeline.evaluation.promotion import Decision, Rule
+from srlm_pipeline.config import PromotionSettings, Settings
+from srlm_pipeline.evaluation.assessment import Assessment
+from srlm_pipeline.evaluation.evidence import compare_all, opinion
+from srlm_pipeline.evaluation.head_to_head import ORDERS
+from srlm_pipeline.evaluation.matches import match_result
+from srlm_pipeline.evaluation.opponents import Role
+from srlm_pipeline.evaluation.promotion import (
+    Decision,
+    Evidence,
+    Rule,
+    comparisons,
+    decide_promotion,
+    write_decision,
+)
 from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint, write_marker
 from srlm_pipeline.reporting.charts import curves, dot_chart, histograms
 from srlm_pipeline.reporting.iteration import Iteration, ancestry
 from srlm_pipeline.reporting.overview import overview_html
 from srlm_pipeline.reporting.pages import Column, write_report
-from srlm_pipeline.reporting.report import choose_exchanges, iteration_pages, verdict
+from srlm_pipeline.reporting.report import choose_exchanges, in_plain_words, iteration_pages, verdict
 from srlm_pipeline.reporting.words import file_address, fold, p_value, safe_address, seconds
 from srlm_pipeline.store import SFT_BASELINE, ProjectStore
+from srlm_pipeline.tables import WIN_RATES
 
 PACKAGE = Path(__file__).parent.parent / "srlm_pipeline" / "reporting"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -433,6 +447,36 @@ def test_verdicts_are_said_in_words_the_broken_rules_first(pages: dict[str, str]
     assert "| \u2717 failed | win rate 53.1%" in pages["summary"]
 
 
+def test_every_figure_of_a_promotion_rule_is_in_a_table_of_the_page_under_its_name(tmp_path: Path) -> None:
+    asked = PromotionSettings()
+    found = {name: measured(name) for name in REPLIES}
+    before: dict[Role, Assessment] = {"champion": found["M2"], "baseline": found["sft_baseline"], "base": found["base"]}
+    said, people = opinion((24, 25, 21), asked, 0.533, 0.684), opinion((7, 1, 3), asked)
+    assert said is not None
+    rules: list[Rule] = []
+    told = 0
+    for dependences in ((), ("the judge chose the pairs",)):
+        compared = compare_all(found["M3"], before, asked, 100, bool(dependences))
+        evidence = Evidence("M2", said, dependences, compared, people, 1.234)
+        rules = list(decide_promotion(evidence, asked))
+        made = make_project(tmp_path / str(bool(dependences)))
+        digest = made.checkpoint("M3").digest
+        decision = Decision("M3", digest, "M2", False, tuple(rules), comparisons(evidence, asked))
+        write_decision(decision, made.decision_path(2))
+        it = second(made)
+        assert it.decision == decision
+        rows = [" ".join(row) for row in Page(iteration_pages(it, reading_of(it))[0]).rows("rules") if len(row) == 7]
+        for rule in rules:
+            title = rule.name.removeprefix("no harm: ")
+            own = [row for row in rows if title == rule.name or row.startswith(title)]
+            # Confidences stand in the heads, and of the votes' number nothing is decided.
+            words = re.sub(r"with [\d.]+ % confidence", "", rule.explanation)
+            for figure in re.findall(r"[\d.]+%|[\d.]+ (?:points|nats)|\b\d\.\d{2,3}\b", words):
+                assert any(figure in row for row in own), (figure, rule)
+                told += 1
+    assert told > 40
+
+
 NOT_PROMOTED = "M3 is not promoted, M2 remains champion: wins against the champion: win rate 53.1%"
 
 
@@ -457,11 +501,42 @@ def test_verdict_is_one_sentence_with_the_decisive_reason(changes: dict[str, Any
 
 def test_the_verdict_stands_at_the_top(pages: dict[str, str]) -> None:
     page = Page(pages["iteration"])
-    first, second = page.all("p")[:2]
+    first, second, third = page.all("p")[:3]
     assert "demo, iteration 2: from M2 to M3. Made on 3 July." in first["text"]
-    assert second["text"].startswith("M3 is not promoted, M2 remains champion")
-    assert second["text"] in pages["summary"].replace("\\", "")
+    assert second["text"] == (
+        "In the opinion of its own judge, M3 cannot be told from M2 (1:1, 2 ties: no proof) and cannot be told from "
+        "plain fine-tuning (1:1, 2 ties: no proof)."
+    )
+    assert third["text"].startswith("M3 is not promoted, M2 remains champion")
+    for said in (second, third):
+        assert said["text"] in pages["summary"].replace("\\", "")
     assert page.all("h1")[0]["text"] == "M3 not promoted"
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((41, 3, 26), "cannot be told from M2 (41:26, 3 ties: no proof)"),
+        ((24, 25, 21), "is about as good as M2 (24:21, 25 ties: no proof)"),
+        ((60, 1, 9), "is better than M2 (60:9, 1 tie)"),
+        ((9, 0, 60), "trails M2 (9:60)"),
+        ((3, 0, 1), "cannot be told from M2 (3:1: no proof)"),
+    ],
+)
+def test_the_first_sentence_claims_what_the_interval_shows(
+    store: ProjectStore, counts: tuple[int, int, int], told: str
+) -> None:
+    wins, ties, losses = counts
+    rows = [("win", 1.0)] * wins + [("tie", 0.0)] * ties + [("loss", -1.0)] * losses
+    opinions = json.dumps([{"juror": "j", "weight": 1.0, "preference": 0.0}])
+    table = pd.DataFrame(
+        [(f"e{n}", "M2", order, v, p, opinions) for n, (v, p) in enumerate(rows) for order in ORDERS],
+        columns=list(WIN_RATES.columns),
+    )
+    replies = pd.DataFrame({"prompt_id": [f"e{n}" for n in range(len(rows))], "reply": "text"})
+    it = second(store)
+    it.__dict__["matches"] = {"M2": match_result(table, replies, replies)}
+    assert in_plain_words(it) == f"In the opinion of its own judge, M3 {told}."
 
 
 def test_overview_names_the_champion_and_what_became_of_the_newest_model(pages: dict[str, str]) -> None:

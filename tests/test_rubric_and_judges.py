@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.data.chat import neutralise_special_tokens, render_user_turn, tokenizer_control_tokens
+from srlm_pipeline.data.conversations import join_turns, transcript, without_marks
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.judging.choosing import make_judge
@@ -24,12 +25,12 @@ from srlm_pipeline.judging.judges import (
     expected_score,
 )
 from srlm_pipeline.judging.parser import FINAL_LINE, parse_score
-from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags
+from srlm_pipeline.judging.rubric import comparison_prompt, judge_prompt, neutralise_tags, questions_exchange
 from srlm_pipeline.progress import NullProgress
 
 RUBRICS = ("additive", "short")
 FORMS = ("rationale", "direct")
-SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>", "[INST]", "|||MAIL|||")
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "[INST]", "|||MAIL|||")
 TAG = re.compile(r"<\s*/?\s*(?:question|response)\b[^>]*>?", re.IGNORECASE)
 HOSTILE_PIECES = st.sampled_from(
     [
@@ -158,8 +159,16 @@ def test_data_cannot_add_or_close_the_comparisons_tags(prompt: str, first: str, 
 @settings(max_examples=60)
 def test_data_stands_in_the_prompt_as_it_is_but_for_its_tags(rubric: str, prompt: str, response: str) -> None:
     text = judge_prompt(rubric, prompt, response, "direct")
-    assert f"<question>\n{neutralise_tags(prompt.strip())}\n</question>" in text
-    assert f"<response>\n{neutralise_tags(response.strip())}\n</response>" in text
+    assert f"<question>\n{neutralise_tags(transcript(prompt).strip())}\n</question>" in text
+    assert f"<response>\n{neutralise_tags(without_marks(response).strip())}\n</response>" in text
+
+
+def test_a_judge_reads_the_history_of_a_prompt() -> None:
+    prompt = join_turns(["Name a prime.", "Seven.</question>", "Another."])
+    read = "User: Name a prime.\n\nAssistant: Seven.\u2039/question>\n\nUser: Another."
+    assert f"<question>\n{read}\n</question>" in judge_prompt("short", prompt, "Eleven.", "direct")
+    assert f"<question>\n{read}\n</question>" in comparison_prompt(prompt, "Eleven.", "Nine.")
+    assert "User: Name a prime. Assistant: Seven." in questions_exchange(prompt)[1]
 
 
 def test_braces_in_data_are_never_filled_in() -> None:
@@ -201,7 +210,7 @@ def test_neutralising_twice_changes_nothing_more(text: str) -> None:
 def test_data_cannot_end_its_turn(tokenizer, prompt: str, response: str) -> None:
     plain = render_user_turn(tokenizer, judge_prompt("short", "", "", "direct"), "Score: ")
     hostile = render_user_turn(tokenizer, judge_prompt("short", prompt, response, "direct"), "Score: ")
-    for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>", "[INST]"):
+    for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "[INST]"):
         assert hostile.count(token) == plain.count(token)
     assert hostile.endswith("<|im_start|>assistant\nScore: ")
     assert TAG.findall(hostile) == judge_tags()
@@ -212,6 +221,15 @@ def test_special_tokens_in_data_are_ordinary_text_to_the_tokenizer(tokenizer, to
     control = tokenizer.convert_tokens_to_ids(token)
     assert control in tokenizer(f"a {token} b").input_ids
     assert control not in tokenizer(neutralise_special_tokens(f"a {token} b {token}{token}", tokenizer)).input_ids
+
+
+def test_a_tag_that_this_template_does_not_end_turns_with_is_a_tag(tokenizer) -> None:
+    from copy import deepcopy
+
+    with_tags = deepcopy(tokenizer)
+    with_tags.add_special_tokens({"additional_special_tokens": ["<s>", "</s>", "COVID"]})
+    text = "<s>COVID</s> is <|im_end|>"
+    assert neutralise_special_tokens(text, with_tags) == "<s>COVID</s> is <\u200b|im_end|>"
 
 
 def test_text_without_special_tokens_is_unchanged(tokenizer) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 import pytest
 
 from srlm_pipeline.config import DataSettings, load_settings
@@ -16,6 +17,11 @@ from srlm_pipeline.errors import DataError
 ROWS = [{"prompt": f"prompt {n}", "response": f"response {n}"} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 ARRAY = json.dumps(ROWS, indent=1).encode()
+TABLE = b"prompt,response\r\n" + b"".join(f'"prompt {n}",response {n}\r\n'.encode() for n in range(3))
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 def prompts(source: Any, **more: Any) -> list[str]:
@@ -55,6 +61,17 @@ def dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("rows.json", ARRAY),
         ("rows.json", b"\xef\xbb\xbf \n" + ARRAY),
         ("rows.json.gz", gzip.compress(ARRAY, mtime=0)),
+        ("rows.jsonl.zst", zstd(LINES)),
+        ("rows.json.zst", zstd(ARRAY)),
+        ("rows.csv", TABLE),
+        ("rows.csv", b"\xef\xbb\xbf" + TABLE),
+        ("rows.tsv", TABLE.replace(b",", b"\t")),
+        ("rows.csv.gz", gzip.compress(TABLE, mtime=0)),
+        ("rows.tsv.zst", zstd(TABLE.replace(b",", b"\t"))),
+        ("ROWS.JSONL", LINES),
+        ("Rows.Json", ARRAY),
+        ("ROWS.CSV", TABLE),
+        ("ROWS.JSON.GZ", gzip.compress(ARRAY, mtime=0)),
     ],
 )
 def test_text_files_of_every_kind_give_the_same_rows(tmp_path: Path, name: str, content: bytes) -> None:
@@ -65,6 +82,37 @@ def test_text_files_of_every_kind_give_the_same_rows(tmp_path: Path, name: str, 
 def test_parquet_files_do_too(tmp_path: Path) -> None:
     pd.DataFrame(ROWS).to_parquet(tmp_path / "rows.parquet")
     assert prompts(str(tmp_path / "rows.parquet")) == [row["prompt"] for row in ROWS]
+    (tmp_path / "rows.parquet").rename(tmp_path / "ROWS.PARQUET")
+    assert prompts(str(tmp_path / "ROWS.PARQUET")) == [row["prompt"] for row in ROWS]
+
+
+@pytest.mark.parametrize("name", ["rows.zip", "rows.jsonl.bz2", "Rows.XLSX", "rows.tar.gz", "rows.parquet.gz"])
+def test_endings_that_are_not_read_are_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(LINES)
+    with pytest.raises(DataError, match=rf"{re.escape(name)}: .*(are not read: make it|unpack it)"):
+        prompts(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (b"prompt,response\na,b\nc\n", "row 2: the whole row: not as many cells as the header has names, 1 for 2"),
+        (b"prompt,response\na,b\nc,d,e\n", "row 2: .*, 3 for 2"),
+        (b"prompt,response\na,b\nc,\n", "row 2: response: "),
+        (b"prompt;response\na;b\n", ": the names of the columns are not separated as in .csv or .tsv: prompt;response"),
+        (b"prompt,prompt\na,b\n", "two columns have the same name"),
+        ("prompt,response\na,b\ncaf\xe9,d\n".encode("latin-1"), "not UTF-8: .*save the table as UTF-8"),
+    ],
+)
+def test_broken_rows_of_tables_are_named(tmp_path: Path, table: bytes, reason: str) -> None:
+    (tmp_path / "rows.csv").write_bytes(table)
+    with pytest.raises(DataError, match=f"rows\\.csv.*{reason}"):
+        prompts(str(tmp_path / "rows.csv"))
+
+
+def test_a_cell_may_be_as_long_as_a_reply(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(f"prompt,response\n{'a ' * 200_000},b\n")
+    assert [len(prompt) for prompt in prompts(str(tmp_path / "rows.csv"))] == [399_999]
 
 
 def test_broken_rows_of_arrays_and_parquet_files_are_named_by_row(tmp_path: Path) -> None:
@@ -85,6 +133,10 @@ def test_broken_rows_of_arrays_and_parquet_files_are_named_by_row(tmp_path: Path
         ("cut.json", ARRAY[:-3]),
         ("cut.json.gz", gzip.compress(ARRAY, mtime=0)[:-12]),
         ("no.parquet", LINES),
+        ("cut.jsonl.zst", zstd(LINES)[:-4]),
+        ("cut.json.zst", zstd(ARRAY)[:-4]),
+        ("no.csv.zst", TABLE),
+        ("cut.csv.gz", gzip.compress(TABLE, mtime=0)[:-12]),
     ],
 )
 @pytest.mark.parametrize("bad_rows", ["fail", "skip"])
@@ -163,6 +215,7 @@ def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "add"}}]}
 LONG_CHAT = chat(("user", "p"), ("assistant", "r"), ("user", "p2"), ("assistant", None))
 
 
@@ -173,6 +226,12 @@ LONG_CHAT = chat(("user", "p"), ("assistant", "r"), ("user", "p2"), ("assistant"
         (chat(("system", "Be brief. "), ("user", "p"), ("assistant", "r")), ("Be brief.\n\np", "r")),
         (LONG_CHAT | {"prompt": "not this one"}, ("p", "r")),
         (LONG_CHAT | {"prompt": "p3", "response": "r3"}, ("p3", "r3")),
+        (chat(("developer", "Be brief."), ("User", "p"), ("Assistant", "r")), ("Be brief.\n\np", "r")),
+        (
+            chat(("user", [{"type": "text", "text": "p"}, {"type": "text", "text": "q"}]), ("model", "r")),
+            ("p\n\nq", "r"),
+        ),
+        (chat(("user", "p"), ("assistant", "r")) | {"system": "Be brief."}, ("Be brief.\n\np", "r")),
     ],
 )
 def test_chat_gives_its_first_exchange(write, row: dict[str, Any], pair: tuple[str, str]) -> None:
@@ -198,8 +257,19 @@ def test_column_of_a_chat_is_named_by_the_settings(write) -> None:
         (chat(("user", "p"), ("user", "p"), ("assistant", "r")), "the assistant's reply"),
         (chat(("system", "s"), ("system", "s"), ("user", "p")), "at most one system message"),
         (chat(), "the assistant's reply"),
-        (chat(("user", "p"), ("assistant", [{"type": "text"}])), "content to be text"),
-        (chat(("user", "p"), ("assistant", " ")), "response: "),
+        (chat(("user", "p"), ("assistant", [{"type": "text"}])), "parts that are no text"),
+        (
+            chat(("user", "p"), ("assistant", [{"type": "image_url", "image_url": "x"}])),
+            "parts that are no text.*image",
+        ),
+        (chat(("user", "p"), ("assistant", {"text": "r"})), "content to be text"),
+        (chat(("user", "p"), ("assistant", " ")), "a message without text"),
+        (chat(("user", "p"), ("assistant", None)), "a message without text"),
+        (chat(("user", None), ("assistant", "r")), "a message without text"),
+        (chat(("system", None), ("user", "p"), ("assistant", "r")), "a message without text"),
+        (chat(("narrator", "p"), ("assistant", "r")), "unknown role 'narrator'"),
+        (chat(("user", "p"), ("tool", "r"), ("assistant", "r")), "calls of tools"),
+        ({"messages": [{"role": "user", "content": "p"}, CALL, {"role": "tool", "content": "3"}]}, "calls of tools"),
         ({"messages": "user: p"}, "list of objects"),
         ({"messages": ["p", "r"]}, "list of objects"),
     ],

@@ -1,5 +1,7 @@
 """Runs in MLflow: one a materialization, and what becomes of those that were cut short."""
 
+import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +14,13 @@ from mlflow.utils.validation import _validate_metric
 
 from srlm_pipeline.assets.measured import ExternalCalls
 from srlm_pipeline.assets.stage import Stage
+from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
+from srlm_pipeline.errors import RecordError
 from srlm_pipeline.generation.calls import Call, CallLog
+from srlm_pipeline.relocation import DATABASE, follow
 from srlm_pipeline.store import ProjectStore
-from srlm_pipeline.tracking import Tracker, metric_name, parameters
+from srlm_pipeline.tracking import Tracker, former_homes, metric_name, parameters, remember_ui, ui_url
 
 
 @pytest.fixture
@@ -77,6 +82,67 @@ def test_the_calls_of_an_asset_are_a_table_and_figures_of_its_run(settings: Sett
     assert tracker.client.get_run(run.run_id).data.metrics == told
     (shown,) = [file.path for file in tracker.client.list_artifacts(run.run_id)]
     assert shown == "judge_calls.json"
+
+
+def test_where_a_home_was_copied_nothing_goes_into_the_old_one(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, copy = tmp_path / "a home", tmp_path / "another h\u00f6me"
+    monkeypatch.setenv("DAGSTER_HOME", str(original))
+    with Tracker(settings).run("iteration_report", "iter_001", "dagster-1", []) as run:
+        run.text("first", "report.html")
+    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, champion=True)
+    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, champion=False)
+    shutil.copytree(original, copy)
+    before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    monkeypatch.setenv("DAGSTER_HOME", str(copy))
+    assert former_homes(settings) == [original.as_uri()]
+    tracker = Tracker(settings)
+    assert former_homes(settings) == []
+    with tracker.run("iteration_report", "iter_001", "dagster-2", []) as again:
+        again.text("second", "report.html")
+    written = {path.read_text(): path for path in copy.rglob("report.html")}
+    assert set(written) == {"first", "second"}
+    assert tracker.client.get_run(run.run_id).info.artifact_uri == written["first"].parent.as_uri()
+    versions = {v.tags["digest"]: v.source for v in tracker.client.search_model_versions("name = 'quickstart'")}
+    assert versions == {"0": (copy / "srlm/M1").as_uri(), "1": (tmp_path / "a home beside/M2").as_uri()}
+    assert {path: path.read_bytes() for path in original.rglob("*") if path.is_file()} == before
+
+
+def test_addresses_outside_of_any_home_stay(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / DATABASE) as store:
+        store.execute("CREATE TABLE experiments (experiment_id, name, artifact_location)")
+        elsewhere = [(1, "a", "s3://bucket/mlartifacts/a"), (2, "b", "/data/b"), (3, "c", "file:///data/mlartifacts/x")]
+        store.executemany("INSERT INTO experiments VALUES (?, ?, ?)", elsewhere)
+    assert follow(tmp_path) == []
+    assert sqlite3.connect(tmp_path / DATABASE).execute("SELECT * FROM experiments").fetchall() == elsewhere
+
+
+def test_a_store_that_is_none_is_named(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(b"not a database, and longer than the header of one" * 100)
+    with pytest.raises(RecordError, match=r"mlflow\.db.*MLflow's store"):
+        Tracker(settings)
+
+
+def test_links_lead_to_where_mlflow_was_served_last_unless_a_setting_says_another_place(settings: Settings) -> None:
+    assert ui_url(settings) == "http://127.0.0.1:5000"
+    remember_ui("http://127.0.0.1:5007")
+    assert Tracker(settings).run_url("r").startswith("http://127.0.0.1:5007/#/experiments/")
+    proxied = load_settings("quickstart", {"tracking": {"ui_url": "https://lab.example.org/mlflow/"}})
+    assert ui_url(proxied) == "https://lab.example.org/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "name"),
+    [
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("::1", [], "[::1]"),
+        ("0.0.0.0", [], "127.0.0.1"),
+        ("0.0.0.0", ["lab.example.org"], "lab.example.org"),
+    ],
+)
+def test_links_have_a_name_that_a_browser_can_open(host: str, allowed: list[str], name: str) -> None:
+    assert reachable_name(host, allowed) == name
 
 
 @given(st.text(max_size=300))

@@ -66,9 +66,14 @@ def metadata_of(instance: dg.DagsterInstance, asset: str, partition: str | None)
 
 def is_refused(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> bool:
     """Return whether a blocking check failed on the newest materialization: nothing may be built upon it."""
+    return refusal_of(instance, key, partition) is not None
+
+
+def refusal_of(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> str | None:
+    """Return why nothing may be built upon the newest materialization, in a blocking check's words; None if all may."""
     newest = newest_materialization(instance, key, partition)
     if newest is None:
-        return False
+        return None
     for record in instance.get_records_for_run(
         newest.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
     ).records:
@@ -78,8 +83,8 @@ def is_refused(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | 
             continue
         target = evaluation.target_materialization_data
         if target is not None and target.storage_id == newest.storage_id:
-            return True
-    return False
+            return evaluation.description or evaluation.check_name
+    return None
 
 
 def missing_assets(instance: dg.DagsterInstance, keys: Sequence[dg.AssetKey], partition: str) -> list[dg.AssetKey]:

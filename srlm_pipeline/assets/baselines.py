@@ -152,7 +152,10 @@ def human_dpo_model(stage: Stage, ranked_replies: pd.DataFrame) -> dg.Materializ
 
 
 @srlm_asset(
-    Reads(lambda settings: ("judge", "evaluation.max_new_tokens", *arbiters_read(settings)), contents=arbiter_contents),
+    Reads(
+        lambda settings: ("judge", "model.thinking", "evaluation.max_new_tokens", *arbiters_read(settings)),
+        contents=arbiter_contents,
+    ),
     group=GROUP,
     kinds={"torch", "mlflow"},
     deps=[reward_model, rlhf_model, human_dpo_model, sft_baseline, seed_model, iteration_model],

@@ -10,12 +10,12 @@ from srlm_pipeline.assets.assessment import assessment as model_assessment
 from srlm_pipeline.assets.assessment import assessments, seed_assessment
 from srlm_pipeline.assets.entering import champion, policy
 from srlm_pipeline.assets.measured import ExternalCalls, arbiter_contents, arbiters_read
+from srlm_pipeline.assets.registry import register, seed_entry
 from srlm_pipeline.assets.results import check, table_result
 from srlm_pipeline.assets.seed import M1, seed_model, sft_baseline
-from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
-from srlm_pipeline.evaluation.champion import champion_before
 from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measuring import arbiter_agreement, match
 from srlm_pipeline.evaluation.opening import open_arbiter
@@ -60,7 +60,7 @@ def seed_evaluation(
             stage.curve(win_metrics(role, outcome.metrics()))
             metadata |= {f"M1_vs_{role}_{k}": v for k, v in outcome.metrics().items()}
     metadata |= calls.told()
-    _register_seed_model(stage)
+    register(stage, seed_entry(stage.store))
     trained_on = NoveltyIndex([*ift_dataset["prompt"], *ranked_replies["prompt"].unique()])
     overlapping = [p for p in evaluation_prompts["prompt"] if trained_on.nearest(p) >= OVERLAP_ROUGE_L]
     checks = [
@@ -78,21 +78,6 @@ def seed_evaluation(
         ),
     ]
     return table_result(pd.concat(tables, ignore_index=True), metadata, checks)
-
-
-def _register_seed_model(stage: Stage) -> None:
-    """Register M1 in MLflow, as the champion until an iteration's model is promoted."""
-    from srlm_pipeline.tracking import Tracker
-
-    settings, store = stage.settings, stage.store
-    first = store.checkpoint(M1)
-    Tracker(settings).register(
-        settings.project,
-        store.keep(first),
-        stage.run.run_id,
-        {"model": M1, "digest": first.digest, "iteration": "0", "verdict": "seed model"},
-        champion=champion_before(store, len(iterations.get_partition_keys()) + 1) == M1,
-    )
 
 
 @srlm_asset(

@@ -39,6 +39,7 @@ ASSESSED = (
     "evaluation.encoder",
     "evaluation.bootstrap_samples",
     "judge",
+    "model.thinking",
     "seed",
 )
 
@@ -52,7 +53,7 @@ def assessed_contents(settings: Settings) -> list[str]:
 def arbiters_read(settings: Settings) -> tuple[str, ...]:
     """Return the settings that decide who wins a match."""
     models = {arbiter.model for arbiter in settings.evaluation.arbiters}
-    read = ["evaluation.arbiters", "evaluation.tie_margin", "judge.rubric", "seed"]
+    read = ["evaluation.arbiters", "evaluation.tie_margin", "judge.rubric", "model.thinking", "seed"]
     if VERIFIERS in models:
         read += ["evaluation.verifiable.source", "evaluation.verifiable.limit"]
     if REFERENCE in models:

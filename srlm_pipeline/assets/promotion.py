@@ -8,7 +8,8 @@ from srlm_pipeline.assets.automation import metadata_of
 from srlm_pipeline.assets.entering import champion as champion_asset
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.evaluation import seed_evaluation
-from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
+from srlm_pipeline.assets.registry import decided_entry, leader, register, restore_registry
+from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.config import Occasion, Settings
 from srlm_pipeline.errors import TableError
 from srlm_pipeline.evaluation.assessment import Assessment
@@ -17,7 +18,7 @@ from srlm_pipeline.evaluation.evidence import compare_all, failed_monitors, leng
 from srlm_pipeline.evaluation.independence import dependences, trains_on_instructions
 from srlm_pipeline.evaluation.matches import match_result
 from srlm_pipeline.evaluation.opponents import Role
-from srlm_pipeline.evaluation.promotion import Decision, Evidence, decide_promotion, write_decision
+from srlm_pipeline.evaluation.promotion import Decision, Evidence, comparisons, decide_promotion, write_decision
 from srlm_pipeline.evaluation.readers import VoteBook, tally
 from srlm_pipeline.files import digest_existing
 from srlm_pipeline.notices import Notice
@@ -61,8 +62,6 @@ def _votes(settings: Settings) -> list[str]:
 )
 def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataFrame) -> dg.MaterializeResult:
     """Registers M_{t+1} in MLflow, promoted or rejected, and moves the alias `champion` if every rule is met."""
-    from srlm_pipeline.tracking import Tracker
-
     settings, store, iteration = stage.settings, stage.store, stage.iteration
     checkpoint, champion = store.checkpoint(model_name(iteration + 1)), champion_before(store, iteration)
     found = assessments(stage, [BASE, store.baseline, champion, checkpoint.name])
@@ -96,23 +95,18 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
         failed_monitors=failed_monitors(collapse_monitors),
     )
     rules = decide_promotion(evidence, settings.promotion)
-    decision = Decision(checkpoint.name, checkpoint.digest, champion, all(r.passed is not False for r in rules), rules)
-    write_decision(decision, store.decision_path(iteration))
-    # A later iteration's model that was promoted stays champion when an earlier one is decided again.
-    leader = champion_before(store, len(iterations.get_partition_keys()) + 1)
-    version = Tracker(settings).register(
-        settings.project,
-        store.keep(checkpoint),
-        stage.run.run_id,
-        {
-            "model": checkpoint.name,
-            "digest": checkpoint.digest,
-            "iteration": str(iteration),
-            "verdict": "promoted" if decision.promoted else "rejected",
-            "reason": "; ".join(f"{r.name}: {r.explanation}" for r in decision.failures) or "every rule is met",
-        },
-        champion=leader == checkpoint.name,
+    decision = Decision(
+        checkpoint.name,
+        checkpoint.digest,
+        champion,
+        all(r.passed is not False for r in rules),
+        rules,
+        comparisons(evidence, settings.promotion),
     )
+    write_decision(decision, store.decision_path(iteration))
+    version = register(stage, decided_entry(store, iteration, decision))
+    # With MLflow's store the others may have been lost.
+    restore_registry(store, settings)
     stage.notify(_verdict(decision, settings.project))
     stage.curve({"promotion/promoted": float(decision.promoted)})
     publish(stage, "champion", store.checkpoint(champion_before(store, iteration + 1)).digest)
@@ -121,7 +115,8 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
     return dg.MaterializeResult(
         metadata={
             "promoted": decision.promoted,
-            "champion": leader,
+            # A later iteration's model that was promoted stays champion when an earlier one is decided again.
+            "champion": leader(store),
             "attempt": store.attempt(iteration).number,
             "rules": dg.MetadataValue.md("\n".join(lines)),
             "registered_version": version,

@@ -19,9 +19,18 @@ from srlm_pipeline.assets.stage import Stage, iterations, srlm_asset
 from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
 from srlm_pipeline.reads import Reads
+from srlm_pipeline.reporting.candidates import candidates_html
 from srlm_pipeline.reporting.iteration import Iteration, Surroundings
 from srlm_pipeline.reporting.overview import overview_html
-from srlm_pipeline.reporting.pages import OVERVIEW, Figures, reading_name, report_name, write_report
+from srlm_pipeline.reporting.pages import (
+    OVERVIEW,
+    Figures,
+    candidates_name,
+    framed,
+    reading_name,
+    report_name,
+    write_report,
+)
 from srlm_pipeline.reporting.reading import read_iteration, reading_html
 from srlm_pipeline.reporting.report import iteration_pages, verdict
 from srlm_pipeline.reporting.words import Cell
@@ -39,7 +48,7 @@ ITERATION_STAGES = (
     "collapse_monitors",
     "promotion",
 )
-REPORT, READING, ALL_ITERATIONS = "report.html", "replies.html", "all_iterations.html"
+REPORT, READING, CANDIDATES, ALL_ITERATIONS = "report.html", "replies.html", "candidates.html", "all_iterations.html"
 
 
 @srlm_asset(
@@ -79,13 +88,16 @@ def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.Mater
     title = f"Iteration {iteration}: {it.model}"
     replies = reading_html(reading, settings.project, title, around.made_at, report_name(iteration))
     seconds = {number: _seconds(stage.context.instance, partition_key(number)) for number in shown}
-    for name, artifact, html in (
-        (report_name(iteration), REPORT, page),
-        (reading_name(iteration), READING, replies),
-        (OVERVIEW, ALL_ITERATIONS, overview_html(list(made.values()), seconds)),
-    ):
+    pages = {
+        report_name(iteration): (REPORT, page),
+        reading_name(iteration): (READING, replies),
+        candidates_name(iteration): (CANDIDATES, candidates_html(it, report_name(iteration))),
+        OVERVIEW: (ALL_ITERATIONS, overview_html(list(made.values()), seconds)),
+    }
+    artifacts = {name: artifact for name, (artifact, _) in pages.items()}
+    for name, (artifact, html) in pages.items():
         write_report(folder / name, html)
-        stage.run.text(html, artifact)
+        stage.run.text(framed(html, artifacts), artifact)
     # What the terminal shows.
     write_report((folder / report_name(iteration)).with_suffix(".md"), summary)
     return dg.MaterializeResult(
@@ -94,6 +106,7 @@ def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.Mater
             # A browser does not open a file from a page of a server, but MLflow shows the artefact.
             "report": dg.MetadataValue.url(stage.run.artifact_url(REPORT)),
             "replies": dg.MetadataValue.url(stage.run.artifact_url(READING)),
+            "candidates": dg.MetadataValue.url(stage.run.artifact_url(CANDIDATES)),
             "all_iterations": dg.MetadataValue.url(stage.run.artifact_url(ALL_ITERATIONS)),
             "path": dg.MetadataValue.path(str(folder / report_name(iteration))),
             "summary": dg.MetadataValue.md(summary),

@@ -7,9 +7,9 @@ import pandas as pd
 
 from srlm_pipeline.assets.results import histogram, model_result, table_digest, table_result
 from srlm_pipeline.assets.stage import Stage, srlm_asset
-from srlm_pipeline.assets.trained import save_trained, training_facts, training_job
+from srlm_pipeline.assets.trained import save_trained, training_facts, training_job, warn_of_length
 from srlm_pipeline.config import Settings
-from srlm_pipeline.data.loaders import source_digest
+from srlm_pipeline.data.loaders import LoadedTable, Source, source_digest
 from srlm_pipeline.models.checkpoint import COPY_OF, Checkpoint
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.resources.project import definition_settings
@@ -24,7 +24,7 @@ START = STARTING_POINTS.get(definition_settings().baselines.start_from)
 # Either of these two asks whether the other one has a prompt as well.
 TRAINING_DATA = ("data.ift", "data.ranked_replies", "data.bad_rows", "data.include_unreviewed", "data.ranked_share")
 # With other types a training is another one.
-MODEL = ("model", "model.dtype")
+MODEL = ("model", "model.dtype", "model.thinking.trained")
 
 
 def _training_files(settings: Settings) -> list[str]:
@@ -52,7 +52,7 @@ def ift_dataset(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     metadata = {
         "kinds": loaded.table["kind"].nunique(),
         "median_response_words": float(words.median()),
-        "left_out": loaded.left_out,
+        **_not_used(stage, "ift", loaded),
     }
     return table_result(loaded.table, metadata)
 
@@ -73,7 +73,7 @@ def ranked_replies(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     metadata = {
         "train_prompts": int(groups["train"]),
         "held_out_prompts": int(groups["held_out"]),
-        "left_out": loaded.left_out,
+        **_not_used(stage, "ranked_replies", loaded),
     }
     return table_result(loaded.table, metadata, preview=["group_id", "split", "rank", "score", "prompt", "text"])
 
@@ -93,7 +93,15 @@ def evaluation_prompts(stage: Stage) -> dg.MaterializeResult[pd.DataFrame]:
     from srlm_pipeline.data.loaders import load_evaluation_prompts
 
     loaded = load_evaluation_prompts(stage.settings.data)
-    return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), "left_out": loaded.left_out})
+    not_used = _not_used(stage, "evaluation_prompts", loaded)
+    return table_result(loaded.table, {"kinds": loaded.table["kind"].nunique(), **not_used})
+
+
+def _not_used(stage: Stage, name: Source, loaded: LoadedTable) -> dict[str, object]:
+    """Return what of a source is not used, for the metadata, and warn of text that nothing reads."""
+    if loaded.unread:
+        stage.log.warning(loaded.warning(name))
+    return {"left_out": loaded.left_out, **({"unread_columns": list(loaded.unread)} if loaded.unread else {})}
 
 
 def _sft_baseline(settings: Settings) -> tuple[str, ...]:
@@ -118,6 +126,7 @@ def sft_baseline(stage: Stage, ift_dataset: pd.DataFrame) -> dg.MaterializeResul
     examples = [SftExample(row.prompt, row.response) for row in ift_dataset.itertuples()]
     job = training_job(stage, SFT_BASELINE, base, "training the SFT baseline", table_digest(ift_dataset))
     trained = train_sft(job, examples, settings.sft)
+    warn_of_length(stage, trained, "sft.max_length", settings.sft.max_length)
     saved = save_trained(stage, trained, SFT_BASELINE, base.digest, {"sft": settings.sft.model_dump()})
     stage.run.metrics({"final_loss": trained.final("loss")})
     return model_result(saved, training_facts(trained))
@@ -138,7 +147,7 @@ def _as_it_is(stage: Stage, base: Checkpoint) -> Checkpoint:
 
 def _judging_data(settings: Settings) -> tuple[str, ...]:
     # Judgements from the data file owe nothing to the judge's settings.
-    own = ("judge",) if settings.eft.targets == "self" else ()
+    own = ("judge", "model.thinking") if settings.eft.targets == "self" else ()
     negatives = ("eft.mismatched_negatives", "eft.corrupted_negatives")
     return ("eft.enabled", "eft.targets", "eft.max_score_share", *negatives, "seed", *own)
 
@@ -221,11 +230,8 @@ def seed_model(stage: Stage, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFram
     whole = replace(trained.final, history=trained.history)
     saved = save_trained(stage, whole, M1, parent, {"eft": settings.eft.model_dump()})
     stage.run.metrics({"final_loss": trained.final.final("loss")})
-    if trained.sft and trained.sft.n_left_out:
-        stage.log.warning(
-            f"{trained.sft.n_left_out} of {trained.sft.n_left_out + trained.sft.n_examples} examples were left out: "
-            f"they do not fit into sft.max_length ({settings.sft.max_length} tokens)"
-        )
+    if trained.sft:
+        warn_of_length(stage, trained.sft, "sft.max_length", settings.sft.max_length)
     facts = {
         "judging_examples": len(eft_dataset),
         "ranking_stage": "yes" if trained.ranking else "no",

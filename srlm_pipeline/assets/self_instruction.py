@@ -30,7 +30,8 @@ def _generator(settings: Settings) -> list[str]:
 
 def _invented(settings: Settings) -> tuple[str, ...]:
     base = ("base_model",) if settings.prompt_generation.generator == BASE else ()
-    return ("prompt_generation", *base, "evaluation.verifiable.source", "evaluation.closed_tasks.source", "seed")
+    sets = ("evaluation.verifiable.source", "evaluation.closed_tasks.source")
+    return ("prompt_generation", *base, *sets, "model.thinking", "seed")
 
 
 @srlm_asset(
@@ -51,7 +52,7 @@ def generated_prompts(
     from srlm_pipeline.prompting.creation import create_prompts
     from srlm_pipeline.prompting.evolution import Earlier
     from srlm_pipeline.prompting.family import family_trees, tree_lines
-    from srlm_pipeline.prompting.few_shot import SeedPrompt
+    from srlm_pipeline.prompting.few_shot import seed_prompts
 
     settings, store = stage.own_settings, stage.store
     draws = f"prompts/{stage.partition}"
@@ -67,7 +68,7 @@ def generated_prompts(
     )
     made = create_prompts(
         stage.engine(generator, settings.prompt_generation.batch_size),
-        [SeedPrompt(row.id, row.prompt) for row in ift_dataset.itertuples()],
+        seed_prompts(ift_dataset),
         earlier,
         forbidden_prompts(evaluation_prompts["prompt"], settings.evaluation),
         settings.prompt_generation,
@@ -99,7 +100,7 @@ def generated_prompts(
 
 
 @srlm_asset(
-    Reads(("candidates", "seed")),
+    Reads(("candidates", "model.thinking", "seed")),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,
@@ -153,7 +154,7 @@ def _panel(settings: Settings) -> list[str]:
 
 
 @srlm_asset(
-    Reads(("judge", "judge.panel", "seed"), verdicts=("judge.min_parse_rate",), contents=_panel),
+    Reads(("judge", "judge.panel", "model.thinking", "seed"), verdicts=("judge.min_parse_rate",), contents=_panel),
     group="iteration",
     kinds={"torch", "pandas"},
     per_iteration=True,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from srlm_pipeline.assets.work import drop_recorded_work
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.files import disk_trouble
@@ -188,6 +189,7 @@ def srlm_asset(
                 project.tracked(context) if tracked else nullcontext() as run,
             ):
                 stage = Stage(context, project, run)
+                drop_recorded_work(context.instance, stage.store)
                 result = function(stage, **inputs)
                 stage.end()
             known: dict[str, Any] = {"seconds": round(stage.seconds, 2)}
@@ -237,7 +239,7 @@ def user_errors() -> Iterator[None]:
         yield
     except SrlmError as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error
-    except OSError as error:
+    except Exception as error:
         trouble = disk_trouble(error)
         if trouble is None:
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ def training_job(
     from srlm_pipeline.training.common import TrainingJob
 
     settings = settings or stage.settings
+    stage.store.begin_work(name)
     work = stage.store.work_folder(name, STAGES[stage.name].fingerprint(settings), source.digest, *inputs)
     return TrainingJob(source.path, settings.model, settings.seed, work, description, stage.progress)
 
@@ -38,14 +38,14 @@ def training_job(
 def save_trained(
     stage: Stage, trained: TrainingRun, name: str, parent: str | None, lineage: Mapping[str, Any]
 ) -> Checkpoint:
-    """Track how a training went, save its model under a name, and then remove all work on models of that name."""
+    """Track how a training went, and save its model under a name; the work on it has ended then."""
     from srlm_pipeline.models.checkpoint import save_checkpoint
 
     stage.run.history(list(trained.history))
     runs = {"dagster_run": stage.context.run_id, "mlflow_run": stage.run.run_id}
     folder, dtype = stage.store.model_folder(name), stage.settings.model.save_dtype
     saved = save_checkpoint(trained.loaded, folder, name, parent, {**runs, **lineage}, dtype)
-    shutil.rmtree(stage.store.work_folders(name), ignore_errors=True)
+    stage.store.end_work(name)
     return saved
 
 
@@ -54,10 +54,21 @@ def training_facts(trained: TrainingRun) -> dict[str, float | int]:
     facts: dict[str, float | int] = {"examples": trained.n_examples}
     if trained.n_left_out:
         facts["too_long"] = trained.n_left_out
+    if trained.n_cut:
+        facts["cut"] = trained.n_cut
     loss = trained.final("loss")
     if loss is not None:
         facts["final_loss"] = loss
     return facts
+
+
+def warn_of_length(stage: Stage, trained: TrainingRun, setting: str, max_length: int) -> None:
+    """Say how many examples were too long to be learned, or to be learned to their end."""
+    of, limit = f"of {trained.n_left_out + trained.n_examples} examples", f"{setting} ({max_length} tokens)"
+    if trained.n_left_out:
+        stage.log.warning(f"{trained.n_left_out} {of} were left out: they do not fit into {limit}")
+    if trained.n_cut:
+        stage.log.warning(f"the replies of {trained.n_cut} {of} were cut to {limit}; no end is learned there")
 
 
 def dpo_facts(trained: TrainingRun, settings: DpoSettings) -> dict[str, float | int | str]:

@@ -35,8 +35,9 @@ from srlm_pipeline.tables import (
 if TYPE_CHECKING:
     from srlm_pipeline.models.checkpoint import Checkpoint
     from srlm_pipeline.training.common import TrainingRun
-    from srlm_pipeline.training.early_stopping import EarlyStopping
-    from srlm_pipeline.training.interpolation import DevelopmentFigures, Measure, Tried
+    from srlm_pipeline.training.cost import DevelopmentFigures, Measure
+    from srlm_pipeline.training.early_stopping import Compare, EarlyStopping
+    from srlm_pipeline.training.interpolation import Tried
 
 
 def _read(settings: Settings) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def _read(settings: Settings) -> tuple[str, ...]:
     trained = [*common, "dpo", *(f"dpo.{setting}" for setting in sorted(settings.dpo.apart))]
     if settings.dpo.early_stopping.every or settings.dpo.interpolation:
         trained.append("evaluation.max_new_tokens")
-    if settings.dpo.early_stopping.every:
+    if _asks_arbiters(settings):
         trained += arbiters_read(settings)
     if settings.dpo.reference == "base":
         trained.append("base_model")
@@ -56,8 +57,13 @@ def _read(settings: Settings) -> tuple[str, ...]:
 def _contents(settings: Settings) -> list[str]:
     if settings.pairs.strategy == "positive_only":
         return base_contents(settings)
-    arbiters = arbiter_contents(settings) if settings.dpo.early_stopping.every else []
+    arbiters = arbiter_contents(settings) if _asks_arbiters(settings) else []
     return [*arbiters, *(base_contents(settings) if settings.dpo.reference == "base" else [])]
+
+
+def _asks_arbiters(settings: Settings) -> bool:
+    looks = settings.dpo.early_stopping
+    return looks.every is not None and looks.by == "arbiter"
 
 
 def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -135,14 +141,14 @@ class _Made:
 def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
     """Train M_t on its pairs with DPO (paper section 2.4)."""
     from srlm_pipeline.training.dpo import preference_examples, train_dpo
-    from srlm_pipeline.training.early_stopping import WIN_RATE
+    from srlm_pipeline.training.early_stopping import LOST
     from srlm_pipeline.training.human_pairs import rehearsed_pairs
     from srlm_pipeline.training.interpolation import train_and_interpolate
 
     settings = stage.own_settings
     # No two iterations draw alike.
     seed = settings.seed + stage.iteration
-    stopping = _early_stopping(stage, name, entering) if settings.dpo.early_stopping.every else None
+    stopping = _early_stopping(stage, name, entering)
     ranked = _ranked(stage.store, "train") if settings.dpo.rehearsal else None
     rehearsed = [] if ranked is None else rehearsed_pairs(ranked, len(pairs), settings.dpo.rehearsal, seed)
     reference = _reference(stage, entering)
@@ -170,8 +176,8 @@ def _preference_tuned(stage: Stage, pairs: pd.DataFrame, name: str, entering: "C
     lineage |= moved
     facts |= moved
     if stopping is not None:
-        looks = [entry for entry in trained.history if WIN_RATE in entry]
-        lost = [int(look["step"]) for look in looks if look[WIN_RATE] < settings.dpo.early_stopping.min_win_rate]
+        looks = [entry for entry in trained.history if LOST in entry]
+        lost = [int(look["step"]) for look in looks if look[LOST]]
         facts |= {"looks": len(looks), "stopped_early": lost[0] if lost else "no"}
     if rehearsed:
         facts["rehearsed"] = lineage["rehearsed"] = len(rehearsed)
@@ -205,12 +211,12 @@ def _development(stage: Stage, name: str) -> "Measure":
 def _tell_interpolation(stage: Stage, tried: "Sequence[Tried]") -> list[dict[str, Any]]:
     """Track what was tried, and return it as plain values; the last was chosen."""
     for one in tried:
-        told = {"unfit": one.unfit, "unfit_more": one.unfit_more, "nats": one.nats, "nats_more": one.nats_more}
+        told = one.cost.figures()
         stage.run.metrics({f"interpolation/{one.ratio:g}/{name}": value for name, value in told.items()})
     stage.curve({"dpo/interpolation_ratio": tried[-1].ratio})
-    if not tried[-1].passed:
+    if not tried[-1].cost.tolerable:
         stage.log.warning(f"no ratio of dpo.interpolation passed; the smallest, {tried[-1].ratio:g}, was taken")
-    return [asdict(one) for one in tried]
+    return [{"ratio": one.ratio, **asdict(one.cost)} for one in tried]
 
 
 def _fine_tuned(stage: Stage, positives: pd.DataFrame, name: str, entering: "Checkpoint") -> _Made:
@@ -260,11 +266,21 @@ def _ranked(store: ProjectStore, split: str) -> pd.DataFrame:
     return ranked[ranked["split"] == split]
 
 
-def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlyStopping":
+def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlyStopping | None":
     """Look at the replies to prompts that are neither trained on nor used in the evaluation."""
+    from srlm_pipeline.training.early_stopping import EarlyStopping
+
+    chosen = stage.settings.dpo.early_stopping
+    if chosen.every is None:
+        return None
+    compare = _by_arbiter(stage, name) if chosen.by == "arbiter" else _by_signs(stage, name, entering)
+    return EarlyStopping(chosen.every, entering, compare)
+
+
+def _by_arbiter(stage: Stage, name: str) -> "Compare":
     from srlm_pipeline.evaluation.measuring import win_rate
     from srlm_pipeline.generation.opening import release_engines
-    from srlm_pipeline.training.early_stopping import EarlyStopping
+    from srlm_pipeline.training.early_stopping import WIN_RATE, Outcome
 
     settings, store = stage.settings, stage.store
     chosen = settings.dpo.early_stopping
@@ -272,12 +288,30 @@ def _early_stopping(stage: Stage, name: str, entering: "Checkpoint") -> "EarlySt
     prompts = held_out.rename(columns={"group_id": "id"}).assign(reference=None)
     prompts = prompts[list(EVALUATION_PROMPTS.columns)].reset_index(drop=True)
 
-    def compare(now: "Checkpoint", before: "Checkpoint") -> float:
+    def compare(now: "Checkpoint", before: "Checkpoint") -> "Outcome":
         purpose = f"early_stopping/{name}"
         result = win_rate(now, before, prompts, settings, store, stage.engine, stage.progress, purpose)
         stage.log.info("%s against %s: win rate %.1f %%", now.name, before.name, 100 * result)
         # An engine that outlives its use would stand in the training's way.
         release_engines()
-        return result
+        return Outcome(result < chosen.min_win_rate, {WIN_RATE: result})
 
-    return EarlyStopping(chosen, entering, compare)
+    return compare
+
+
+def _by_signs(stage: Stage, name: str, entering: "Checkpoint") -> "Compare":
+    from srlm_pipeline.training.cost import cost_of
+    from srlm_pipeline.training.early_stopping import Outcome
+
+    measure, dpo = _development(stage, name), stage.settings.dpo
+    known: list[DevelopmentFigures] = []
+
+    def compare(now: "Checkpoint", _: "Checkpoint") -> "Outcome":
+        # At the first look: where a training is taken up behind its last one, nothing has to be measured.
+        known.extend([] if known else [measure(entering)])
+        cost = cost_of(measure(now), known[0], dpo.nats_tolerance)
+        told = cost.figures()
+        stage.log.info("%s: unfit replies %.1f %%, %.3f nats per token", now.name, 100 * cost.unfit, cost.nats)
+        return Outcome(not cost.tolerable, {f"early_stopping/{figure}": value for figure, value in told.items()})
+
+    return compare

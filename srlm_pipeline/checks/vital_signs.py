@@ -23,6 +23,9 @@ SIGNS: tuple[Sign, ...] = get_args(Sign)
 # Of a reply that is nothing but one of these, nothing that a program checks is believed.
 WRECKS: tuple[Sign, ...] = ("loops", "echoes", "recites", "empty")
 
+# Not a fault of the reply: the token limit is ours.
+CUT_OFF = "cut_off"
+
 # Of scripts without blanks every character is a word.
 _UNSPACED = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]"
 _TOKEN = re.compile(rf"\d+(?:[.,]\d+)*|{_UNSPACED}|\w+|[^\w\s]")
@@ -116,7 +119,7 @@ def name_signs(exchanges: Sequence[Exchange], cut_off: Sequence[bool], system_pr
         system_prompt: What the chat template puts before a conversation by itself.
     """
     read = read_signs(exchanges, system_prompt)
-    return [",".join([*sorted(signs), *(["cut_off"] * ended)]) for signs, ended in zip(read, cut_off, strict=True)]
+    return [",".join([*sorted(signs), *([CUT_OFF] * ended)]) for signs, ended in zip(read, cut_off, strict=True)]
 
 
 def find_marks(exchange: Exchange, system_prompt: str = "") -> tuple[Mark, ...]:

@@ -19,6 +19,7 @@ from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, loa
 from srlm_pipeline.errors import DiskSpaceError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
+from srlm_pipeline.tracking import former_homes
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "dagster", "dagster-webserver", "mlflow", "pandas")
 COMFORTABLE_DISK = 8 * 2**30
@@ -68,7 +69,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("notices", lambda: _notices(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
-        ("instance", lambda: os.environ["DAGSTER_HOME"]),
+        ("instance", lambda: _instance(settings())),
     ]
 
 
@@ -116,14 +117,16 @@ def _engine(settings: Settings) -> str:
 
 
 def _base_model(settings: Settings) -> str:
+    from srlm_pipeline.models.chat_format import chat_format
     from srlm_pipeline.models.embedded import gguf_path
     from srlm_pipeline.models.loading import load_tokenizer
 
     if settings.base_model == EMBEDDED_MODEL:
         return f"{settings.base_model}, from {gguf_path().name}"
     if Path(settings.base_model).is_dir():
-        load_tokenizer(settings.base_model, settings.model)
-        return f"folder {settings.base_model}: tokenizer and chat template are there"
+        known = chat_format(load_tokenizer(settings.base_model, settings.model))
+        thinks = f", after a thought ({known.thinking.start})," if known.thinks else ""
+        return f"folder {settings.base_model}: by its chat template it replies{thinks} and ends with {known.turn_end}"
     return f"{settings.base_model}, from the model hub when it is first needed"
 
 
@@ -137,20 +140,25 @@ def _data(settings: Settings) -> str:
         load(settings.data) for load in (load_instructions, load_ranked_replies, load_evaluation_prompts)
     )
     counted = (
-        ("instruction pairs", len(ift.table), ift.left_out),
-        ("judging prompts", ranked.table["group_id"].nunique(), ranked.left_out),
-        ("evaluation prompts", len(evaluation.table), evaluation.left_out),
+        ("instruction pairs", len(ift.table), ift),
+        ("judging prompts", ranked.table["group_id"].nunique(), ranked),
+        ("evaluation prompts", len(evaluation.table), evaluation),
     )
     found = ", ".join(
-        f"{count} {what}" + (f" (left out: {in_words(left_out)})" if left_out else "")
-        for what, count, left_out in counted
+        f"{count} {what}" + (f" (left out: {in_words(loaded.left_out)})" if loaded.left_out else "")
+        for what, count, loaded in counted
+    )
+    unread = "".join(
+        f"; {loaded.warning(name)}"
+        for name, loaded in (("ift", ift), ("ranked_replies", ranked), ("evaluation_prompts", evaluation))
+        if loaded.unread
     )
     verifiable = load_verifiable(settings.evaluation.verifiable)
     tasks = load_closed_tasks(settings.evaluation.closed_tasks.source, settings.evaluation.closed_tasks.limit)
     with_reference = int(evaluation.table["reference"].notna().sum())
     return (
         f"{found}, {with_reference} of them with a reference reply, {len(verifiable)} verifiable prompts, "
-        f"{len(tasks)} closed tasks"
+        f"{len(tasks)} closed tasks{unread}"
     )
 
 
@@ -190,6 +198,12 @@ def _notices(settings: Settings) -> str:
     if not names:
         return f"nobody is told of verdicts and failures: {settings.notices.variable} holds no address"
     return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
+
+
+def _instance(settings: Settings) -> str:
+    former = former_homes(settings)
+    moved = f"; it was {' and '.join(former)} before, and MLflow's addresses follow with the next run" if former else ""
+    return os.environ["DAGSTER_HOME"] + moved
 
 
 def _memory() -> str:

@@ -18,6 +18,7 @@ from dagster._core.loader import LoadingContext
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.products import loss
+from srlm_pipeline.assets.registry import restore_registry
 from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import load_settings
 from srlm_pipeline.errors import SrlmError
@@ -26,6 +27,7 @@ from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
 from srlm_pipeline.store import iteration_number, open_store, partition_key
+from srlm_pipeline.tracking import is_local
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,11 @@ def run_loop(
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
         for t in range(1, n_iterations + 1):
             _run_outstanding(definitions, instance, "iteration", partition_key(t), overrides, announce, times)
+        settings = load_settings(None, overrides)
+        # Another store may not answer now, and nothing may be left to do.
+        restored = restore_registry(open_store(settings), settings) if is_local(settings) else []
+        if restored:
+            announce(f"registered again in MLflow, whose store did not know them: {', '.join(restored)}")
         return times
 
 
@@ -146,12 +153,17 @@ def close_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """
     closed = []
     for run in instance.get_runs(dg.RunsFilter(statuses=IN_PROGRESS)):
-        process = run.tags.get(PROCESS_TAG)
-        if process is not None and not _alive(process):
+        if is_orphan(run):
             instance.report_run_failed(run, "the process of `srlm run` ended before the run did")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             closed.append(run.run_id)
     return closed
+
+
+def is_orphan(run: dg.DagsterRun) -> bool:
+    """Return whether a run was begun by a command line that no longer lives."""
+    process = run.tags.get(PROCESS_TAG)
+    return process is not None and not _alive(process)
 
 
 def _run_outstanding(

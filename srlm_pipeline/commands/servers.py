@@ -21,10 +21,11 @@ from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.commands.webserver import ALLOWED_HOSTS_VARIABLE, LOOPBACK
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.tracking import artifact_location, tracking_uri
+from srlm_pipeline.tracking import artifact_location, follow_home, remember_ui, tracking_uri
 
 START_SECONDS = 120
 STOP_SECONDS = 15
+EVERY_ADDRESS = ("0.0.0.0", "::", "")  # noqa: S104
 
 
 def serve(
@@ -40,8 +41,9 @@ def serve(
         allowed_hosts: Names by which people call this machine, beside the address itself and the loopback.
 
     Raises:
-        SrlmError: If a port is taken or a server ends by itself.
+        SrlmError: If a port is taken, MLflow's store cannot be used, or a server ends by itself.
     """
+    follow_home(settings)
     for port, option in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         require_free_port(host, port, option)
     # Not `logs`: Dagster's telemetry takes that folder for its own and empties it.
@@ -50,6 +52,7 @@ def serve(
     addresses = {"Dagster": f"http://{host}:{dagster_port}", "MLflow": f"http://{host}:{mlflow_port}"}
     signal.signal(signal.SIGTERM, _interrupt)
     processes: dict[str, subprocess.Popen[bytes]] = {}
+    remember_ui(f"http://{reachable_name(host, allowed_hosts)}:{mlflow_port}")
     # Not as an argument, which everybody on this machine can see: it may hold a password.
     os.environ["MLFLOW_BACKEND_STORE_URI"] = tracking_uri(settings)
     os.environ[ALLOWED_HOSTS_VARIABLE] = ",".join((*LOOPBACK, host, *allowed_hosts))
@@ -101,6 +104,13 @@ def server_commands(
         ],
         "dagster-daemon": [python, "-m", "dagster._daemon", "run", *location],
     }
+
+
+def reachable_name(host: str, allowed_hosts: Sequence[str]) -> str:
+    """Return the name for links: an address that stands for all of a machine's is none that a browser can open."""
+    if host not in EVERY_ADDRESS:
+        return f"[{host}]" if ":" in host else host
+    return next(iter(allowed_hosts), LOOPBACK[0])
 
 
 def require_free_port(host: str, port: int, option: str) -> None:

@@ -96,7 +96,14 @@ class _Bar:
     def __init__(self, progress: Progress, bar: object, meter: Meter, unit: str) -> None:
         self._progress, self._bar, self._meter, self._unit = progress, bar, meter, unit
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
-        self._meter.advance(amount)
-        rate = f"{self._meter.rate:.2f} {self._unit}/s"
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
+        self._meter.advance(amount, found)
+        if found:
+            # The bar's own speed, and with it the time left, begin anew.
+            self._progress.reset(self._bar, completed=self._meter.done)  # type: ignore[arg-type]
+            amount = 0
+        rate = f"{self._meter.rate:.2f} {self._unit}/s" if self._meter.done_now else ""
         self._progress.update(self._bar, advance=amount, rate=rate, note=note)  # type: ignore[arg-type]
+
+    def within(self, note: str) -> None:
+        self._progress.update(self._bar, note=note)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from srlm_pipeline.config.evaluation import (
     VerifiableSettings,
 )
 from srlm_pipeline.config.loading import OVERRIDES_VARIABLE, PRESETS, load_settings, merge_overrides, parse_override
-from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings, ServerSettings
+from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings, ServerSettings, ThinkingSettings
 from srlm_pipeline.config.notices import NoticeSettings, Occasion
 from srlm_pipeline.config.sections import EMBEDDED_DATA, EMBEDDED_ENCODER, EMBEDDED_MODEL, Role, Section, role_of
 from srlm_pipeline.config.self_instruction import (
@@ -81,6 +81,7 @@ __all__ = [
     "Settings",
     "SftSettings",
     "SourceSettings",
+    "ThinkingSettings",
     "TrackingSettings",
     "TrainingSettings",
     "VerifiableSettings",

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from srlm_pipeline.config.sections import EMBEDDED_DATA, Section, path
+
+FieldName = Literal[
+    "id",
+    "kind",
+    "prompt",
+    "response",
+    "reference",
+    "messages",
+    "system",
+    "replies",
+    "ranks",
+    "scores",
+    "chosen",
+    "rejected",
+    "score",
+]
 
 
 class SourceSettings(Section):
@@ -16,22 +32,55 @@ class SourceSettings(Section):
 
     source: str = path(
         EMBEDDED_DATA,
-        description="embedded: the set in the package; else a file (.jsonl, .json, .parquet, or .gz of the first two), "
-        "a folder or a hub name that `datasets` loads",
+        description="embedded: the set in the package; else a file (.jsonl, .json, .csv, .tsv, .parquet; all but the "
+        "last also .gz or .zst), a folder or a hub name that `datasets` loads",
     )
-    format: Literal["auto", "plain", "messages", "open_assistant_messages", "open_assistant_trees"] = Field(
+    format: Literal[
+        "auto",
+        "plain",
+        "messages",
+        "preferences",
+        "rated_replies",
+        "open_assistant_messages",
+        "open_assistant_trees",
+    ] = Field(
         "auto", description="auto: told by the first row's fields; plain: prompt with response, replies, or alone"
     )
-    columns: dict[
-        Literal["id", "kind", "prompt", "response", "reference", "replies", "messages"], str | tuple[str, ...]
-    ] = Field(
+    columns: dict[FieldName, str | tuple[str, ...]] = Field(
         {},
-        description="which column holds a field, e.g. {prompt: instruction}; dots lead into nested ones; "
-        "for replies also a list of columns, best first",
+        description="which column holds a field, e.g. {prompt: instruction}; dots lead into nested ones, * through "
+        'lists; "{a}\\n\\n{b}" joins columns; for replies, ranks and scores also a list of columns',
+    )
+    turns: Literal["first", "last", "each"] = Field(
+        "first", description="of a chat: which of the assistant's turns are learned, each after what was said before"
+    )
+    score_range: tuple[float, float] | None = Field(
+        None, description="lowest and highest possible score of ranked replies, which become 0 and 5"
     )
     subset: str | None = Field(None, description="of a folder or hub dataset")
     split: str = Field("train", description="of a folder or hub dataset")
-    languages: tuple[str, ...] = Field(("en",), description="of Open Assistant messages; []: all languages")
+    languages: tuple[str, ...] = Field(
+        ("en",), description="of Open Assistant messages; pt stands for pt-BR too; []: all languages"
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _lists_and_orders(cls, value: dict[FieldName, str | tuple[str, ...]]) -> dict[FieldName, str | tuple[str, ...]]:
+        for name, column in value.items():
+            if not isinstance(column, str) and name not in ("replies", "ranks", "scores"):
+                raise ValueError(f'{name}: a list is for replies, ranks and scores; "{{a}}\\n\\n{{b}}" joins columns')
+        if "*" in value.get("replies", "") and not {"ranks", "scores"} & value.keys():
+            raise ValueError(
+                "replies: nothing says which is better; name ranks or scores too, or list columns best first"
+            )
+        return value
+
+    @field_validator("score_range")
+    @classmethod
+    def _low_and_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("the lowest score comes first, e.g. [1, 10]")
+        return value
 
 
 class DataSettings(Section):

@@ -1,7 +1,7 @@
 """One YAML file, validated, becomes typed settings.
 
 A configuration file may start from a preset (``preset: quickstart``) and name only what differs. Unknown
-keys are refused together with the nearest valid name, because a misspelt learning rate that is silently
+keys are refused together with the nearest valid names, because a misspelt learning rate that is silently
 ignored costs a night.
 """
 
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ PRESETS = ("quickstart", "paper", "single-gpu")
 # Of a configuration, aliases written out; the largest preset has some two hundred.
 _MOST_VALUES = 10_000
 _SHOWN = 200
+_NEAREST = 3
 log = logging.getLogger(__name__)
 # How the command line hands its --set options to the definitions that it loads; JSON.
 OVERRIDES_VARIABLE = "SRLM_OVERRIDES"
@@ -258,7 +259,7 @@ def _unknown_keys(content: Mapping[str, Any], model: type[BaseModel], prefix: st
     for key, value in content.items():
         if key not in model.model_fields:
             valid = [k for k, _, _ in describe_fields()] if not prefix else list(model.model_fields)
-            near = _nearest(str(key), [*model.model_fields, *valid])
+            near = _nearest(str(key), list(dict.fromkeys([*model.model_fields, *valid])))
             problems.append(f"{prefix}{key}: unknown setting{near}")
             continue
         annotation = model.model_fields[key].annotation
@@ -271,6 +272,15 @@ def _unknown_keys(content: Mapping[str, Any], model: type[BaseModel], prefix: st
     return problems
 
 
-def _nearest(word: str, valid: tuple[str, ...] | list[str]) -> str:
-    found = difflib.get_close_matches(word, valid, n=1, cutoff=0.4)
-    return f"; did you mean {found[0]!r}?" if found else f"; valid names: {', '.join(dict.fromkeys(valid))}"
+def _nearest(word: str, valid: Sequence[str]) -> str:
+    """Return a hint with the three names that are most like a word, or where all names are listed."""
+    # A name without its section is as near as one with it.
+    ends = {name.rpartition(".")[2]: name for name in reversed(valid)}
+    close = difflib.get_close_matches(word, [*valid, *ends], n=2 * _NEAREST, cutoff=0.4)
+    found = list(dict.fromkeys(name if name in valid else ends[name] for name in close))[:_NEAREST]
+    if not found and len(valid) <= _NEAREST:
+        found = list(valid)
+    if not found:
+        return "; `srlm settings` lists all"
+    quoted = [repr(name) for name in found]
+    return f"; did you mean {' or '.join(filter(None, (', '.join(quoted[:-1]), quoted[-1])))}?"

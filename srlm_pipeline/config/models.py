@@ -9,6 +9,28 @@ from pydantic import Field, model_validator
 from srlm_pipeline.config.sections import Section, resources
 
 
+class ThinkingSettings(Section):
+    """Models that write a thought before their reply."""
+
+    # Not read by what writes and judges.
+    apart = frozenset({"trained"})
+    enabled: bool | None = Field(
+        None, description="whether models think; None: as their chat template has it (its variable enable_thinking)"
+    )
+    start: str = Field("<think>", min_length=1, description="what a thought begins with")
+    end: str = Field("</think>", min_length=1, description="what a thought ends with; the reply follows")
+    max_new_tokens: int = Field(
+        1024, ge=0, description="tokens for the thought, beside those of the reply; only of models that think"
+    )
+    trained: bool = Field(True, description="whether DPO and SFT learn the thoughts too, where they are known")
+
+    @property
+    def manner(self) -> str:
+        """What tells replies under these settings from others of the same weights; blank for the default."""
+        drawn = self.model_dump(exclude={"trained"}, exclude_defaults=True)
+        return "".join(f"+{name}={value}" for name, value in sorted(drawn.items()))
+
+
 class ModelSettings(Section):
     """How models are loaded and stored."""
 
@@ -22,6 +44,7 @@ class ModelSettings(Section):
         "rounds small updates away",
     )
     trust_remote_code: bool = resources(False, description="run code that a model repository ships")
+    thinking: ThinkingSettings = ThinkingSettings()
 
 
 class EngineSettings(Section):

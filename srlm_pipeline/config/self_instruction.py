@@ -25,6 +25,12 @@ class EvolutionSettings(Section):
     constrain: float = Field(
         0.0, ge=0, le=1, description="one to three instructions that a program can check are added"
     )
+    given: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="prompts of data.ift as people wrote them, those that were given least in earlier iterations first",
+    )
     task: float = Field(
         0.0, ge=0, le=1, description="not made out of another: a closed task whose answer a program knows"
     )
@@ -177,7 +183,8 @@ class PairSettings(Section):
     unfit: Literal["scored", "rejected"] = Field(
         "scored",
         description="candidates that loop, copy the prompt, recite, refuse, are empty, in another language or cut off: "
-        "scored: like any other (the paper); rejected: never chosen, and rejected before any other (not in the paper)",
+        "scored: like any other (the paper); rejected: never chosen, and rejected before any other unless only cut off "
+        "(not in the paper)",
     )
     min_score: float = Field(
         5.0, ge=0, le=5, description="for positive_only; the paper takes perfect fives, which small models seldom give"

@@ -51,7 +51,9 @@ class TrackingSettings(Section):
     """MLflow; MLFLOW_TRACKING_URI overrides the address."""
 
     tracking_uri: str | None = Field(None, description="default: SQLite under dagster_home")
-    ui_url: str = Field("http://127.0.0.1:5000", description="where people open MLflow; used for links")
+    ui_url: str | None = Field(
+        None, description="where people open MLflow, for links; default: where `srlm ui` last served it, else port 5000"
+    )
 
 
 class Settings(Section):

@@ -131,11 +131,20 @@ class EarlyStoppingSettings(Section):
     every: int | None = Field(
         None, ge=1, description="optimiser steps between looks, the paper's being 200; None: train to the end"
     )
+    by: Literal["arbiter", "signs"] = Field(
+        "arbiter",
+        description="who says that replies get worse; arbiter: evaluation.arbiters, against the look before (the "
+        "paper); signs: no judge, but programs that find more unfit replies than M_t gives, or the best human replies "
+        "less likely (not in the paper)",
+    )
     prompts: int = Field(
         253, ge=1, description="answered at each look, at most; from the held-out prompts of data.ranked_replies"
     )
     min_win_rate: float = Field(
-        0.5, ge=0, le=1, description="against the replies of the look before; below it the model of that look is taken"
+        0.5,
+        ge=0,
+        le=1,
+        description="by arbiter: against the replies of the look before; below it the model of that look is taken",
     )
 
 
@@ -143,7 +152,7 @@ class DpoSettings(TrainingSettings):
     """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
 
     # Of the loop alone: the baseline that learns from human pairs does without.
-    apart = frozenset({"reference", "rehearsal", "interpolation", "interpolation_tolerance"})
+    apart = frozenset({"reference", "rehearsal", "interpolation", "nats_tolerance"})
 
     learning_rate: float = Field(1e-6, gt=0)
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1)
@@ -185,8 +194,11 @@ class DpoSettings(TrainingSettings):
         "the largest that loses nothing on held-out prompts of data.ranked_replies is taken (not in the paper); "
         "empty: the trained model itself",
     )
-    interpolation_tolerance: float = Field(
-        0.05, ge=0, description="nats per token by which the best human replies may become less likely"
+    nats_tolerance: float = Field(
+        0.05,
+        ge=0,
+        description="nats per token by which the best human replies may become less likely; for interpolation, and "
+        "early stopping by signs",
     )
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib import resources
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +29,20 @@ class LoadedTable:
     Attributes:
         table: What is used.
         left_out: What is not: reason to number of rows, prompts or replies.
+        unread: Columns of text that nothing reads; a prompt may lack what stands in them.
     """
 
     table: pd.DataFrame
     left_out: dict[str, int]
+    unread: tuple[str, ...] = ()
+
+    def warning(self, source: str) -> str:
+        """Return what to do about text that nothing reads; the source is named as in the settings."""
+        columns = "column" if len(self.unread) == 1 else "columns"
+        return (
+            f"nothing reads the text in {columns} {', '.join(self.unread)} of data.{source}: if a prompt is not whole "
+            f"without it, name it in data.{source}.columns"
+        )
 
 
 def load_instructions(settings: DataSettings) -> LoadedTable:
@@ -43,7 +54,9 @@ def load_instructions(settings: DataSettings) -> LoadedTable:
     """
     rows, report = _chosen(settings, "ift", InstructionRow, settings.ift_limit)
     table = [{"id": key, "kind": row.kind, "prompt": row.prompt, "response": row.response} for key, row in rows]
-    return LoadedTable(pd.DataFrame(table, columns=list(INSTRUCTIONS.columns)), dict(report.left_out))
+    return LoadedTable(
+        pd.DataFrame(table, columns=list(INSTRUCTIONS.columns)), dict(report.left_out), tuple(report.unread)
+    )
 
 
 def load_ranked_replies(settings: DataSettings) -> LoadedTable:
@@ -69,15 +82,17 @@ def load_ranked_replies(settings: DataSettings) -> LoadedTable:
             "split": "held_out" if _normal(row.prompt) in held_out else "train",
             "kind": row.kind,
             "prompt": row.prompt,
-            "rank": reply.rank if reply.rank is not None else place,
+            "rank": reply.rank,
             "text": reply.text,
             "score": reply.score,
             "rationale": reply.rationale,
         }
         for key, row in groups
-        for place, reply in enumerate(row.replies)
+        for reply in row.replies
     ]
-    return LoadedTable(pd.DataFrame(table, columns=list(RANKED_REPLIES.columns)), dict(report.left_out))
+    return LoadedTable(
+        pd.DataFrame(table, columns=list(RANKED_REPLIES.columns)), dict(report.left_out), tuple(report.unread)
+    )
 
 
 def load_evaluation_prompts(settings: DataSettings) -> LoadedTable:
@@ -89,7 +104,9 @@ def load_evaluation_prompts(settings: DataSettings) -> LoadedTable:
     """
     rows, report = _chosen(settings, "evaluation_prompts", EvaluationRow, settings.evaluation_limit)
     table = [{"id": key, "kind": row.kind, "prompt": row.prompt, "reference": row.reference} for key, row in rows]
-    return LoadedTable(pd.DataFrame(table, columns=list(EVALUATION_PROMPTS.columns)), dict(report.left_out))
+    return LoadedTable(
+        pd.DataFrame(table, columns=list(EVALUATION_PROMPTS.columns)), dict(report.left_out), tuple(report.unread)
+    )
 
 
 def source_digest(settings: DataSettings, *sources: Source) -> str:
@@ -142,21 +159,35 @@ def _chosen(
     """Return the rows of one source that are used, the first so many of them, each with its id."""
     report, rows = read_rows(getattr(settings, name), _embedded(name), row_type, settings)
     elsewhere = _prompts_of_the_other(settings, name)
-    judges = name == "ranked_replies"
-    chosen: dict[str, Row] = {}
+    judges, measures = name == "ranked_replies", name == "evaluation_prompts"
+    chosen: list[tuple[int, Row]] = []
+    ids: set[str] = set()
+    asked: set[str] = set()
     for number, row in rows:
-        key = row.id or f"{_ID_PREFIX[name]}-{number:05d}"
         if _normal(row.prompt) in elsewhere and for_judging(row.prompt, settings.ranked_share) != judges:
             report.leave_out(f"prompt used in {'ift' if judges else 'ranked_replies'}")
-        elif key in chosen:
-            report.broken(number, "id occurs more than once", f": {key!r}")
+        elif row.id in ids:
+            report.broken(number, "id occurs more than once", f": {row.id!r}")
+        elif measures and _normal(row.prompt) in asked:
+            report.leave_out("prompt that occurs more than once")
         else:
-            chosen[key] = row
+            chosen.append((number, row))
+            ids |= {row.id} if row.id else set()
+            asked.add(_normal(row.prompt))
         if len(chosen) == limit:
             break
     if not chosen:
         raise EmptyDataError(f"{report.name} holds no rows that can be used as {name}{_why(report)}")
-    return list(chosen.items()), report
+    return [(row.id or _new_id(name, number, ids), row) for number, row in chosen], report
+
+
+def _new_id(name: Source, number: int, ids: set[str]) -> str:
+    """Return an id for a row that has none, and remember it; a chat may give several rows of one number."""
+    first = f"{_ID_PREFIX[name]}-{number:05d}"
+    numbered = (f"{first}-{place}" for place in count(2))
+    key = next(key for key in chain([first], numbered) if key not in ids)
+    ids.add(key)
+    return key
 
 
 def _prompts_of_the_other(settings: DataSettings, name: Source) -> set[str]:
@@ -177,4 +208,5 @@ def _embedded(name: Source) -> Path:
 
 
 def _why(report: RowReport) -> str:
-    return f"; left out: {in_words(report.left_out)}" if report.left_out else ""
+    first = f"; the first bad row: {report.first_broken}" if report.first_broken else ""
+    return f"; left out: {in_words(report.left_out)}{first}" if report.left_out else ""

@@ -73,11 +73,20 @@ class MessageFilter:
             return f"not by the {role}"
         if not message.text.strip():
             return "without text"
-        if self.languages and message.lang is not None and message.lang not in self.languages:
+        if self.languages and message.lang is not None and not self._speaks(message.lang):
             return "in another language"
         if not self.include_unreviewed and not message.approved:
             return "not approved by reviewers"
         return None
+
+    def _speaks(self, language: str) -> bool:
+        """Whether one of the languages is meant: `pt` stands for `pt-BR` too, but `pt-BR` for nothing else."""
+        tag = _tag(language)
+        return any(tag == _tag(used) or tag.startswith(f"{_tag(used)}-") for used in self.languages)
+
+
+def _tag(language: str) -> str:
+    return language.strip().lower().replace("_", "-")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,20 @@ from srlm_pipeline.errors import DataError
 Row = TypeVar("Row", bound=BaseModel)
 
 
+class UnusableRowError(ValueError):
+    """A row, or a part of it, cannot be what is needed.
+
+    Attributes:
+        problem: What is wrong, in words that many rows may share.
+        detail: What is particular to this row.
+    """
+
+    def __init__(self, problem: str, detail: str = "") -> None:
+        self.problem = problem
+        self.detail = detail
+        super().__init__(problem + detail)
+
+
 class RowReport:
     """Counts what is left out of one source, by reason; a broken row is counted too, or ends the reading.
 
@@ -20,12 +34,16 @@ class RowReport:
         name: File, folder or hub name, for messages.
         unit: What rows are numbered by: ``line`` or ``row``.
         left_out: Reason to number of rows, prompts or replies.
+        unread: Columns of text that nothing reads.
+        first_broken: What is wrong with the first broken row; blank if none is.
     """
 
     def __init__(self, name: str, unit: Literal["line", "row"], bad_rows: Literal["fail", "skip"]) -> None:
         self.name = name
         self.unit = unit
         self.left_out: Counter[str] = Counter()
+        self.unread: list[str] = []
+        self.first_broken = ""
         self._skip = bad_rows == "skip"
 
     def leave_out(self, reason: str, count: int = 1) -> None:
@@ -46,6 +64,7 @@ class RowReport:
         """
         if not self._skip:
             raise self.error(number, problem + detail)
+        self.first_broken = self.first_broken or f"{self.unit} {number}: {problem}{detail}"
         self.leave_out(f"bad row: {problem}")
 
     def error(self, number: int | None, reason: str) -> DataError:
@@ -59,6 +78,7 @@ class RowReport:
         content: Mapping[str, Any],
         within: str = "",
         columns: Mapping[Any, str | tuple[str, ...]] | None = None,
+        advice: str = "",
     ) -> Row | None:
         """Return a row as what it must be; None for a broken one that is skipped.
 
@@ -68,6 +88,7 @@ class RowReport:
             content: What it is.
             within: Dotted path of the field that the content stands in, if it is not the whole row.
             columns: Which columns the fields were taken from, where the setting `columns` can name them.
+            advice: What to do where one is missing.
 
         Raises:
             DataError: With file, line and field, unless broken rows are skipped.
@@ -82,7 +103,8 @@ class RowReport:
             if columns is not None and path[:1] and path[0] in columns:
                 detail = f" (column {columns[path[0]]})"
             elif columns is not None and first["type"] == "missing" and len(path) == 1:
-                detail = f"; the row has {', '.join(content)}: the setting `columns` can name the right one"
+                named = f"the row has {', '.join(content)}" if content else "the row has no columns"
+                detail = f"; {named}: {advice or 'the setting `columns` can name the right one'}"
             if self._skip:
                 # The place in a list says nothing where many rows are summed up.
                 path = [part for part in path if not part.isdigit()]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator
-from io import BufferedIOBase
+from io import BufferedReader, TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from srlm_pipeline.config import EMBEDDED_DATA, DataSettings, SourceSettings
 from srlm_pipeline.data.rows import RowReport
@@ -19,7 +21,15 @@ from srlm_pipeline.errors import DataError
 from srlm_pipeline.files import digest_files
 
 NumberedRow = tuple[int, dict[str, Any]]
-_FILE_ENDING = re.compile(r"\.(jsonl|ndjson|json|parquet|gz|csv|tsv|txt|zip|zst)$", re.IGNORECASE)
+# Read as what they are called; what is not known at all is taken for JSON Lines.
+_SEPARATORS = {"csv": ",", "tsv": "\t"}
+_PACKED = ("gz", "zst")
+_NOT_READ = ("zip", "7z", "tar", "tgz", "rar", "bz2", "xz", "xls", "xlsx", "ods", "arrow", "feather", "pkl", "db")
+_FILE_ENDING = re.compile(
+    rf"\.({'|'.join(['jsonl', 'ndjson', 'json', 'parquet', 'txt', *_SEPARATORS, *_PACKED, *_NOT_READ])})$",
+    re.IGNORECASE,
+)
+_DAMAGED = (EOFError, OSError, zlib.error)
 
 
 def open_source(
@@ -41,7 +51,20 @@ def open_source(
         return report, _mappings(_dataset(source, report), report)
     if not path.is_file():
         raise DataError(path, None, "there is no such file")
-    read = _parquet if path.suffix == ".parquet" else _array if _is_array(path) else _json_lines
+    ending = _ending(path)
+    if ending in _NOT_READ:
+        raise DataError(path, None, f".{ending} files are not read: make it .jsonl, .json, .csv, .tsv or .parquet")
+    if ending == "parquet" and path.suffix.lower() != ".parquet":
+        raise DataError(path, None, "a Parquet file is compressed within: unpack it")
+    read = (
+        _parquet
+        if ending == "parquet"
+        else _separated
+        if ending in _SEPARATORS
+        else _array
+        if ending == "json" and _is_array(path)
+        else _json_lines
+    )
     report = RowReport(str(path), "line" if read is _json_lines else "row", settings.bad_rows)
     return report, _mappings(read(path, report), report)
 
@@ -78,8 +101,21 @@ def _mappings(rows: Iterator[tuple[int, Any]], report: RowReport) -> Iterator[Nu
             report.broken(number, problem, f", found {type(content).__name__}")
 
 
-def _open(path: Path) -> BufferedIOBase:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def _ending(path: Path) -> str:
+    """Return the ending that says how rows are written, in lower case and without that of a compression."""
+    endings = [suffix.lower().removeprefix(".") for suffix in path.suffixes]
+    return next((ending for ending in reversed(endings) if ending not in _PACKED), "")
+
+
+def _open(path: Path) -> BinaryIO:
+    packed = path.suffix.lower()
+    if packed == ".zst":
+        import pyarrow
+
+        # In Python's own library from version 3.14 only.
+        stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
+        return cast("BinaryIO", BufferedReader(stream))
+    return cast("BinaryIO", gzip.open(path)) if packed == ".gz" else path.open("rb")
 
 
 def _json_lines(path: Path, report: RowReport) -> Iterator[tuple[int, Any]]:
@@ -102,23 +138,48 @@ def _json_lines(path: Path, report: RowReport) -> Iterator[tuple[int, Any]]:
                 yield number, content
 
 
-def _numbered(stream: BufferedIOBase, report: RowReport) -> Iterator[tuple[int, bytes]]:
+def _numbered(stream: BinaryIO, report: RowReport) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         for number, raw in enumerate(stream, start=1):
             yield number, raw
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except _DAMAGED as error:
         raise report.error(number + 1, f"the compressed file is damaged or cut short: {error}") from error
+
+
+def _separated(path: Path, report: RowReport) -> Iterator[tuple[int, Any]]:
+    """Return the rows below a table's header; a cell without anything in it is null."""
+    # Replies are longer than what Python allows a cell by itself.
+    csv.field_size_limit(sys.maxsize)
+    number = 0
+    try:
+        with _open(path) as stream, TextIOWrapper(stream, "utf-8-sig", newline="") as text:
+            rows = csv.reader(text, delimiter=_SEPARATORS[_ending(path)])
+            header = next(rows, [])
+            if len(header) == 1 and any(other in header[0] for other in ";\t|,"):
+                raise report.error(None, f"the names of the columns are not separated as in .csv or .tsv: {header[0]}")
+            if len(set(header)) < len(header):
+                raise report.error(None, f"two columns have the same name: {', '.join(header)}")
+            for number, cells in enumerate((cells for cells in rows if cells), start=1):
+                if len(cells) == len(header):
+                    yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+                else:
+                    problem = "the whole row: not as many cells as the header has names"
+                    report.broken(number, problem, f", {len(cells)} for {len(header)}")
+    except UnicodeDecodeError as error:
+        raise report.error(number + 1, f"not UTF-8: {error.reason}; save the table as UTF-8") from error
+    except csv.Error as error:
+        raise report.error(number + 1, f"not readable as a table: {error}") from error
+    except _DAMAGED as error:
+        raise report.error(number + 1, f"the file is damaged or cut short: {error}") from error
 
 
 def _is_array(path: Path) -> bool:
     """Tell a JSON array from JSON Lines in a file whose ending leaves it open."""
-    if path.name.removesuffix(".gz").rpartition(".")[2] != "json":
-        return False
     with _open(path) as stream:
         try:
             return stream.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-        except (EOFError, gzip.BadGzipFile, zlib.error):
+        except _DAMAGED:
             return False
 
 
@@ -126,7 +187,7 @@ def _array(path: Path, report: RowReport) -> Iterator[tuple[int, Any]]:
     try:
         with _open(path) as stream:
             content = json.loads(stream.read().decode("utf-8-sig"))
-    except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
+    except (ValueError, RecursionError, *_DAMAGED) as error:
         raise report.error(None, f"not readable as a JSON array: {error}") from error
     yield from enumerate(content, start=1)
 

@@ -127,7 +127,7 @@ def _ask(
     slot = ModelSlot(open_engine)
 
     def opened(model: Checkpoint, batch_size: int) -> DeferredEngine:
-        return DeferredEngine(slot, model, batch_size)
+        return DeferredEngine(slot, model, batch_size, settings.model.thinking.manner)
 
     replies = {
         part: evaluation_replies(checkpoint, table, longest, settings, store, opened, progress, part)

@@ -16,7 +16,7 @@ from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.store import ProjectStore
-from srlm_pipeline.training.interpolation import DevelopmentFigures
+from srlm_pipeline.training.cost import DevelopmentFigures
 
 
 def development_figures(

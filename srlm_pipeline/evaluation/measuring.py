@@ -52,7 +52,8 @@ def evaluation_replies(
         progress: Where progress is shown.
         purpose: Keeps the replies to other prompts apart.
     """
-    engine = DeferredEngine(ModelSlot(open_engine), checkpoint, settings.evaluation.batch_size)
+    manner = settings.model.thinking.manner
+    engine = DeferredEngine(ModelSlot(open_engine), checkpoint, settings.evaluation.batch_size, manner)
     # Greedy: the seed has no say.
     done = generate_all(
         engine,

@@ -147,7 +147,7 @@ def _open_juror(chosen: ArbiterSettings, settings: Settings, store: ProjectStore
     checkpoint, folder = (
         (store.checkpoint(model_name(1)), None) if chosen.model == SELF else _outside_model(chosen.model)
     )
-    engine = DeferredEngine(slot, checkpoint, judge.batch_size)
+    engine = DeferredEngine(slot, checkpoint, judge.batch_size, settings.model.thinking.manner)
     if chosen.method == "comparison":
         return ComparisonArbiter(engine)
     scoring = make_judge(engine, judge.model_copy(update={"mode": "distribution"}), settings.seed, "arbiter")
@@ -214,7 +214,12 @@ def _open_member(
         return Member(asked, member.weight, _server_journal(store, server, member.model))
     checkpoint, folder = (policy, None) if member.model == SELF else _outside_model(member.model)
     chosen = judge.model_copy(update={"mode": member.mode or judge.mode})
-    opened = make_judge(DeferredEngine(slot, checkpoint, judge.batch_size), chosen, settings.seed, "panel")
+    opened = make_judge(
+        DeferredEngine(slot, checkpoint, judge.batch_size, settings.model.thinking.manner),
+        chosen,
+        settings.seed,
+        "panel",
+    )
     return Member(opened, member.weight, judgement_journal(store, checkpoint, folder))
 
 

@@ -109,6 +109,33 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """What a rule rests on, in the words in which it is told; a blank stands for what there is not.
+
+    Attributes:
+        measure: By what the two are compared; the rule about it has the same name.
+        basis: Of what the figures are, where the measure leaves that open.
+        beside: Name of the other.
+        role: What the other is to the new model.
+        new: The new model's figure.
+        other: The other's.
+        bound: What the gain, or the figure, is at least, with 95 % confidence (one-sided).
+        sure: The same at `sure_confidence`.
+        asked: What the rule asks for, or why it tells nothing.
+    """
+
+    measure: str
+    basis: str
+    beside: str
+    role: str
+    new: str
+    other: str = ""
+    bound: str = ""
+    sure: str = ""
+    asked: str = ""
+
+
+@dataclass(frozen=True)
 class Decision:
     """What was decided of a model, and why.
 
@@ -118,6 +145,7 @@ class Decision:
         champion: Whom it was to replace.
         promoted: Whether no rule is broken.
         rules: All of them.
+        comparisons: All that they rest on; none in records of before they were kept.
     """
 
     model: str
@@ -125,6 +153,7 @@ class Decision:
     champion: str
     promoted: bool
     rules: tuple[Rule, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
     @property
     def failures(self) -> list[Rule]:
@@ -172,6 +201,47 @@ def decide_promotion(evidence: Evidence, settings: PromotionSettings) -> tuple[R
             )
         )
     return tuple(rules)
+
+
+def comparisons(evidence: Evidence, settings: PromotionSettings) -> tuple[Comparison, ...]:
+    """Return every comparison that the rules rest on, the decisive ones and the others."""
+    found = [_compared(one, settings) for one in evidence.compared]
+    said, champion = evidence.opinion, (evidence.champion, "champion")
+    for basis, opinion, asked in (
+        ("by the arbiters", said, settings.min_win_rate),
+        ("by people who read blind", evidence.people, 0.5),
+    ):
+        if opinion is not None:
+            bound, sure = (f"at least {low:.1%}" for low in (opinion.low, opinion.sure_low))
+            over = "" if asked is None else f"more than {asked:.1%}"
+            found.append(Comparison("win rate", basis, *champion, f"{opinion.win_rate:.1%}", "", bound, sure, over))
+    if said.length_controlled is not None:
+        asked, value = settings.min_length_controlled_win_rate, f"{said.length_controlled:.1%}"
+        over = "" if asked is None else f"more than {asked:.1%}"
+        found.append(Comparison("length-controlled win rate", "by the arbiters", *champion, value, asked=over))
+    if said.agrees is not None:
+        basis = "with the human preferences that they decide"
+        found.append(Comparison("agreement of the arbiters", basis, "people", "", f"{said.agrees:.1%}"))
+    most, basis = settings.max_length_growth, "of the longest of those before"
+    at_most = "" if most is None else f"at most {most:.2f} times"
+    growth = Comparison("mean length", basis, "all before", "", f"{evidence.length_growth:.2f} times", asked=at_most)
+    return (*found, growth)
+
+
+def _compared(one: Compared, settings: PromotionSettings) -> Comparison:
+    measure, unit, found = one.measure, one.measure.unit, one.change
+    margin = getattr(settings.margins, measure.name, None)
+    return Comparison(
+        measure.title,
+        measure.basis,
+        one.opponent,
+        one.role,
+        new="" if found is None else amount(found.new, unit),
+        other="" if found is None else amount(found.other, unit),
+        bound="" if found is None else _bound(found.least, unit),
+        sure="" if one.sure_gain is None else _bound(one.sure_gain, unit),
+        asked=one.untold or ("" if margin is None else f"worse by at most {_points(margin, unit)}"),
+    )
 
 
 def asked_measures(settings: PromotionSettings) -> list[Measure]:
@@ -234,9 +304,11 @@ def _with(confidence: float) -> str:
 
 
 def _at_least(least: float, unit: Unit, confidence: float = CONFIDENCE) -> str:
-    if least >= 0:
-        return f"{_with(confidence)} better by at least {_points(least, unit)}"
-    return f"{_with(confidence)} worse by at most {_points(-least, unit)}"
+    return f"{_with(confidence)} {_bound(least, unit)}"
+
+
+def _bound(least: float, unit: Unit) -> str:
+    return f"better by at least {_points(least, unit)}" if least >= 0 else f"worse by at most {_points(-least, unit)}"
 
 
 def _gain(evidence: Evidence, settings: PromotionSettings) -> Rule:
@@ -360,6 +432,8 @@ def read_decision(path: Path) -> Decision | None:
         return None
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-        return Decision(**{**facts, "rules": tuple(Rule(**rule) for rule in facts["rules"])})
+        rules = tuple(Rule(**rule) for rule in facts["rules"])
+        compared = tuple(Comparison(**one) for one in facts.get("comparisons", ()))
+        return Decision(**{**facts, "rules": rules, "comparisons": compared})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(path, error, "delete it, and `srlm run` decides again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,6 +56,7 @@ def write_candidates(
         "answering prompts",
         progress,
         journal,
+        keep_tokens=True,
     )
     exchanges = [Exchange(row["prompt"], done.text) for row, done in zip(rows, completions, strict=True)]
     table = pd.DataFrame(rows).assign(
@@ -62,5 +64,6 @@ def write_candidates(
         n_tokens=[done.n_tokens for done in completions],
         finish_reason=[done.finish_reason for done in completions],
         signs=name_signs(exchanges, [done.finish_reason == "length" for done in completions], system_prompt),
+        token_ids=[None if done.token_ids is None else json.dumps(done.token_ids) for done in completions],
     )
     return table[list(CANDIDATES.columns)]

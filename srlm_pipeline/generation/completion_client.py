@@ -45,6 +45,7 @@ class Answer:
         n_prompt_tokens: How many tokens the server read.
         n_tokens: How many it drew.
         log_probabilities: Of the first token drawn, by the server's name of the token; empty unless asked for.
+        token_ids: What it drew; None where it does not tell.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Answer:
     n_prompt_tokens: int
     n_tokens: int
     log_probabilities: Mapping[str, float]
+    token_ids: tuple[int, ...] | None = None
 
 
 def ending(finish_reason: Any) -> FinishReason:
@@ -235,4 +237,5 @@ def _read_answer(answer: Any) -> Answer:
         n_prompt_tokens=int(answer["usage"]["prompt_tokens"]),
         n_tokens=int(answer["usage"]["completion_tokens"]),
         log_probabilities={str(token): float(value) for token, value in (listed[0] or {}).items()},
+        token_ids=tuple(map(int, choice["token_ids"])) if choice.get("token_ids") else None,
     )

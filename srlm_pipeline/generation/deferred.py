@@ -39,15 +39,16 @@ class DeferredEngine:
         slot: Where it is held.
         checkpoint: The model.
         batch_size: Rows that are generated together.
+        manner: How the model thinks; see `ThinkingSettings.manner`.
     """
 
-    def __init__(self, slot: ModelSlot, checkpoint: Checkpoint, batch_size: int) -> None:
-        self._slot, self._checkpoint, self._batch_size = slot, checkpoint, batch_size
+    def __init__(self, slot: ModelSlot, checkpoint: Checkpoint, batch_size: int, manner: str = "") -> None:
+        self._slot, self._checkpoint, self._batch_size, self._manner = slot, checkpoint, batch_size, manner
 
     @property
     def digest(self) -> str:
-        """Fingerprint of the weights; tells it without opening them."""
-        return self._checkpoint.digest
+        """Fingerprint of the weights and of how they think; tells it without opening them."""
+        return self._checkpoint.digest + self._manner
 
     def render(self, text: str, reply_start: str = "") -> str:
         """Return the string that the model continues; see `TextEngine.render`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,7 +26,8 @@ class Sampling:
     Attributes:
         temperature: 0 means greedy.
         top_p: Nucleus mass in (0, 1].
-        max_new_tokens: Upper bound on the completion, in tokens.
+        max_new_tokens: Upper bound on the completion, in tokens. A thought before it has a limit of its own
+            (`ThinkingSettings`).
         stop: Texts that end a completion; they are not part of it.
         stop_after: Regular expression; a completion ends with its first match, which is part of it.
     """
@@ -59,16 +60,20 @@ class Completion:
 
     Attributes:
         key: Of the request.
-        text: Without special tokens and without the stop text.
-        n_tokens: Tokens drawn, the end token included.
+        text: Without special tokens, without the stop text, and without a thought before it.
+        n_tokens: Tokens drawn, those of a thought and the end token included.
         finish_reason: ``stop`` for an end token or stop text, ``length`` for the token limit; ``none`` where a server
             did not answer, which is asked again the next time.
+        token_ids: What was drawn, thought included, without the end token; None where that is not known, or where a
+            stop text cut it.
     """
 
     key: str
     text: str
     n_tokens: int
     finish_reason: FinishReason
+    # Not every engine knows them: completions that say the same are equal.
+    token_ids: tuple[int, ...] | None = field(default=None, compare=False)
 
 
 class TextWriter(Protocol):

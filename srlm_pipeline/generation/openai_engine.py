@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srlm_pipeline.config import Settings
-from srlm_pipeline.data.chat import render_user_turn
+from srlm_pipeline.data.chat import end_token, render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.completion_client import Answer, CompletionClient
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.parallel import in_parallel
+from srlm_pipeline.generation.thoughts import Thoughts
 from srlm_pipeline.generation.transformers_engine import option_tokens
 from srlm_pipeline.models.checkpoint import Checkpoint
 
@@ -61,11 +62,12 @@ class OpenAIEngine:
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
         self._window = getattr(config, "max_position_embeddings", None)
         self._end_tokens = _end_tokens(checkpoint, config, tokenizer)
+        self._thoughts = Thoughts(tokenizer)
 
     @property
     def digest(self) -> str:
-        """Fingerprint of the weights that the server is asked for."""
-        return self._checkpoint.digest
+        """Fingerprint of the weights that the server is asked for, and of how they think."""
+        return self._checkpoint.digest + self._thoughts.manner
 
     def render(self, text: str, reply_start: str = "") -> str:
         """Return the string that the model continues in reply to one user message."""
@@ -89,19 +91,23 @@ class OpenAIEngine:
             return []
         window = self._require_served()
         encoded = [self._encode(request.prompt) for request in requests]
+        limit = self._thoughts.limit(sampling)
         for prompt in encoded:
-            self._check_fits(len(prompt), sampling.max_new_tokens, window)
+            self._check_fits(len(prompt), limit, window)
 
         def write(place: int) -> Completion:
             answer = self._complete(
                 encoded[place],
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=limit,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 seed=requests[place].seed % _SEEDS,
-                stop=list(sampling.stop),
+                # vLLM's name for it; servers that do not know it leave it alone.
+                return_token_ids=True,
+                # A thought may say anything.
+                stop=[] if self._thoughts.expected else list(sampling.stop),
             )
-            return self._completion(requests[place].key, answer, sampling)
+            return self._completion(requests[place], answer, sampling)
 
         return in_parallel(len(requests), write, self._in_flight, on_finished)
 
@@ -173,7 +179,11 @@ class OpenAIEngine:
 
     def _complete(self, prompt: Sequence[int], **fields: Any) -> Answer:
         answer = self._client.complete(
-            self._served_as, prompt, stop_token_ids=self._end_tokens, skip_special_tokens=True, **fields
+            self._served_as,
+            prompt,
+            stop_token_ids=self._end_tokens,
+            skip_special_tokens=not self._thoughts.marks_are_special,
+            **fields,
         )
         if answer.n_prompt_tokens != len(prompt):
             raise ModelError(
@@ -183,11 +193,15 @@ class OpenAIEngine:
             )
         return answer
 
-    def _completion(self, key: str, answer: Answer, sampling: Sampling) -> Completion:
-        shortened = cut(answer.text, sampling)
+    def _completion(self, request: GenerationRequest, answer: Answer, sampling: Sampling) -> Completion:
+        text = self._thoughts.reply(request.prompt, answer.text)
+        shortened = cut(text, sampling)
         if shortened is not None:
-            return Completion(key, shortened, answer.n_tokens, "stop")
-        return Completion(key, answer.text, answer.n_tokens, answer.finish_reason)
+            return Completion(request.key, shortened, answer.n_tokens, "stop")
+        drawn = answer.token_ids
+        if drawn is not None and drawn[-1:] and drawn[-1] in self._end_tokens:
+            drawn = drawn[:-1]
+        return Completion(request.key, text, answer.n_tokens, answer.finish_reason, drawn)
 
     def _option_probabilities(self, listed: Mapping[str, float], tokens: Sequence[int]) -> list[float]:
         found = [listed.get(f"token_id:{token}", listed.get(self._tokenizer.decode([token]))) for token in tokens]
@@ -242,4 +256,4 @@ def _end_tokens(checkpoint: Checkpoint, config: Any, tokenizer: PreTrainedTokeni
     except OSError:
         configured = getattr(config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None})
+    return sorted({int(t) for t in [*listed, tokenizer.eos_token_id, end_token(tokenizer)] if t is not None})

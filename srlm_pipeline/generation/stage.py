@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, TextWriter
 from srlm_pipeline.generation.journal import Journal, fingerprint
-from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.progress import ProgressReporter, listening
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def generate_all(
     description: str,
     progress: ProgressReporter,
     journal: Journal | None = None,
+    keep_tokens: bool = False,
 ) -> list[Completion]:
     """Complete every request, those that a journal already holds excepted.
 
@@ -45,6 +47,7 @@ def generate_all(
         description: Shown with the progress.
         progress: Where progress is shown.
         journal: Finished completions are read from it and added to it; what it holds under other keys is left alone.
+        keep_tokens: Whether the tokens that were drawn are wanted, and kept in the journal.
 
     Returns:
         Completions in the order of the requests.
@@ -55,7 +58,7 @@ def generate_all(
     refuse_duplicates([ask.key for ask in asks])
     entries = {ask.key: _entry(engine.digest, ask, sampling) for ask in asks} if journal is not None else {}
     known = journal.find(entries.values()) if journal is not None else {}
-    finished = {key: Completion(key=key, **known[entry]) for key, entry in entries.items() if entry in known}
+    finished = {key: _completion(key, known[entry]) for key, entry in entries.items() if entry in known}
     rest = [
         GenerationRequest(ask.key, engine.render(ask.message, ask.reply_start), ask.seed)
         for ask in asks
@@ -68,13 +71,25 @@ def generate_all(
             nonlocal n_tokens
             if journal is not None:
                 answered = [c for c in batch if c.finish_reason != "none"]
-                journal.append({entries[c.key]: {k: v for k, v in asdict(c).items() if k != "key"} for c in answered})
+                journal.append({entries[c.key]: _item(c, keep_tokens) for c in answered})
             finished.update({c.key: c for c in batch})
             n_tokens += sum(c.n_tokens for c in batch)
             task.advance(len(batch), f"{n_tokens:,} tokens")
 
-        engine.generate(rest, sampling, keep)
+        with listening(task):
+            engine.generate(rest, sampling, keep)
     return [finished[ask.key] for ask in asks]
+
+
+def _item(completion: Completion, keep_tokens: bool) -> dict[str, Any]:
+    """Return what a journal keeps of a completion."""
+    left_out = {"key"} if keep_tokens and completion.token_ids is not None else {"key", "token_ids"}
+    return {name: value for name, value in asdict(completion).items() if name not in left_out}
+
+
+def _completion(key: str, item: Mapping[str, Any]) -> Completion:
+    drawn = item.get("token_ids")
+    return Completion(**{**item, "key": key, "token_ids": None if drawn is None else tuple(drawn)})
 
 
 def refuse_duplicates(keys: Sequence[str]) -> None:

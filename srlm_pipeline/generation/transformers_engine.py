@@ -8,7 +8,7 @@ greedy output agrees up to ties); the journal makes a finished item final.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from srlm_pipeline.acceleration.caches import (
     prepare_attention,
     start_with,
 )
-from srlm_pipeline.data.chat import render_user_turn
+from srlm_pipeline.data.chat import end_token, read_reply, render_user_turn
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.engine import Completion, FinishReason, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.prefill import (
@@ -34,6 +34,9 @@ from srlm_pipeline.generation.prefill import (
     worthwhile_prefix,
 )
 from srlm_pipeline.generation.sampling import draw_tokens
+from srlm_pipeline.generation.thoughts import Thoughts
+from srlm_pipeline.models.saving import end_tokens
+from srlm_pipeline.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -58,14 +61,15 @@ class TransformersEngine:
         self._digest = digest
         self._batch_size = batch_size
         self._pad = int(tokenizer.pad_token_id or 0)
-        self._end_tokens = _end_tokens(model, tokenizer)
+        self._thoughts = Thoughts(tokenizer)
+        self._end_tokens = frozenset([end_token(tokenizer), *end_tokens(model, tokenizer)])
         prepare_attention(model)
         self._prefixes = PrefixStore(model) if holds_every_token(model) else None
 
     @property
     def digest(self) -> str:
-        """Fingerprint of the weights."""
-        return self._digest
+        """Fingerprint of the weights and of how they think."""
+        return self._digest + self._thoughts.manner
 
     def render(self, text: str, reply_start: str = "") -> str:
         """Return the string that the model continues in reply to one user message."""
@@ -84,7 +88,7 @@ class TransformersEngine:
         """
         import torch
 
-        encoded = [self._encode(r.prompt, sampling.max_new_tokens) for r in requests]
+        encoded = [self._encode(r.prompt, self._thoughts.limit(sampling)) for r in requests]
         done: dict[int, Completion] = {}
         with torch.inference_mode():
             shared = self._read_common(encoded)
@@ -215,8 +219,9 @@ class TransformersEngine:
             cache.batch_select_indices(rows)
         logits, mask, last_position = read.logits[rows], read.mask[rows], read.last_position[rows]
 
+        limit = self._thoughts.limit(sampling)
         uniforms = torch.tensor(
-            np.stack([np.random.default_rng(r.seed).random(sampling.max_new_tokens) for r in requests]),
+            np.stack([np.random.default_rng(r.seed).random(limit) for r in requests]),
             dtype=torch.float32,
         ).to(logits.device)
         keep_last = last_position_only(logits.device)
@@ -224,7 +229,8 @@ class TransformersEngine:
         finished: list[Completion | None] = [None] * len(requests)
         # Which request each row of the batch belongs to; rows that have finished stay until they are worth dropping.
         owners = list(range(len(requests)))
-        for step in range(sampling.max_new_tokens):
+        for step in range(limit):
+            say(f"{len(requests)} being written, {step:,} of at most {limit:,} tokens each")
             drawn = draw_tokens(logits, uniforms[owners, step], sampling.temperature, sampling.top_p)
             for owner, token in zip(owners, drawn.tolist(), strict=True):
                 if finished[owner] is None:
@@ -256,18 +262,19 @@ class TransformersEngine:
         body = tokens
         if tokens[-1] in self._end_tokens:
             reason, body = "stop", tokens[:-1]
-        elif len(tokens) >= sampling.max_new_tokens:
+        elif self._thoughts.used_up(request.prompt, tokens, sampling):
             reason = "length"
         stops = bool(sampling.stop) or sampling.stop_after is not None
         # Only the tail can have just completed a stop text; decoding it alone keeps the loop linear.
         if reason is None and not (stops and self._may_end(tokens, sampling)):
             return None
-        text = self._decode(body)
+        # In a thought nothing stops.
+        _, text = read_reply(self._tokenizer, request.prompt, body)
         shortened = cut(text, sampling) if stops else None
         if shortened is not None:
-            text, reason = shortened, "stop"
+            return Completion(request.key, shortened, len(tokens), "stop")
         # The tail begins where it will: what is the beginning of a line there need be none.
-        return Completion(request.key, text, len(tokens), reason) if reason else None
+        return Completion(request.key, text, len(tokens), reason, tuple(body)) if reason else None
 
     def _may_end(self, tokens: list[int], sampling: Sampling) -> bool:
         """Tell by the tail, whose first line need not begin where it seems to."""
@@ -311,9 +318,3 @@ def option_tokens(
         name = getattr(tokenizer, "name_or_path", "model")
         raise ModelError(name, f"its tokenizer does not write each of {', '.join(options)} as one token")
     return encoded[0][:shared], tokens
-
-
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(t) for t in [*listed, tokenizer.eos_token_id] if t is not None)

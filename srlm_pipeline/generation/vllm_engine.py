@@ -182,8 +182,8 @@ class VllmEngine:
 
     @property
     def digest(self) -> str:
-        """Fingerprint of the weights."""
-        return self._checkpoint.digest
+        """Fingerprint of the weights and of how they think."""
+        return self._checkpoint.digest + self._settings.model.thinking.manner
 
     def render(self, text: str, reply_start: str = "") -> str:
         """Return the string that the model continues in reply to one user message."""

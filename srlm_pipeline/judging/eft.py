@@ -48,7 +48,9 @@ def eft_from_dataset(ranked: pd.DataFrame) -> EftData:
     """
     rows = ranked.assign(
         judgement=[
-            judgement_text(r.rationale, r.score) if r.rationale and pd.notna(r.score) else None
+            judgement_text(r.rationale, r.score)
+            if pd.notna(r.rationale) and r.rationale.strip() and pd.notna(r.score)
+            else None
             for r in ranked.itertuples()
         ]
     )

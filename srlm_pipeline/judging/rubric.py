@@ -14,6 +14,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
+from srlm_pipeline.data.conversations import transcript, without_marks
 from srlm_pipeline.judging.kind_rubrics import KindRubric
 
 Rubric = Literal["additive", "short"]
@@ -91,7 +92,7 @@ def questions_exchange(prompt: str) -> tuple[str, str]:
     A small model copies examples that stand in the message; a list that it believes to have begun itself, it continues
     with questions about the prompt.
     """
-    request = neutralise_tags(" ".join(prompt.split()))
+    request = neutralise_tags(" ".join(transcript(prompt).split()))
     begun = f"{_template('question_examples')}\n\n{REQUEST}{request}\nQuestions:\n{QUESTION_START}"
     return _template("questions"), begun
 
@@ -132,11 +133,15 @@ def neutralise_tags(text: str) -> str:
 
 def _fill(template: str, **values: str) -> str:
     # One pass over the template: a value that contains "{response}" is never filled in turn.
-    return re.sub(
-        r"\{(\w+)\}",
-        lambda found: values[found[1]] if found[1] in _OWN else neutralise_tags(values[found[1]].strip()),
-        _template(template),
-    )
+    return re.sub(r"\{(\w+)\}", lambda found: _filled_in(found[1], values[found[1]]), _template(template))
+
+
+def _filled_in(name: str, value: str) -> str:
+    if name in _OWN:
+        return value
+    # A reply with the marks of a conversation would otherwise take the judge's own turn.
+    shown = transcript(value) if name == "prompt" else without_marks(value)
+    return neutralise_tags(shown.strip())
 
 
 @lru_cache(maxsize=4096)

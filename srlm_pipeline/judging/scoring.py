@@ -32,7 +32,9 @@ def score_candidates(
     said = ("score", "n_valid", "n_invalid", "spread", "disagreement", "passed", "opinion", "raw")
     table = candidates.assign(judge=judge.name, **{name: [getattr(j, name) for j in judgements] for name in said})
     numbers = ("score", "spread", "disagreement", "passed", "opinion")
-    return table[list(JUDGED_SCORES.columns)].astype(dict.fromkeys(numbers, float))
+    # Candidates of earlier versions lack the tokens that were drawn.
+    columns = [name for name in JUDGED_SCORES.columns if name in table]
+    return table[columns].astype(dict.fromkeys(numbers, float))
 
 
 def score_forms(raw: Iterable[str]) -> dict[Form, float]:

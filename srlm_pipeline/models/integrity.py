@@ -24,15 +24,35 @@ def model_files(folder: Path) -> list[Path]:
     return sorted(path for path in names if path.name != MARKER)
 
 
+def is_emptied(folder: Path) -> bool:
+    """Whether nothing but the marker is left of a model: it is known what it was, and it cannot be opened."""
+    return (folder / MARKER).is_file() and not model_files(folder)
+
+
+def empty(folder: Path) -> None:
+    """Remove a model's files, and leave the marker."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+        elif path != folder / MARKER:
+            path.unlink()
+
+
 def verify(folder: Path) -> None:
     """Hold a model's files against the digest in its marker; a folder without marker is not ours to judge.
 
     Raises:
-        ModelError: If they differ.
+        ModelError: If they differ, or were removed.
     """
     marker = folder / MARKER
     if not marker.is_file():
         return
+    if is_emptied(folder):
+        raise ModelError(
+            folder,
+            "its weights were removed (`srlm gc`): it was of an earlier iteration, and no champion. Choose another "
+            "model, or delete the folder: `srlm run` makes the model again",
+        )
     try:
         declared = json.loads(marker.read_text(encoding="utf-8"))["digest"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings
 from srlm_pipeline.errors import ModelError
+from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.models.integrity import verify
+from srlm_pipeline.models.saving import declare_ends, end_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,7 @@ def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTok
     """Load a tokenizer and make sure that it can format chats and pad.
 
     Raises:
-        ModelError: If there is no tokenizer, chat template or end token.
+        ModelError: If there is no tokenizer, chat template or end token, or the template is none to work with.
     """
     from transformers import AutoTokenizer
 
@@ -67,7 +69,7 @@ def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTok
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             source,
             f"no tokenizer could be loaded ({_first_line(error)}); the folder needs tokenizer.json (or the model's own "
@@ -79,8 +81,13 @@ def load_tokenizer(source: str | Path, settings: ModelSettings) -> PreTrainedTok
             "its tokenizer has no chat template; use an instruction-tuned model, or put a chat_template.jinja "
             "into the model's folder",
         )
-    if tokenizer.eos_token_id is None:
+    known = chat_format(tokenizer, settings.thinking)
+    if known.obstacle is not None:
+        raise ModelError(source, known.obstacle)
+    if not known.turn_end:
         raise ModelError(source, "its tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = known.turn_end
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -127,7 +134,31 @@ def load_model(
             attn_implementation=attention,
             trust_remote_code=settings.trust_remote_code,
         )
+    _match(source, model, tokenizer)
     return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def _match(source: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make sure that a model knows the tokens that its tokenizer and chat template use, and ends where they do.
+
+    Raises:
+        ModelError: If a tokenizer was given new tokens for its template, and the weights were not.
+    """
+    known = chat_format(tokenizer)
+    written = tokenizer(known.before + known.after + known.turn_end, add_special_tokens=False).input_ids
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if max(written, default=0) >= rows:
+        token = tokenizer.convert_ids_to_tokens(max(written))
+        raise ModelError(
+            source,
+            f"its chat template writes {token!r}, which is token {max(written)}, and its weights know {rows} tokens: "
+            "call resize_token_embeddings(len(tokenizer)) on the model and save it again",
+        )
+    if int(tokenizer.pad_token_id) >= rows:
+        # Some tokenizer classes bring a token for padding along that the model never had.
+        tokenizer.pad_token = known.turn_end
+    turn_end = int(tokenizer.convert_tokens_to_ids(known.turn_end))
+    declare_ends(model, list(dict.fromkeys([turn_end, *end_tokens(model, tokenizer)])))
 
 
 def _first_line(error: Exception) -> str:

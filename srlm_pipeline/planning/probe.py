@@ -179,9 +179,12 @@ class _Clock:
         """See `ProgressReporter.task`."""
         yield self
 
-    def advance(self, amount: int = 1, note: str = "") -> None:
+    def advance(self, amount: int = 1, note: str = "", found: int = 0) -> None:
         """See `Task.advance`."""
         self.steps.append(time.perf_counter())
+
+    def within(self, note: str) -> None:
+        """See `Task.within`; steps alone count."""
 
 
 def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dict[Trainer, Lesson]:

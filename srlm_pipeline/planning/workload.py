@@ -321,17 +321,19 @@ class _Stages:
         looks = 0
         if dpo.early_stopping.every:
             looks = optimiser_steps(pairs.count, dpo) // dpo.early_stopping.every
-            asked = min(dpo.early_stopping.prompts, max(1, facts["best"].count))
-            look = self._answers(facts["evaluation"].of(asked), settings.evaluation.max_new_tokens)
-            parts += [look, *self._matches(2 * asked, asked)[0]] * looks
-        # At most: the first ratio that passes is the last, and M_t is measured beside them.
-        measured = len(dpo.interpolation) + 1 if dpo.interpolation else 0
+        by_arbiter = looks if dpo.early_stopping.by == "arbiter" else 0
+        asked = min(dpo.early_stopping.prompts, max(1, facts["best"].count))
+        look = self._answers(facts["evaluation"].of(asked), settings.evaluation.max_new_tokens)
+        parts += [look, *self._matches(2 * asked, asked)[0]] * by_arbiter
+        # At most: the first ratio that passes is the last. M_t is measured beside them.
+        measured = len(dpo.interpolation) + looks - by_arbiter
+        measured += bool(measured)
         answers = self._answers(facts["evaluation"].of(facts["best"].count), settings.evaluation.max_new_tokens)
         parts += [answers, self._read(facts["best"], settings.judge.batch_size)] * measured
-        opened = looks + 2 * measured + (dpo.reference != "policy")
+        opened = by_arbiter + 2 * measured + (dpo.reference != "policy")
         made = self._model("iteration_model", "iteration", parts, "pairs", opened)
         # What was trained, and what lies between it and M_t.
-        return replace(made, temporary_models=made.temporary_models + 2 * bool(measured))
+        return replace(made, temporary_models=made.temporary_models + 2 * bool(dpo.interpolation))
 
 
 def optimiser_steps(examples: int, settings: TrainingSettings) -> int:

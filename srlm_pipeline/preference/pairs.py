@@ -12,6 +12,7 @@ from typing import Literal
 
 import pandas as pd
 
+from srlm_pipeline.checks.vital_signs import CUT_OFF
 from srlm_pipeline.config import PairSettings
 from srlm_pipeline.tables import PREFERENCE_PAIRS
 
@@ -69,7 +70,8 @@ def select_best_worst(
     count as best too, and the shortest of them is chosen; likewise the longest of those close to the worst is rejected.
 
     A judge can come to like replies that go in circles. Where unfit replies are rejected, only a fit one is chosen, and
-    an unfit one is rejected wherever there is one, whatever the scores say.
+    an unfit one is rejected wherever there is one, whatever the scores say. One that only the token limit cut off is
+    not chosen either, but rejected for its score alone: a pair whose one fault is its length teaches to say less.
 
     Where programs judged along, both have to agree: chosen is a reply that passes all checks of its prompt and is liked
     by the other judges, rejected is one that fails or is disliked. Liked means scored no lower than the prompt's median
@@ -89,13 +91,14 @@ def select_best_worst(
             n_too_few += 1
             continue
         wrong = (usable["signs"] != "") & (unfit == "rejected")
-        fit, worse = usable[~wrong], usable[wrong] if wrong.any() else usable
+        faulty = wrong & (usable["signs"] != CUT_OFF)
+        fit, worse = usable[~wrong], usable[faulty] if faulty.any() else usable
         if fit.empty:
             n_unfit += 1
             continue
         if usable["passed"].notna().any():
             good = (usable["passed"] == 1) & (usable["opinion"] >= usable["opinion"].median())
-            fit, worse = fit[good[fit.index]], worse[(~good | wrong)[worse.index]]
+            fit, worse = fit[good[fit.index]], worse[(~good | faulty)[worse.index]]
             if fit.empty or worse.empty:
                 n_failed += 1
                 continue
@@ -103,7 +106,7 @@ def select_best_worst(
         chosen = _nearest(fit, fit["score"] >= fit["score"].max() - reach, length_control, shortest=True)
         rejected = _nearest(worse, worse["score"] <= worse["score"].min() + reach, length_control, shortest=False)
         margin = float(chosen["score"] - rejected["score"])
-        if margin <= min_margin and not wrong.any():
+        if margin <= min_margin and not faulty.any():
             n_ties += 1
             continue
         rows.append(
@@ -117,7 +120,8 @@ def select_best_worst(
                 "rejected_score": rejected["score"],
                 "margin": margin,
                 "rejected_passed": rejected["passed"],
-                "rejected_for": rejected["signs"] if wrong.any() else "",
+                "rejected_for": rejected["signs"] if faulty.any() else "",
+                "rejected_token_ids": rejected.get("token_ids"),
             }
         )
     return PairSelection(
@@ -175,6 +179,7 @@ def _chosen(reply: pd.Series, strategy: str) -> dict[str, object]:
         "chosen_score": reply["score"],
         "chosen_passed": reply["passed"],
         "judge": reply["judge"],
+        "chosen_token_ids": reply.get("token_ids"),
     }
 
 

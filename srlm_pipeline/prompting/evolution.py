@@ -1,15 +1,16 @@
 """Prompts made out of other prompts, and tasks made by program: harder ones where the model succeeds too easily.
 
-*constrain* adds verifiable instructions to a prompt; *task* makes a closed question whose answer is known; *deepen*,
-*concretise* and *broaden* are written by a model. Which constraints and tasks are drawn, and which prompts are
-rewritten, follows from how replies did in earlier iterations (`difficulty`).
+*constrain* adds verifiable instructions to a prompt; *given* takes a human-written one as it is; *task* makes a closed
+question whose answer is known; *deepen*, *concretise* and *broaden* are written by a model. Which constraints and tasks
+are drawn, and which prompts are rewritten, follows from how replies did in earlier iterations (`difficulty`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, count, pairwise
 from typing import Any
 
@@ -22,7 +23,7 @@ from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.engine import Sampling, TextWriter, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.stage import Ask, generate_all
-from srlm_pipeline.progress import NullProgress, ProgressReporter
+from srlm_pipeline.progress import PartOf, ProgressReporter
 from srlm_pipeline.prompting.constraints import CONSTRAINTS, LEVELS, add_sentences, compatible, draw_constraint
 from srlm_pipeline.prompting.difficulty import Difficulty, gather_trials, score_spreads
 from srlm_pipeline.prompting.few_shot import SeedPrompt, numbered_id, prompt_row
@@ -80,13 +81,22 @@ class Evolution:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A new prompt, where it comes from, what can be checked of replies to it, and why it is a failure, if it is."""
+    """A prompt, where it comes from, what can be checked of replies to it, and why it is a failure, if it is.
+
+    Attributes:
+        again: Whether it may have come in an earlier iteration.
+        found: Whether it had been written before.
+        more: Whether the next has been written already.
+    """
 
     text: str
     parent_id: str = ""
     round: int = 1
     checks: Checks | None = None
     failure: str | None = None
+    again: bool = False
+    found: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,10 +154,11 @@ def evolve(
         EmptyDataError: If an operator makes too few prompts within the allowed attempts.
     """
     draws = _Draws(run_seed, stage, settings, earlier)
-    sources: dict[str, Iterator[_Attempt]] = {
-        **{operator: _rewritten(operator, engine, invented, draws, journal) for operator in OPERATORS},
-        "constrain": _constrained(invented, seeds, draws),
-        "task": _tasks(draws),
+    sources: dict[str, Callable[[PartOf], Iterator[_Attempt]]] = {
+        **{operator: partial(_rewritten, operator, engine, invented, draws, journal) for operator in OPERATORS},
+        "constrain": lambda _: _constrained(invented, seeds, draws),
+        "given": lambda _: _given(seeds, draws),
+        "task": lambda _: _tasks(draws),
     }
     known = [*earlier.prompts["prompt"], *invented["prompt"]]
     taken, texts, evaluation = NoveltyIndex(known), set(known), NoveltyIndex(forbidden)
@@ -157,10 +168,10 @@ def evolve(
         if operator not in sources or not wanted:
             continue
         reasons: Counter[str] = Counter()
-        accepted = 0
+        accepted, told = 0, 0
         with progress.task(f"evolving prompts: {operator}", wanted, "prompts") as task:
-            for number, new in enumerate(sources[operator], start=1):
-                failure = new.failure or ("not_novel" if new.text in texts else None)
+            for number, new in enumerate(sources[operator](PartOf(task)), start=1):
+                failure = new.failure or ("not_novel" if not new.again and new.text in texts else None)
                 if failure is None and evaluation.nearest(new.text) >= settings.novelty_rouge_l:
                     failure = "like_an_evaluation_prompt"
                 if failure is None:
@@ -169,17 +180,19 @@ def evolve(
                     rows.append(prompt_row(prompt_id, new.text, operator, new.parent_id, nearest, new.round, checks))
                     texts.add(new.text)
                     accepted += 1
-                    task.advance(1, f"{number} attempts")
                 else:
                     reasons[failure] += 1
                     refused.append({"attempt": len(refused), "reason": f"{operator}: {failure}", "prompt": new.text})
-                if accepted == wanted or number >= wanted * settings.max_attempts_factor:
+                ends = accepted == wanted or number >= wanted * settings.max_attempts_factor
+                if ends or not new.more:
+                    task.advance(accepted - told, f"{number} attempts", accepted - told if new.found else 0)
+                    told = accepted
+                if ends:
                     break
         if accepted < wanted:
             raise EmptyDataError(
                 f"the operator {operator} made only {accepted} of {wanted} prompts (refused: "
-                f"{dict(reasons.most_common())}); lower prompt_generation.evolution.{operator}, or raise "
-                "prompt_generation.temperature or max_attempts_factor"
+                f"{dict(reasons.most_common())}); lower prompt_generation.evolution.{operator}, or {_more(operator)}"
             )
     return Evolution(
         pd.DataFrame(rows, columns=list(GENERATED_PROMPTS.columns)),
@@ -187,8 +200,20 @@ def evolve(
     )
 
 
+def _more(operator: str) -> str:
+    """Return how more prompts come about."""
+    if operator == "given":
+        return "add prompts to data.ift, or raise prompt_generation.max_words"
+    return "raise prompt_generation.temperature or max_attempts_factor"
+
+
 def _rewritten(
-    operator: Operator, engine: TextWriter, invented: pd.DataFrame, draws: _Draws, journal: Journal | None
+    operator: Operator,
+    engine: TextWriter,
+    invented: pd.DataFrame,
+    draws: _Draws,
+    journal: Journal | None,
+    shown: PartOf,
 ) -> Iterator[_Attempt]:
     """Have a model rewrite prompts of this iteration and of earlier ones, the more the scores of replies differed."""
     settings, spreads = draws.settings, draws.earlier.spreads
@@ -205,13 +230,14 @@ def _rewritten(
         for n, parent in zip(numbers, chosen, strict=True):
             message, begun = rewriting_exchange(operator, parent.prompt)
             asks.append(Ask(f"{operator}-{n:06d}", message, draws.seed(operator, n, "sample"), begun))
-        completions = generate_all(engine, asks, sampling, draws.stage, NullProgress(), journal)
-        for parent, completion in zip(chosen, completions, strict=True):
+        completions = generate_all(engine, asks, sampling, draws.stage, shown, journal)
+        for place, (parent, completion) in enumerate(zip(chosen, completions, strict=True), start=1):
             text = clean_prompt(completion.text)
             failure = "unfinished" if completion.finish_reason == "length" else None
             failure = failure or rejection_reason(text, settings.min_words, settings.max_words, settings.banned_words)
             failure = failure or rewriting_failure(operator, text, parent.prompt, settings.novelty_rouge_l)
-            yield _Attempt(text, parent.prompt_id, parent.round + 1, failure=failure)
+            more = place < len(chosen)
+            yield _Attempt(text, parent.prompt_id, parent.round + 1, None, failure, found=shown.found_all, more=more)
 
 
 def _constrained(invented: pd.DataFrame, seeds: Sequence[SeedPrompt], draws: _Draws) -> Iterator[_Attempt]:
@@ -245,6 +271,16 @@ def _constrained(invented: pd.DataFrame, seeds: Sequence[SeedPrompt], draws: _Dr
 def _how_many(random: np.random.Generator, difficulty: Difficulty) -> int:
     """Return how many instructions a prompt gets: all are to be followed, so more only where one is easy."""
     return min(3, 1 + int(random.binomial(2, difficulty.typical_pass_rate(list(CONSTRAINTS)) ** 2)))
+
+
+def _given(seeds: Sequence[SeedPrompt], draws: _Draws) -> Iterator[_Attempt]:
+    """Take human-written prompts as they are: all of them once before any is taken again in a later iteration."""
+    earlier = draws.earlier.prompts
+    times = Counter(earlier.loc[earlier["operator"] == "given", "prompt"])
+    fitting = {seed.prompt: seed for seed in seeds if len(seed.prompt.split()) <= draws.settings.max_words}
+    drawn = draws.random("given", 0).permutation(len(fitting))
+    for seed in sorted((list(fitting.values())[place] for place in drawn), key=lambda seed: times[seed.prompt]):
+        yield _Attempt(seed.prompt, seed.id, round=0, again=True)
 
 
 def _tasks(draws: _Draws) -> Iterator[_Attempt]:

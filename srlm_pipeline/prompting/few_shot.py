@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from srlm_pipeline.config import PromptGenerationSettings
+from srlm_pipeline.data.conversations import opening
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.generation.engine import Sampling, TextEngine, derive_seed
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.generation.stage import Ask, generate_all
-from srlm_pipeline.progress import NullProgress, ProgressReporter
+from srlm_pipeline.progress import PartOf, ProgressReporter
 from srlm_pipeline.prompting.filters import NoveltyIndex, clean_prompt, rejection_reason
 from srlm_pipeline.tables import GENERATED_PROMPTS, REFUSED_PROMPTS
 
@@ -36,6 +37,19 @@ class SeedPrompt:
 
     id: str
     prompt: str
+
+
+def seed_prompts(instructions: pd.DataFrame) -> list[SeedPrompt]:
+    """Return IFT prompts as examples: of a conversation its first message, once, since the others need it.
+
+    Args:
+        instructions: Table `INSTRUCTIONS`.
+    """
+    rows = list(zip(instructions["id"], instructions["prompt"], strict=True))
+    whole = [SeedPrompt(key, prompt) for key, prompt in rows if opening(prompt) == prompt]
+    known = {seed.prompt for seed in whole}
+    begun = {opening(prompt): key for key, prompt in rows if opening(prompt) not in known}
+    return whole + [SeedPrompt(key, prompt) for prompt, key in begun.items()]
 
 
 @dataclass(frozen=True)
@@ -101,7 +115,8 @@ def generate_prompts(
             for n, examples in chosen.items():
                 message, begun = few_shot_exchange([e.prompt for e in examples])
                 asks.append(Ask(f"{n:06d}", message, derive_seed(run_seed, stage, n, "sample"), begun))
-            completions = generate_all(engine, asks, sampling, stage, NullProgress(), journal)
+            shown, before = PartOf(task), len(accepted)
+            completions = generate_all(engine, asks, sampling, stage, shown, journal)
             for number, completion in zip(numbers, completions, strict=True):
                 if len(accepted) >= settings.count:
                     break
@@ -123,7 +138,9 @@ def generate_prompts(
                 accepted.append(prompt_row(prompt_id, text, "few_shot", parents, nearest))
                 taken.add(text)
                 pool.append(SeedPrompt(prompt_id, text))
-                task.advance(1, f"{attempts} attempts")
+            # All at once, for all have been written by now.
+            new = len(accepted) - before
+            task.advance(new, f"{attempts} attempts", new if shown.found_all else 0)
     made = PromptGeneration(
         pd.DataFrame(accepted, columns=list(GENERATED_PROMPTS.columns)),
         pd.DataFrame(refused, columns=list(REFUSED_PROMPTS.columns)),

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
+from srlm_pipeline.data.conversations import without_marks
+
 _WORD = re.compile(r"\w+")
 # "Task 9:", "**Task 9:**", "3.", ":", but not the ".NET", "2.5" or "10:30" with which a prompt itself may begin.
 _LABEL = re.compile(
@@ -60,7 +62,7 @@ class NoveltyIndex:
 
 def clean_prompt(text: str) -> str:
     """Strip labels, quotes, and any answer that the model started to write to its own prompt."""
-    text = _LABEL.sub("", text.strip(), count=1)
+    text = _LABEL.sub("", without_marks(text).strip(), count=1)
     started = _OWN_ANSWER.search(text)
     if started:
         text = text[: started.start()]

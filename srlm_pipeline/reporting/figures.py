@@ -14,6 +14,7 @@ from srlm_pipeline.evaluation.jury import jury_report
 from srlm_pipeline.evaluation.matches import length_ratio
 from srlm_pipeline.evaluation.measures import SHOWN, Change, Unit, amount, change, measure_named
 from srlm_pipeline.evaluation.opening import juror_names
+from srlm_pipeline.evaluation.promotion import CONFIDENCE, sure_confidence
 from srlm_pipeline.evaluation.verifiable_accuracy import shares_by_kind
 from srlm_pipeline.judging.rubric import MAX_SCORE
 from srlm_pipeline.reporting import words
@@ -111,6 +112,21 @@ def rule_table(it: Iteration) -> Table:
     """Return the rules of promotion: broken ones first, then those that decided nothing, then those that are met."""
     ordered = sorted(it.decision.rules, key=lambda rule: {False: 0, None: 1, True: 2}[rule.passed])
     return findings("rule", "figures", [(r.name, words.verdict(r.passed), r.explanation) for r in ordered])
+
+
+def comparison_table(it: Iteration) -> Table:
+    """Return every comparison that the rules of promotion rest on, as the rules were decided by it."""
+    confidences = (CONFIDENCE, sure_confidence(it.settings.promotion))
+    bounds = (f"with {100 * confidence:.3g} % confidence" for confidence in confidences)
+    rows = [
+        (
+            (c.measure, c.basis) if c.basis else c.measure,
+            (c.beside, c.role) if c.role else c.beside,
+            *(cell or NOT_MEASURED for cell in (c.new, c.other, c.bound, c.sure, c.asked)),
+        )
+        for c in it.decision.comparisons
+    ]
+    return Table(("measure", "beside", it.model, "the other", *bounds, "asked"), rows, (0, 1, 4, 5, 6))
 
 
 def monitor_table(it: Iteration) -> Table:

@@ -20,6 +20,7 @@ from rapidfuzz.distance import Indel
 
 from srlm_pipeline.checks.vital_signs import SIGNS, Exchange, Mark, find_marks
 from srlm_pipeline.data.chat import template_system_prompt
+from srlm_pipeline.data.conversations import transcript
 from srlm_pipeline.evaluation.assessment import Assessment
 from srlm_pipeline.models.loading import load_tokenizer
 from srlm_pipeline.reporting.iteration import Iteration
@@ -194,7 +195,7 @@ def read_replies(
         key = row["prompt_id"]
         given = {name: of_model[key] for name, of_model in replies.items() if key in of_model}
         change = _distance(given[champion].text, given[new].text) if champion in given else 0.0
-        prompts.append(Prompt(number, key, row["kind"], row["prompt"], known.get(key), given, change))
+        prompts.append(Prompt(number, key, row["kind"], transcript(row["prompt"]), known.get(key), given, change))
     return Reading({name: roles.get(name, "") for name in assessments}, champion, tuple(prompts))
 
 
@@ -227,8 +228,8 @@ def reading_html(reading: Reading, project: str, title: str, made_at: str, back:
         signs=SIGN_WORDS,
         script=Markup(script),  # noqa: S704
         style=Markup(style),  # noqa: S704
-        script_digest=_digest(script),
-        style_digest=_digest(style),
+        script_digest=page_digest(script),
+        style_digest=page_digest(style),
     )
 
 
@@ -310,5 +311,6 @@ def _excerpt(text: str, place: int) -> tuple[int, int]:
     return start, start + (words.end() if words and words.end() > _EXCERPT // 2 else _EXCERPT)
 
 
-def _digest(text: str) -> str:
+def page_digest(text: str) -> str:
+    """Return what allows a script or a style sheet within a page whose policy forbids all others."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

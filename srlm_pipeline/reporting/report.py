@@ -10,16 +10,21 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from srlm_pipeline.data.conversations import transcript
+from srlm_pipeline.evaluation.head_to_head import HeadToHead
 from srlm_pipeline.evaluation.independence import dependences
 from srlm_pipeline.evaluation.promotion import Decision
 from srlm_pipeline.preference.pairs import select
 from srlm_pipeline.prompting.family import family_trees
 from srlm_pipeline.reporting import figures
 from srlm_pipeline.reporting.iteration import Iteration
-from srlm_pipeline.reporting.pages import OVERVIEW, Table, plain, reading_name, render, sentence
+from srlm_pipeline.reporting.pages import OVERVIEW, Table, candidates_name, plain, reading_name, render, sentence
 from srlm_pipeline.reporting.reading import Reading, telling
+from srlm_pipeline.store import BASE
 from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, PREFERENCE_PAIRS, REFUSED_PROMPTS
 
+# Two models are alike where the interval of the win rate is no further from one half.
+_ALIKE = 0.15
 _EXCHANGES_SHOWN, _PAIRS_SHOWN, _PROMPTS_SHOWN, _REFUSED_SHOWN, _FAMILIES_SHOWN = 5, 5, 8, 3, 12
 
 
@@ -48,6 +53,7 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
     (match_chart, matches), (judge_chart, judge) = figures.match_figures(it), figures.judge_figures(it)
     tables = {
         "rules": figures.rule_table(it),
+        "comparisons": figures.comparison_table(it),
         "monitors": figures.monitor_table(it),
         "vital": figures.vital_table(it),
         "matches": matches,
@@ -61,6 +67,7 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
     html = render(
         "iteration.html",
         it=it,
+        plain=in_plain_words(it),
         verdict=verdict(it.decision),
         tables=tables,
         compared=reading.compared,
@@ -92,9 +99,39 @@ def iteration_pages(it: Iteration, reading: Reading) -> tuple[str, str]:
             "journals": it.store.root / "journals",
         },
         reading_address=reading_name(it.number),
+        candidates_address=candidates_name(it.number),
         overview_address=OVERVIEW,
     )
     return html, _summary(it, tables)
+
+
+def in_plain_words(it: Iteration) -> str:
+    """Return how the model fares against champion and SFT baseline, for who knows nothing of how it was made.
+
+    A win rate whose 95 % interval holds one half is no proof of anything; where it is wide, not even of likeness.
+    """
+    champion, baseline = it.decision.champion, it.store.baseline
+    called = {champion: champion, baseline: "the base model" if baseline == BASE else "plain fine-tuning"}
+    met = {name: it.matches[name] for name in called if name in it.matches and name != it.model}
+    if not met:
+        return f"{it.model} has met neither {champion} nor {called[baseline]}."
+    parts = [f"{_fares(won)} {called[name]} ({_counted(won)})" for name, won in met.items()]
+    who = "In the opinion of its own judge, " if dependences(it.settings) else ""
+    return f"{who}{it.model} {' and '.join(parts)}."
+
+
+def _fares(won: HeadToHead) -> str:
+    if won.low > 0.5:
+        return "is better than"
+    if won.high < 0.5:
+        return "trails"
+    alike = max(0.5 - won.low, won.high - 0.5) <= _ALIKE
+    return "is about as good as" if alike else "cannot be told from"
+
+
+def _counted(won: HeadToHead) -> str:
+    ties = f", {won.ties} {'tie' if won.ties == 1 else 'ties'}" if won.ties else ""
+    return f"{won.wins}:{won.losses}{ties}{': no proof' if won.low <= 0.5 <= won.high else ''}"
 
 
 def verdict(decision: Decision) -> str:
@@ -121,7 +158,8 @@ def exchanges(it: Iteration) -> pd.DataFrame:
     told = {"verdict": rows["verdict"].agg(_verdict), "preference": rows["preference"].mean()}
     frame = pd.DataFrame(told | {"dispute": rows["opinions"].agg(_dispute)})
     for side, name in (("new", it.model), ("old", it.decision.champion)):
-        frame = frame.join(it.replies[name].set_index("prompt_id").add_prefix(f"{side}_"))
+        replies = it.replies[name].assign(prompt=it.replies[name]["prompt"].map(transcript))
+        frame = frame.join(replies.set_index("prompt_id").add_prefix(f"{side}_"))
     return frame
 
 
@@ -164,6 +202,7 @@ def _summary(it: Iteration, tables: Mapping[str, Table]) -> str:
     rare = ("decided prompts only", "sign test p", "length ratio", "position bias", "jurors agree", "effective votes")
     parts = [
         f"# {it.settings.project}, iteration {it.number}\n",
+        plain(in_plain_words(it)) + "\n",
         verdict(it.decision) + "\n",
         tables["rules"].markdown() if tables["rules"].rows else "",
         tables["monitors"].markdown(),

@@ -16,6 +16,7 @@ from srlm_pipeline.config import ModelSettings, TrainingSettings
 from srlm_pipeline.errors import DivergedError, EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
+from srlm_pipeline.models.saving import require_savable
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.resumption import marking_callback, newest_whole
 
@@ -57,12 +58,14 @@ class TrainingRun:
         history: The trainer's log, one mapping per logged step.
         n_examples: Training examples.
         n_left_out: Examples that did not fit into the training's length.
+        n_cut: Examples whose reply did not fit, and was cut.
     """
 
     loaded: LoadedModel
     history: Sequence[dict[str, float]] = field(default_factory=list)
     n_examples: int = 0
     n_left_out: int = 0
+    n_cut: int = 0
 
     def first(self, name: str) -> float | None:
         """Return the first logged value of a metric, or None."""
@@ -80,6 +83,9 @@ def load_for_training(job: TrainingJob, settings: TrainingSettings) -> LoadedMod
 
     Adapters are trained in float32 over weights in the compute type; full fine-tuning keeps float32 weights, because
     small updates vanish in bfloat16.
+
+    Raises:
+        ModelError: If the model cannot be loaded, or could not be saved afterwards.
     """
     from transformers import set_seed
 
@@ -87,7 +93,9 @@ def load_for_training(job: TrainingJob, settings: TrainingSettings) -> LoadedMod
     set_seed(job.seed)
     # On a CPU the fused attention's backward pass is slower than plain matrix products.
     attention = "eager" if choose_device(job.model.device) == "cpu" else None
-    return load_model(job.source, job.model, None if settings.method == "lora" else "float32", attention)
+    loaded = load_model(job.source, job.model, None if settings.method == "lora" else "float32", attention)
+    require_savable(job.source, loaded.model, loaded.tokenizer)
+    return loaded
 
 
 def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: LoadedModel) -> dict[str, Any]:

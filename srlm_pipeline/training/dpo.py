@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from srlm_pipeline.config import DpoSettings
-from srlm_pipeline.data.chat import tokenize_exchange
+from srlm_pipeline.data.chat import end_token, tokenize_exchange, without_thought
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from srlm_pipeline.models.loading import load_model, load_tokenizer
 from srlm_pipeline.training.common import (
@@ -44,6 +45,8 @@ class PreferenceExample:
         chosen_ended: Whether the better reply came to its end; one that the token limit cut off gets no end token,
             or the model would learn to stop in the middle.
         rejected_ended: The same of the worse reply.
+        chosen_ids: The tokens that the policy drew for the better reply, without the end token; None: not known.
+        rejected_ids: The same of the worse reply.
     """
 
     prompt: str
@@ -51,6 +54,8 @@ class PreferenceExample:
     rejected: str
     chosen_ended: bool = True
     rejected_ended: bool = True
+    chosen_ids: tuple[int, ...] | None = None
+    rejected_ids: tuple[int, ...] | None = None
 
 
 def preference_examples(pairs: pd.DataFrame) -> list[PreferenceExample]:
@@ -62,9 +67,14 @@ def preference_examples(pairs: pd.DataFrame) -> list[PreferenceExample]:
             row.rejected,
             row.chosen_finish_reason == "stop",
             row.rejected_finish_reason == "stop",
+            *(_tokens(getattr(row, f"{side}_token_ids", None)) for side in ("chosen", "rejected")),
         )
         for row in pairs.itertuples()
     ]
+
+
+def _tokens(written: str | None) -> tuple[int, ...] | None:
+    return None if written is None or pd.isna(written) else tuple(json.loads(written))
 
 
 def train_dpo(
@@ -99,6 +109,13 @@ def train_dpo(
     encoded = [encode_preference(tokenizer, example, settings.max_length) for example in examples]
     rows = [row for row in encoded if row is not None]
     require_rows(rows, "preference pairs", "all prompts are longer than dpo.max_length")
+    end = end_token(tokenizer)
+    n_cut = sum(
+        (example.chosen_ended and row["chosen_ids"][-1:] != [end])
+        or (example.rejected_ended and row["rejected_ids"][-1:] != [end])
+        for example, row in zip(examples, encoded, strict=True)
+        if row is not None
+    )
     dataset = Dataset.from_list(rows)
     if reference is not None:
         # A trainer of the reference alone has computed them when it is built; nothing else of it is kept.
@@ -120,9 +137,9 @@ def train_dpo(
         if early_stopping.stopped_at is not None:
             on_cpu = job.model.model_copy(update={"device": "cpu"})
             best = load_model(early_stopping.best.path, on_cpu, dtype="float32")
-            return TrainingRun(best, history, len(rows), len(encoded) - len(rows))
+            return TrainingRun(best, history, len(rows), len(encoded) - len(rows), n_cut)
     trained = trained_model(job, settings, trainer, tokenizer)
-    return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
+    return TrainingRun(trained, history, len(rows), len(encoded) - len(rows), n_cut)
 
 
 def _trainer(job: TrainingJob, settings: DpoSettings, dataset: Dataset, adapted: bool = True) -> DPOTrainer:
@@ -177,7 +194,16 @@ def encode_preference(
         example: The pair.
         max_length: Of prompt and reply together; replies are cut to it.
     """
-    prompt, chosen = tokenize_exchange(tokenizer, example.prompt, example.chosen, example.chosen_ended)
-    _, rejected = tokenize_exchange(tokenizer, example.prompt, example.rejected, example.rejected_ended)
+    sides = (
+        (example.chosen, example.chosen_ended, example.chosen_ids),
+        (example.rejected, example.rejected_ended, example.rejected_ids),
+    )
+    (prompt, chosen), (others_prompt, rejected) = (tokenize_exchange(tokenizer, example.prompt, *s) for s in sides)
+    if prompt != others_prompt:
+        # One of them has a thought, or the tokens that were drawn, and the other has not: both are learned without.
+        (prompt, chosen), (_, rejected) = (
+            tokenize_exchange(tokenizer, example.prompt, without_thought(tokenizer, reply), ended)
+            for reply, ended, _ in sides
+        )
     room = max_length - len(prompt)
     return {"prompt_ids": prompt, "chosen_ids": chosen[:room], "rejected_ids": rejected[:room]} if room > 0 else None

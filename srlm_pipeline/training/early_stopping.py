@@ -1,29 +1,45 @@
 """Ending DPO where the replies stop getting better (paper section 3.1.2).
 
-At every look the policy of that moment answers prompts that no stage trains on, and an arbiter holds the answers
-against those of the look before, the first against the model that training started from. When they lose, training
-ends and the model of the look before is taken: what is watched is what people will read, not the loss.
+At every look the policy of that moment answers prompts that no stage trains on. Either an arbiter holds the answers
+against those of the look before, the first against the model that training started from; or programs hold them against
+that model's, and see what training costs. When a look is lost, training ends and the model of the look before is taken:
+what is watched is what people will read, not the loss.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlm_pipeline.config import EarlyStoppingSettings
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint
 
-# Returns the win rate, in 0..1, of the first model's replies over the second's.
-Compare = Callable[[Checkpoint, Checkpoint], float]
 # Saves the policy as it is now in a folder, as the model of a step.
 Export = Callable[[Path, int], Checkpoint]
 WIN_RATE = "early_stopping/win_rate"
+LOST = "early_stopping/lost"
 _HISTORY = "looks.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a look saw.
+
+    Attributes:
+        lost: Whether the replies got worse.
+        figures: That tell by how much, by their names in a trainer's log.
+    """
+
+    lost: bool
+    figures: Mapping[str, float]
+
+
+# Holds the policy of the moment against the model of the last look that was not lost.
+Compare = Callable[[Checkpoint, Checkpoint], Outcome]
 
 
 @dataclass
@@ -31,15 +47,15 @@ class EarlyStopping:
     """Looks at a training and ends it.
 
     Attributes:
-        settings: How often, and when to end.
+        every: Optimiser steps between looks.
         entering: The model that training starts from.
-        compare: Who wins.
+        compare: Says whether a look is lost.
         stopped_at: Step of the look that was lost; None while there is none.
         best: The model to take: the latest that won, or the one that training started from.
-        history: Win rate of each look, as entries of a trainer's log.
+        history: Figures of each look, as entries of a trainer's log.
     """
 
-    settings: EarlyStoppingSettings
+    every: int
     entering: Checkpoint
     compare: Compare
     stopped_at: int | None = None
@@ -68,8 +84,7 @@ class EarlyStopping:
                 stopping._take_up(folder, state.global_step)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                every = stopping.settings.every
-                if stopping.stopped_at is None and every and state.global_step % every == 0:
+                if stopping.stopped_at is None and state.global_step % stopping.every == 0:
                     stopping._look(folder, state.global_step, export)
                 control.should_training_stop = control.should_training_stop or stopping.stopped_at is not None
 
@@ -85,7 +100,7 @@ class EarlyStopping:
         if step and written.is_file():
             self.history = [look for look in json.loads(written.read_text(encoding="utf-8")) if look["step"] <= step]
         for look in self.history:
-            if look[WIN_RATE] < self.settings.min_win_rate:
+            if look[LOST]:
                 self.stopped_at = int(look["step"])
             elif is_checkpoint(kept := _model_folder(folder, int(look["step"]))):
                 self.best = read_checkpoint(kept)
@@ -96,11 +111,11 @@ class EarlyStopping:
         # Loading and writing must not change what training draws.
         with torch.random.fork_rng():
             now = export(_model_folder(folder, step), step)
-            win_rate = self.compare(now, self.best)
-        self.history.append({"step": step, WIN_RATE: win_rate})
+            outcome = self.compare(now, self.best)
+        self.history.append({"step": step, LOST: float(outcome.lost), **outcome.figures})
         with replacing_file(folder / _HISTORY) as temporary:
             temporary.write_text(json.dumps(self.history), encoding="utf-8")
-        if win_rate < self.settings.min_win_rate:
+        if outcome.lost:
             self.stopped_at = step
             return
         self.best = now

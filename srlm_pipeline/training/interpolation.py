@@ -13,72 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from srlm_pipeline.config import DpoSettings, ModelSettings
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint, save_checkpoint
 from srlm_pipeline.models.loading import LoadedModel, load_model
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
-
-
-@dataclass(frozen=True)
-class DevelopmentFigures:
-    """How a model does on development prompts.
-
-    Attributes:
-        unfit: Whether something is wrong at first sight with its greedy reply to each prompt, shape (prompts,).
-        nats: Surprise at the best human replies, the mean of their means per token.
-    """
-
-    unfit: NDArray[np.bool_]
-    nats: float
-
-
-# Measures a model; always on the same prompts.
-Measure = Callable[[Checkpoint], DevelopmentFigures]
+from srlm_pipeline.training.cost import Cost, Measure, cost_of
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A ratio, held against the model that training started from.
+    """A model between M_t and what was trained.
 
     Attributes:
         ratio: Share of the trained model.
-        unfit: Share of its replies that are unfit.
-        unfit_more: By how much that is more, prompt by prompt.
-        unfit_error: Standard error of that difference.
-        nats: Surprise at the best human replies, per token.
-        nats_more: By how much that is more.
-        passed: Whether neither is worse by more than is tolerated.
+        cost: What it lost.
     """
 
     ratio: float
-    unfit: float
-    unfit_more: float
-    unfit_error: float
-    nats: float
-    nats_more: float
-    passed: bool
-
-
-def hold_against(entering: DevelopmentFigures, tried: DevelopmentFigures, ratio: float, max_nats_more: float) -> Tried:
-    """Decide whether a model has lost nothing that can be seen on the development prompts.
-
-    It passes if its share of unfit replies is not above M_t's by more than one standard error of the difference, and
-    the best human replies have not become less likely by more than is tolerated.
-
-    Args:
-        entering: Figures of M_t.
-        tried: Those of the model.
-        ratio: Of the model.
-        max_nats_more: Tolerated, per token.
-    """
-    more = tried.unfit.astype(float) - entering.unfit.astype(float)
-    difference, nats_more = float(more.mean()), tried.nats - entering.nats
-    error = float(more.std(ddof=1) / np.sqrt(len(more))) if len(more) > 1 else 0.0
-    passed = difference <= error and nats_more <= max_nats_more
-    return Tried(ratio, float(tried.unfit.mean()), difference, error, tried.nats, nats_more, passed)
+    cost: Cost
 
 
 def interpolate(entering: Path, trained: Path, ratio: float, settings: ModelSettings) -> LoadedModel:
@@ -113,7 +65,7 @@ def train_and_interpolate(
     Args:
         job: The training.
         entering: M_t.
-        settings: `interpolation` and `interpolation_tolerance` are read.
+        settings: `interpolation` and `nats_tolerance` are read.
         train: Does the training.
         measure: Measures a model on the development prompts.
 
@@ -132,8 +84,8 @@ def train_and_interpolate(
         made = interpolate(entering.path, trained.path, ratio, job.model)
         saved = save_checkpoint(made, between, between.name, entering.digest, {}, job.model.save_dtype)
         del made
-        tried.append(hold_against(before, measure(saved), ratio, settings.interpolation_tolerance))
-        if tried[-1].passed:
+        tried.append(Tried(ratio, cost_of(measure(saved), before, settings.nats_tolerance)))
+        if tried[-1].cost.tolerable:
             break
     chosen = load_model(between, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
     told = trained.lineage

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_pipeline.config import ModelSettings, RewardModelSettings
-from srlm_pipeline.data.chat import tokenize_exchange
+from srlm_pipeline.data.chat import end_token, tokenize_exchange
 from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.judging.rubric import MAX_SCORE
@@ -90,7 +90,7 @@ class RewardModel:
 
     @property
     def _end(self) -> int:
-        return int(self._tokenizer.eos_token_id)
+        return end_token(self._tokenizer)
 
 
 def open_reward_model(source: Path, settings: RewardModelSettings, model: ModelSettings) -> RewardModel:
@@ -176,7 +176,7 @@ def _encode(loaded: LoadedModel, example: PreferenceExample, max_length: int) ->
         prompt, tokens = tokenize_exchange(tokenizer, example.prompt, reply, ended=False)
         if len(prompt) + 2 > max_length:
             return None
-        row[side] = complete(prompt, tokens, int(tokenizer.eos_token_id), max_length)
+        row[side] = complete(prompt, tokens, end_token(tokenizer), max_length)
     return row
 
 

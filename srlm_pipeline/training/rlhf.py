@@ -18,6 +18,7 @@ from srlm_pipeline.config import RlhfSettings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.models.loading import LoadedModel
+from srlm_pipeline.models.saving import end_tokens as declared_ends
 from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
@@ -152,6 +153,4 @@ def reward_function(reward_model: RewardModel, policy: LoadedModel, missing_end_
 
 def end_tokens(loaded: LoadedModel) -> set[int]:
     """Return the tokens with which a model ends a reply: its tokenizer's, and those that its configuration adds."""
-    declared = loaded.model.generation_config.eos_token_id
-    more = declared if isinstance(declared, list) else [declared] if declared is not None else []
-    return {int(loaded.tokenizer.eos_token_id), *map(int, more)}
+    return set(declared_ends(loaded.model, loaded.tokenizer))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import TrainingSettings
-from srlm_pipeline.data.chat import tokenize_exchange
+from srlm_pipeline.data.chat import end_token, tokenize_exchange
 from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
@@ -54,7 +54,9 @@ def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: Traini
     tokenizer = loaded.tokenizer
     encoded = [encode_example(tokenizer, example, settings.max_length) for example in examples]
     rows = [row for row in encoded if row is not None]
-    require_rows(rows, "examples", "none fits into max_length tokens")
+    require_rows(rows, "examples", f"none fits into sft.max_length ({settings.max_length} tokens)")
+    end = end_token(tokenizer)
+    n_cut = sum(row["input_ids"][-1] != end for row in rows)
     trainer = TokenizedSFTTrainer(
         model=loaded.model,
         args=SFTConfig(
@@ -68,7 +70,7 @@ def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: Traini
     )
     history = run_trainer(job, trainer)
     trained = trained_model(job, settings, trainer, tokenizer)
-    return TrainingRun(trained, history, len(rows), len(encoded) - len(rows))
+    return TrainingRun(trained, history, len(rows), len(encoded) - len(rows), n_cut)
 
 
 def encode_example(

@@ -1,0 +1,193 @@
+"""Ranked replies, as columns, pairs or rows of their own hold them, become one prompt with replies in an order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from srlm_pipeline.data.chats import is_chat, message_text, read_prompt, read_reply
+from srlm_pipeline.data.rows import RowReport, UnusableRowError
+from srlm_pipeline.data.sources import NumberedRow
+
+MAX_SCORE = 5
+TOO_FEW = "prompt with fewer than two different replies"
+Range = tuple[float, float]
+
+
+def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: RowReport) -> dict[str, Any] | None:
+    """Return a row's prompt and replies as objects; None if so many are blank that nothing is left to compare.
+
+    Args:
+        fields: With `replies`, or with `chosen` and `rejected`. Of `ranks` (low is good) and `scores` (high is good)
+            there is one for each reply. A reply may hold the conversation before it.
+        score_range: Lowest and highest possible score, which become 0 and 5. Without it `scores` give an order alone.
+        report: Where replies without text, rank or score are counted.
+
+    Raises:
+        UnusableRowError: If the lists do not belong together, or the replies answer different prompts.
+    """
+    if "replies" not in fields and not {"chosen", "rejected"} <= fields.keys():
+        raise UnusableRowError("neither replies nor chosen and rejected", f"; the row has {', '.join(fields)}")
+    given = fields["replies"] if "replies" in fields else [fields["chosen"], fields["rejected"]]
+    if not isinstance(given, list):
+        raise UnusableRowError("replies: expected a list", f", found {type(given).__name__}")
+    read = [_reply(reply) for reply in given]
+    replies = [reply for _, reply in read]
+    for name, key in (("ranks", "rank"), ("scores", "score")):
+        _attach(replies, key, fields.get(name))
+    if score_range:
+        replies = [{**reply, "score": scaled(reply.get("score"), score_range)} for reply in replies]
+    elif fields.get("scores") is not None:
+        replies = _by_score(replies)
+    kept = []
+    for reply in replies:
+        lacking = _lacking(reply, fields)
+        if lacking:
+            report.leave_out(f"reply without {lacking}")
+        else:
+            kept.append(reply)
+    if len(kept) < 2 <= len(replies):
+        report.leave_out(TOO_FEW)
+        return None
+    prompt = answered_prompt(fields.get("prompt"), [prompt for prompt, _ in read])
+    return {**fields, **({} if prompt is None else {"prompt": prompt}), "replies": kept}
+
+
+def answered_prompt(stated: Any, before_replies: Iterable[str | None]) -> Any:
+    """Return the prompt that replies answer.
+
+    Args:
+        stated: What the row calls its prompt; None if nothing.
+        before_replies: What comes before each reply, where it holds the conversation too.
+
+    Raises:
+        UnusableRowError: If these are different prompts.
+    """
+    found = {prompt for prompt in before_replies if prompt is not None}
+    if len(found) > 1:
+        raise UnusableRowError("replies: their conversations differ before the last message")
+    if not found:
+        return read_prompt(stated)
+    prompt = found.pop()
+    # With a system message or a history, the conversation is more than its row's prompt says.
+    if isinstance(stated, str) and " ".join(stated.split()) in " ".join(prompt.split()):
+        return prompt
+    if stated is not None and read_prompt(stated) != prompt:
+        raise UnusableRowError("prompt: is not what the replies answer")
+    return prompt
+
+
+def grouped(rows: Iterable[NumberedRow], score_range: Range | None, report: RowReport) -> Iterator[NumberedRow]:
+    """Return rows of one scored reply each as prompts with replies, in the order of their first rows.
+
+    Args:
+        rows: With `prompt`, `response` and `score`.
+        score_range: As in `with_replies`.
+        report: Where broken rows and single replies are counted.
+
+    Raises:
+        DataError: With file, line and field of a broken row, unless broken rows are skipped.
+    """
+    prompts: dict[str, tuple[int, dict[str, Any]]] = {}
+    for number, row in rows:
+        try:
+            before, _ = read_reply(row.get("response"))
+            prompt = answered_prompt(row.get("prompt"), [before])
+            _number(row.get("score"), score_range)
+        except UnusableRowError as error:
+            report.broken(number, error.problem, error.detail)
+            continue
+        if not isinstance(prompt, str) or not prompt.strip():
+            report.broken(number, "prompt: expected a text")
+            continue
+        _, group = prompts.setdefault(prompt.strip(), (number, {**row, "replies": [], "scores": []}))
+        group["replies"].append(row.get("response"))
+        group["scores"].append(row.get("score"))
+    for number, group in prompts.values():
+        if len(group["replies"]) < 2:
+            report.leave_out(TOO_FEW)
+            continue
+        try:
+            found = with_replies(group, score_range, report)
+        except UnusableRowError as error:
+            report.broken(number, error.problem, error.detail)
+        else:
+            if found is not None:
+                yield number, found
+
+
+def scaled(score: Any, score_range: Range) -> float | None:
+    """Return a score on the scale from 0 to 5; None for none.
+
+    Raises:
+        UnusableRowError: If it is no number or lies outside its range.
+    """
+    low, high = score_range
+    number = _number(score, score_range)
+    return None if number is None else (number - low) / (high - low) * MAX_SCORE
+
+
+def _reply(value: Any) -> tuple[str | None, dict[str, Any]]:
+    """Return the prompt that stands before a reply, if one does, and the reply as an object."""
+    if isinstance(value, Mapping) and not is_chat([value]):
+        if "text" not in value:
+            raise UnusableRowError(
+                "replies: an object without text",
+                f"; it has {', '.join(map(str, value))}: the setting `columns` can name it, as answers.*.text",
+            )
+        return None, dict(value)
+    if isinstance(value, Mapping):
+        return None, {"text": message_text(value)}
+    if not isinstance(value, (str, list, type(None))) or (isinstance(value, list) and not is_chat(value)):
+        raise UnusableRowError("replies: expected texts, chats, or objects with text", f", found {_kind(value)}")
+    before, text = read_reply(value)
+    return before, {"text": text}
+
+
+def _attach(replies: list[dict[str, Any]], key: str, values: Any) -> None:
+    if values is None:
+        return
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != len(replies):
+        count = len(values) if isinstance(values, list) else _kind(values)
+        raise UnusableRowError(f"{key}s: expected one for each reply", f", found {count} for {len(replies)} replies")
+    for reply, value in zip(replies, values, strict=True):
+        reply[key] = value
+
+
+def _by_score(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return replies with the ranks that follow from their scores, and without these: nobody said what they mean."""
+    scores = [_number(reply.pop("score")) for reply in replies]
+    levels = sorted({score for score in scores if score is not None}, reverse=True)
+    return [
+        {**reply, "rank": reply.get("rank", levels.index(score))} if score is not None else reply | {"score": None}
+        for reply, score in zip(replies, scores, strict=True)
+    ]
+
+
+def _lacking(reply: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
+    text = reply.get("text")
+    if "text" in reply and (text is None or (isinstance(text, str) and not text.strip())):
+        return "text"
+    if fields.get("ranks") is not None:
+        return "a rank" if reply.get("rank") is None else None
+    unscored = reply.get("score") is None and reply.get("rank") is None
+    return "a score" if fields.get("scores") is not None and unscored else None
+
+
+def _number(value: Any, score_range: Range | None = None) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise UnusableRowError("score: expected a number", f", found {value!r}"[:80])
+    if score_range and not score_range[0] <= number <= score_range[1]:
+        raise UnusableRowError(f"score: not between {score_range[0]:g} and {score_range[1]:g}", f": {number:g}")
+    return number
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__

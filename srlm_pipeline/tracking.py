@@ -27,6 +27,8 @@ from srlm_pipeline.relocation import ARTIFACTS, DATABASE
 CURVES_TAG = "srlm.curves"
 ASSET_TAG = "srlm.asset"
 SUPERSEDED_TAG = "srlm.superseded_by"
+# By which MLflow's pages know that an experiment holds trainings, and open on its runs.
+_KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
 CHAMPION = "champion"
 _SERVED_AT = "mlflow_address"
 _DEFAULT_UI = "http://127.0.0.1:5000"
@@ -34,6 +36,7 @@ _PARAM_LIMIT = 500
 _METRIC_LIMIT = 250
 # Their experiments name no place for artefacts by themselves.
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_PARAM_BATCH = 100
 
 
 def tracking_uri(settings: Settings) -> str:
@@ -130,9 +133,23 @@ class TrackedRun:
                     self._tracker.curves_run, metric_name(name), float(value), step=iteration
                 )
 
-    def text(self, content: str, name: str) -> None:
-        """Store a text as an artefact."""
-        self._tracker.client.log_text(self.run_id, content, name)
+    def text(self, content: str, name: str, of_project: bool = False) -> None:
+        """Store a text as an artefact, of this run or of the one with the project's curves."""
+        self._tracker.client.log_text(self._tracker.curves_run if of_project else self.run_id, content, name)
+
+    def project_settings(self, settings: Settings) -> None:
+        """Show all settings as parameters of the run with the curves; those that changed since keep their first value.
+
+        A parameter can be set once: what a later iteration was made with stands with its own runs.
+        """
+        from mlflow.entities import Param
+
+        known = self._tracker.client.get_run(self._tracker.curves_run).data.params
+        # The address of a store may hold a password.
+        told = dict(_flat("", settings.model_dump(mode="json", exclude={"tracking"})))
+        new = [Param(name, value) for name, value in told.items() if name not in known]
+        for start in range(0, len(new), _PARAM_BATCH):
+            self._tracker.client.log_batch(self._tracker.curves_run, params=new[start : start + _PARAM_BATCH])
 
     def table(self, content: pd.DataFrame, name: str) -> None:
         """Store a table as an artefact that MLflow shows as one; `name` ends in ``.json``."""
@@ -232,7 +249,10 @@ class Tracker:
             self.client.get_registered_model(name)
         except MlflowException:
             self.client.create_registered_model(name)
-        version = self.client.create_model_version(name, source=source.as_uri(), run_id=run_id, tags=dict(tags))
+        told = ". ".join(tags[key] for key in ("model", "verdict", "reason") if tags.get(key))
+        version = self.client.create_model_version(
+            name, source=source.as_uri(), run_id=run_id, tags=dict(tags), description=told
+        )
         if champion:
             self.client.set_registered_model_alias(name, CHAMPION, version.version)
         return str(version.version)
@@ -261,10 +281,16 @@ class Tracker:
 
         found = self.client.get_experiment_by_name(self._settings.project)
         if found is not None:
+            if _KIND_TAG not in found.tags:
+                self.client.set_experiment_tag(found.experiment_id, _KIND_TAG, _KIND)
             return str(found.experiment_id)
         location = f"{artifact_location()}/{self._settings.project}" if local else None
         try:
-            return str(self.client.create_experiment(self._settings.project, artifact_location=location))
+            return str(
+                self.client.create_experiment(
+                    self._settings.project, artifact_location=location, tags={_KIND_TAG: _KIND}
+                )
+            )
         except MlflowException:
             # Another process was first.
             found = self.client.get_experiment_by_name(self._settings.project)
@@ -302,21 +328,22 @@ def parameters(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
         keys: Dotted paths of sections, fields, or what follows from these.
     """
     flat: dict[str, Any] = {"base_model": settings.base_model, "seed": settings.seed}
-
-    def flatten(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                flatten(f"{prefix}.{name}", inner)
-        else:
-            flat[prefix] = str(value)[:_PARAM_LIMIT]
-
     for key in keys:
-        flatten(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings)))
+        flat.update(_flat(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings))))
     return flat
 
 
 def _named_store(settings: Settings) -> str | None:
     return os.environ.get("MLFLOW_TRACKING_URI") or settings.tracking.tracking_uri or None
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the values of nested mappings by their dotted names."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(f"{prefix}.{name}" if prefix else name, inner)
+    else:
+        yield prefix, str(value)[:_PARAM_LIMIT]
 
 
 def _home() -> Path:

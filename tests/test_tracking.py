@@ -151,3 +151,35 @@ def test_the_calls_of_an_asset_are_a_table_and_figures_of_its_run(settings: Sett
 def test_a_figure_has_a_name_that_mlflow_takes_whoever_it_is_of(name: str) -> None:
     _validate_metric(metric_name(f"win_rate/vs_{name}_low"), 0.5, 0, 0)
     assert metric_name("win_rate/vs_gpt 4.1: scores") == "win_rate/vs_gpt 4.1: scores"
+
+
+def test_the_experiment_opens_on_its_runs_also_one_of_before(settings: Settings) -> None:
+    tracker = Tracker(settings)
+    kind = "mlflow.experimentKind"
+    assert tracker.client.get_experiment(tracker.experiment_id).tags[kind] == "custom_model_development"
+    older = load_settings("quickstart", {"project": "older"})
+    tracker.client.create_experiment("older")
+    again = Tracker(older)
+    assert again.client.get_experiment(again.experiment_id).tags[kind] == "custom_model_development"
+
+
+def test_the_run_of_the_curves_has_all_settings_and_the_report(settings: Settings) -> None:
+    tracker = Tracker(settings)
+    for beta in (0.1, 0.2):
+        changed = load_settings("quickstart", {"dpo": {"beta": beta}})
+        with Tracker(changed).run("iteration_report", "iter_001", "dagster-1", []) as run:
+            run.text("<p>told</p>", "report.html", of_project=True)
+            run.project_settings(changed)
+    told = tracker.client.get_run(tracker.curves_run).data.params
+    assert told["dpo.beta"] == "0.1", "a parameter can be set once"
+    assert told["evaluation.max_new_tokens"]
+    assert [f.path for f in tracker.client.list_artifacts(tracker.curves_run)] == ["report.html"]
+
+
+def test_a_version_says_what_became_of_its_model(settings: Settings, tmp_path: Path) -> None:
+    tracker = Tracker(settings)
+    with tracker.run("promotion", "iter_001", "dagster-1", []) as run:
+        tags = {"model": "M2", "digest": "d", "verdict": "rejected", "reason": "loops more"}
+        version = tracker.register("quickstart", tmp_path, run.run_id, tags, champion=False)
+    found = tracker.client.get_model_version("quickstart", version)
+    assert found.description == "M2. rejected. loops more"

@@ -56,7 +56,11 @@ def seed_assessment(
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
     deps=[iteration_model, seed_assessment],
-    check_specs=[dg.AssetCheckSpec("beats_length", asset="assessment")],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "beats_length", asset="assessment", description="It judges better than whoever prefers the longer reply."
+        )
+    ],
 )
 def assessment(
     stage: Stage, ranked_replies: pd.DataFrame, evaluation_prompts: pd.DataFrame

@@ -77,6 +77,8 @@ def making_version(settings: Settings) -> str:
 def publish(stage: Stage, asset: str, digest: str) -> None:
     """Record that an asset of the next iteration has this version now, so that staleness follows the loop.
 
+    Nothing is recorded where the next iteration has none yet: it would look half done before its run.
+
     Args:
         stage: Of the iteration before.
         asset: `policy` or `champion`.
@@ -84,6 +86,8 @@ def publish(stage: Stage, asset: str, digest: str) -> None:
     """
     key = partition_key(stage.iteration + 1)
     if key not in iterations.get_partition_keys():
+        return
+    if key not in stage.context.instance.get_materialized_partitions(dg.AssetKey(asset)):
         return
     stage.context.log_event(
         dg.AssetMaterialization(

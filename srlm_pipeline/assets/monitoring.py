@@ -29,7 +29,14 @@ _NAMES = monitor_names(definition_settings().monitors)
     kinds={"torch", "pandas", "mlflow"},
     per_iteration=True,
     deps=[assessment, seed_assessment],
-    check_specs=[dg.AssetCheckSpec(name, asset="collapse_monitors") for name in _NAMES],
+    check_specs=[
+        dg.AssetCheckSpec(
+            name,
+            asset="collapse_monitors",
+            description=f"A sign of collapse is watched: {name.replace('_', ' ')} (docs/evaluation.md).",
+        )
+        for name in _NAMES
+    ],
 )
 def collapse_monitors(
     stage: Stage, generated_prompts: pd.DataFrame, judged_scores: pd.DataFrame

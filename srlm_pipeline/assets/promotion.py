@@ -9,6 +9,7 @@ from srlm_pipeline.assets.entering import champion as champion_asset
 from srlm_pipeline.assets.entering import policy, publish
 from srlm_pipeline.assets.evaluation import seed_evaluation
 from srlm_pipeline.assets.registry import decided_entry, leader, register, restore_registry
+from srlm_pipeline.assets.results import check
 from srlm_pipeline.assets.stage import Stage, srlm_asset
 from srlm_pipeline.config import Occasion, Settings
 from srlm_pipeline.errors import TableError
@@ -59,6 +60,13 @@ def _votes(settings: Settings) -> list[str]:
     compute=False,
     per_iteration=True,
     deps=[assessment, policy, champion_asset, seed_assessment, seed_evaluation],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "promoted",
+            asset="promotion",
+            description="The new model is proved to be no worse, and better in something.",
+        )
+    ],
 )
 def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataFrame) -> dg.MaterializeResult:
     """Registers M_{t+1} in MLflow, promoted or rejected, and moves the alias `champion` if every rule is met."""
@@ -121,5 +129,6 @@ def promotion(stage: Stage, win_rates: pd.DataFrame, collapse_monitors: pd.DataF
             "rules": dg.MetadataValue.md("\n".join(lines)),
             "registered_version": version,
         },
+        check_results=[check("promoted", decision.promoted, decision.reason, rules_broken=len(decision.failures))],
         data_version=dg.DataVersion(f"{checkpoint.digest}-{decision.promoted}"),
     )

@@ -32,7 +32,7 @@ from srlm_pipeline.reporting.pages import (
     write_report,
 )
 from srlm_pipeline.reporting.reading import read_iteration, reading_html
-from srlm_pipeline.reporting.report import iteration_pages, verdict
+from srlm_pipeline.reporting.report import in_plain_words, iteration_pages, verdict
 from srlm_pipeline.reporting.words import Cell
 from srlm_pipeline.store import partition_key
 
@@ -98,10 +98,13 @@ def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.Mater
     for name, (artifact, html) in pages.items():
         write_report(folder / name, html)
         stage.run.text(framed(html, artifacts), artifact)
+        stage.run.text(framed(html, artifacts), artifact, of_project=True)
+    stage.run.project_settings(settings)
     # What the terminal shows.
     write_report((folder / report_name(iteration)).with_suffix(".md"), summary)
     return dg.MaterializeResult(
         metadata={
+            "in_plain_words": in_plain_words(it),
             "verdict": verdict(it.decision),
             # A browser does not open a file from a page of a server, but MLflow shows the artefact.
             "report": dg.MetadataValue.url(stage.run.artifact_url(REPORT)),

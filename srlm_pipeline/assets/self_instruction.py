@@ -41,8 +41,17 @@ def _invented(settings: Settings) -> tuple[str, ...]:
     per_iteration=True,
     deps=[policy],
     check_specs=[
-        dg.AssetCheckSpec("duplicate_prompts", asset="generated_prompts", blocking=True),
-        dg.AssetCheckSpec("acceptance_rate", asset="generated_prompts"),
+        dg.AssetCheckSpec(
+            "duplicate_prompts",
+            asset="generated_prompts",
+            description="No prompt twice; else nothing is built upon them.",
+            blocking=True,
+        ),
+        dg.AssetCheckSpec(
+            "acceptance_rate",
+            asset="generated_prompts",
+            description="A fifth of what the model invents is fit to be a prompt.",
+        ),
     ],
 )
 def generated_prompts(
@@ -105,7 +114,7 @@ def generated_prompts(
     kinds={"torch", "pandas"},
     per_iteration=True,
     deps=[policy],
-    check_specs=[dg.AssetCheckSpec("empty_completions", asset="candidates")],
+    check_specs=[dg.AssetCheckSpec("empty_completions", asset="candidates", description="Every reply says something.")],
 )
 def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:
     """N replies of M_t to every prompt."""
@@ -160,7 +169,12 @@ def _panel(settings: Settings) -> list[str]:
     per_iteration=True,
     deps=[policy],
     check_specs=[
-        dg.AssetCheckSpec("judge_parse_rate", asset="judged_scores", blocking=True),
+        dg.AssetCheckSpec(
+            "judge_parse_rate",
+            asset="judged_scores",
+            description="Enough judgements have a score that can be read; else nothing is built upon them.",
+            blocking=True,
+        ),
     ],
 )
 def judged_scores(
@@ -220,7 +234,12 @@ def judged_scores(
     compute=False,
     per_iteration=True,
     check_specs=[
-        dg.AssetCheckSpec("pairs_kept", asset="preference_pairs", blocking=True),
+        dg.AssetCheckSpec(
+            "pairs_kept",
+            asset="preference_pairs",
+            description="There is something to learn from; else nothing is trained.",
+            blocking=True,
+        ),
     ],
 )
 def preference_pairs(stage: Stage, judged_scores: pd.DataFrame) -> dg.MaterializeResult[pd.DataFrame]:

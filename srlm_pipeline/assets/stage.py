@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from srlm_pipeline.assets.columns import column_lineage
+from srlm_pipeline.assets.short import in_short
 from srlm_pipeline.assets.work import drop_recorded_work
 from srlm_pipeline.config import Settings
 from srlm_pipeline.errors import SrlmError
@@ -172,6 +175,7 @@ def srlm_asset(
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
         name = function.__name__
         STAGES[name] = reads
+        lineage = column_lineage(name)
 
         @functools.wraps(function)
         def framed(context: dg.AssetExecutionContext, project: ProjectResource, **inputs: Any) -> Any:
@@ -193,9 +197,13 @@ def srlm_asset(
                 result = function(stage, **inputs)
                 stage.end()
             known: dict[str, Any] = {"seconds": round(stage.seconds, 2)}
+            if lineage is not None:
+                known["dagster/column_lineage"] = lineage
             if run is not None:
                 known["mlflow_run"] = dg.MetadataValue.url(run.url)
-            return result._replace(metadata={**result.metadata, **known}, tags={CODE_VERSION_TAG: version})
+            short = in_short(name, result.metadata)
+            first = {} if short is None else {"in_short": short}
+            return result._replace(metadata={**first, **result.metadata, **known}, tags={CODE_VERSION_TAG: version})
 
         _, *inputs = inspect.signature(function).parameters.values()
         given = {"context": dg.AssetExecutionContext, "project": ProjectResource}
@@ -205,10 +213,13 @@ def srlm_asset(
         framed.__signature__ = inspect.Signature([*parameters, *inputs])  # type: ignore[attr-defined]
         framed.__annotations__ = given | {i.name: i.annotation for i in inputs}
         schema = SCHEMAS.get(name)
+        if per_iteration and "check_specs" in more:
+            more["check_specs"] = [_by_iteration(spec) for spec in more["check_specs"]]
         return dg.asset(
             group_name=group,
             kinds=kinds,
             owners=list(settings.owners),
+            tags={"project": settings.project, "part": group, "needs": "accelerator" if compute else "little"},
             code_version=reads.version(settings),
             pool=ACCELERATOR_POOL if compute else None,
             retry_policy=retry_training if retries else None,
@@ -221,6 +232,19 @@ def srlm_asset(
         )(framed)
 
     return decorate
+
+
+def _by_iteration(spec: dg.AssetCheckSpec) -> dg.AssetCheckSpec:
+    """Return a check whose verdicts are kept by partition, so that each iteration's are seen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            spec.name,
+            asset=spec.asset_key,
+            description=spec.description,
+            blocking=spec.blocking,
+            partitions_def=iterations,
+        )
 
 
 def warn_of_edits(context: dg.AssetExecutionContext, project: ProjectResource) -> None:

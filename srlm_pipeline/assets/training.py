@@ -82,7 +82,13 @@ def _inputs(settings: Settings) -> list[dg.AssetsDefinition]:
     retries=True,
     per_iteration=True,
     deps=[policy, *_inputs(definition_settings())],
-    check_specs=[dg.AssetCheckSpec("margins_moved", asset="iteration_model")],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "margins_moved",
+            asset="iteration_model",
+            description="Training made chosen replies likelier than rejected ones.",
+        )
+    ],
 )
 def iteration_model(stage: Stage, preference_pairs: pd.DataFrame) -> dg.MaterializeResult:
     """M_{t+1}: M_t trained with DPO on its own pairs, M_t being the reference unless the settings name another."""

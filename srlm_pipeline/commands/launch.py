@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import dagster as dg
 import psutil
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.definitions.repository_definition import SINGLETON_REPOSITORY_NAME
 from dagster._core.events import RunFailureReason
 from dagster._core.loader import LoadingContext
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.products import loss
@@ -32,6 +36,8 @@ from srlm_pipeline.tracking import is_local
 log = logging.getLogger(__name__)
 
 PROCESS_TAG = "srlm/process"
+# As Dagster's servers name the code location that they load from a module.
+LOCATION = "srlm_pipeline.definitions"
 POLICY = dg.AssetKey("policy")
 
 
@@ -228,17 +234,18 @@ def _run_assets(
     overrides: dict[str, Any],
     times: StageTimes,
 ) -> None:
-    result = definitions.resolve_job_def(job).execute_in_process(
-        run_config={
-            "resources": {PROJECT: {"config": {"overrides": overrides}}},
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
-        },
-        instance=instance,
-        partition_key=partition,
-        asset_selection=assets,
-        tags={PROCESS_TAG: _own_process()},
-        raise_on_error=False,
-    )
+    with shown_in_timeline(instance, job):
+        result = definitions.resolve_job_def(job).execute_in_process(
+            run_config={
+                "resources": {PROJECT: {"config": {"overrides": overrides}}},
+                "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            },
+            instance=instance,
+            partition_key=partition,
+            asset_selection=assets,
+            tags={PROCESS_TAG: _own_process()},
+            raise_on_error=False,
+        )
     for event in result.all_events:
         if event.is_step_success:
             key = f"{event.step_key}[{partition}]" if partition else str(event.step_key)
@@ -250,6 +257,20 @@ def _run_assets(
         reasons, settings = _reasons(result), load_settings(None, overrides)
         tell(failure(settings.project, result.run_id, name, reasons), settings, open_store(settings), log.warning)
         raise RunFailedError(name, reasons)
+
+
+@contextmanager
+def shown_in_timeline(instance: dg.DagsterInstance, job: str) -> Iterator[None]:
+    """Give runs the origin by which the UI files them under their job; a run within this process gets none."""
+    origin = RemoteJobOrigin(
+        RemoteRepositoryOrigin(RegisteredCodeLocationOrigin(LOCATION), SINGLETON_REPOSITORY_NAME), job
+    )
+    create = instance.create_run_for_job
+    instance.create_run_for_job = functools.partial(create, remote_job_origin=origin)
+    try:
+        yield
+    finally:
+        del instance.create_run_for_job
 
 
 def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:

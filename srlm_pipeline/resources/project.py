@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # On every run: the settings that it began with. Tags with this beginning are not shown among the others.
 SETTINGS_TAG = ".dagster/srlm_settings"
-INTERRUPTED = "interrupted; materialize again to go on from here"
+INTERRUPTED = "stopped by someone; re-execution, or `srlm run`, continues from what is finished"
 # The resource's key among the definitions.
 PROJECT = "project"
 

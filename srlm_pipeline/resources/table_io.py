@@ -60,6 +60,19 @@ class TableIOManager(dg.ConfigurableIOManagerFactory):
         return ParquetTables(base_path=UPath(self.project.store.tables))
 
 
+def constraint(check: pa.Check) -> str:
+    """Return what a column's values have to be, in words: ``not blank``, ``0 to 5``, ``stop or length``."""
+    limits = check.statistics or {}
+    if {"min_value", "max_value"} <= limits.keys():
+        least, most = limits["min_value"], limits["max_value"]
+        if check.name == "in_range":
+            return f"{least:g} to {most:g}"
+    if check.name == "isin":
+        return " or ".join(map(str, limits["allowed_values"]))
+    words = {"greater_than_or_equal_to": "at least", "greater_than": "more than"}
+    return f"{words[check.name]} {limits['min_value']:g}" if check.name in words else str(check.name or check.error)
+
+
 def column_schema(schema: pa.DataFrameSchema) -> dg.TableSchema:
     """Return a table's declared schema as Dagster shows it."""
     return dg.TableSchema(
@@ -68,7 +81,7 @@ def column_schema(schema: pa.DataFrameSchema) -> dg.TableSchema:
                 name,
                 type=str(column.dtype),
                 constraints=dg.TableColumnConstraints(
-                    nullable=column.nullable, other=[str(check.error or check.name) for check in column.checks]
+                    nullable=column.nullable, other=[constraint(check) for check in column.checks]
                 ),
             )
             for name, column in schema.columns.items()

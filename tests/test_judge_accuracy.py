@@ -48,7 +48,8 @@ def test_accuracy_is_a_share_of_pairs_and_correlation_a_mean_over_prompts() -> N
 
 
 def test_judge_without_an_opinion_reaches_one_half() -> None:
-    result = measure_judge(judged(("g", 0, 9, 3), ("g", 1, 5, 3), ("g", 2, 7, 3)))
+    one = (("g", 0, 9, 3), ("g", 1, 5, 3), ("g", 2, 7, 3))
+    result = measure_judge(judged(*one, *(("h", *rest) for _, *rest in one)))
     assert (result.pairwise_accuracy, result.pairwise_low, result.pairwise_high) == (0.5, 0.5, 0.5)
     assert (result.spearman, result.kendall, result.exact_match) == (0.0, 0.0, 0.0)
 

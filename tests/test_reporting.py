@@ -504,8 +504,8 @@ def test_the_verdict_stands_at_the_top(pages: dict[str, str]) -> None:
     first, second, third = page.all("p")[:3]
     assert "demo, iteration 2: from M2 to M3. Made on 3 July." in first["text"]
     assert second["text"] == (
-        "In the opinion of its own judge, M3 cannot be told from M2 (1:1, 2 ties: no proof) and cannot be told from "
-        "plain fine-tuning (1:1, 2 ties: no proof)."
+        "In the opinion of its own judge, M3 cannot be told from M2 (1:1, 2 ties: no proof) and plain "
+        "fine-tuning (1:1, 2 ties: no proof)."
     )
     assert third["text"].startswith("M3 is not promoted, M2 remains champion")
     for said in (second, third):
@@ -520,6 +520,7 @@ def test_the_verdict_stands_at_the_top(pages: dict[str, str]) -> None:
         ((24, 25, 21), "is about as good as M2 (24:21, 25 ties: no proof)"),
         ((60, 1, 9), "is better than M2 (60:9, 1 tie)"),
         ((9, 0, 60), "trails M2 (9:60)"),
+        ((0, 70, 0), "cannot be told from M2 (0:0, 70 ties: no proof)"),
         ((3, 0, 1), "cannot be told from M2 (3:1: no proof)"),
     ],
 )

@@ -115,7 +115,10 @@ def in_plain_words(it: Iteration) -> str:
     met = {name: it.matches[name] for name in called if name in it.matches and name != it.model}
     if not met:
         return f"{it.model} has met neither {champion} nor {called[baseline]}."
-    parts = [f"{_fares(won)} {called[name]} ({_counted(won)})" for name, won in met.items()]
+    told: dict[str, list[str]] = {}
+    for name, won in met.items():
+        told.setdefault(_fares(won), []).append(f"{called[name]} ({_counted(won)})")
+    parts = [f"{fares} {' and '.join(others)}" for fares, others in told.items()]
     who = "In the opinion of its own judge, " if dependences(it.settings) else ""
     return f"{who}{it.model} {' and '.join(parts)}."
 
@@ -125,7 +128,7 @@ def _fares(won: HeadToHead) -> str:
         return "is better than"
     if won.high < 0.5:
         return "trails"
-    alike = max(0.5 - won.low, won.high - 0.5) <= _ALIKE
+    alike = won.wins + won.losses > 0 and max(0.5 - won.low, won.high - 0.5) <= _ALIKE
     return "is about as good as" if alike else "cannot be told from"
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from srlm_pipeline.config import EMBEDDED_MODEL, JudgeSettings
 from srlm_pipeline.data.chat import (
+    end_token,
     neutralise_special_tokens,
     render_user_turn,
     template_turn_marks,
@@ -214,7 +215,7 @@ def test_a_history_becomes_turns_of_its_own(tokenizer: "PreTrainedTokenizerBase"
     assert rendered == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt, reply = tokenize_exchange(tokenizer, join_turns(texts), "Eleven.\x1eNine.")
     assert tokenizer.decode(prompt) == rendered
-    assert tokenizer.decode(reply) == f"Eleven.\x1eNine.{tokenizer.eos_token}"
+    assert tokenizer.decode(reply) == f"Eleven.\x1eNine.{tokenizer.decode([end_token(tokenizer)])}"
 
 
 @given(prompt=HOSTILE_REPLY, reply=HOSTILE_REPLY)

@@ -76,7 +76,8 @@ class Starter:
 
     def close(self) -> None:
         """End the process that starts the others."""
-        self._process.terminate()
+        # Whoever started the tests may have had SIGTERM ignored, and that is inherited.
+        self._process.kill()
         self._process.wait()
 
     def _answer(self) -> str:

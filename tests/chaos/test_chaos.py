@@ -16,10 +16,10 @@ def test_whatever_is_done_to_it_the_same_command_continues_to_the_same_end(tiny_
         undisturbed = Chain(tmp_path / "undisturbed", ("run", "-n", "0"), starter)
         moments = undisturbed.moments()
         chain = Chain(tmp_path / "disturbed", undisturbed.words, starter)
-        places = choose(moments, 4, random.Random(3))
-        go_through(moments, places, ["KILL", "ENOSPC", "TERM", "KILL"], chain, seed=3)
+        places = choose(moments, 3, random.Random(3))
+        go_through(moments, places, ["KILL", "ENOSPC", "TERM"], chain, seed=3)
         assert [outcome.trouble for outcome in chain.outcomes if outcome.trouble] == []
-        assert sum(outcome.moment is not None for outcome in chain.outcomes) >= 3
+        assert sum(outcome.moment is not None for outcome in chain.outcomes) >= 2
         compare(chain, undisturbed)
     finally:
         starter.close()

@@ -67,7 +67,7 @@ OVERRIDES: dict[str, Any] = {
         "banned_words": [],
         "max_attempts_factor": 200,
         "batch_size": 50,
-        "evolution": {"constrain": 0.0, "task": 0.0},
+        "evolution": {"given": 0.0},
     },
     "candidates": {"per_prompt": PER_PROMPT, "temperature": 1.5, "max_new_tokens": 8, "batch_size": 2},
     "judge": {"mode": "distribution", "rubric": "short", "batch_size": 8, "max_new_tokens": 8, "panel": []},
@@ -814,7 +814,11 @@ def test_candidates_that_programs_find_fault_with_can_be_rejected(seeded: Home) 
 
 def test_prompts_that_programs_check_are_made_and_judged_along_from_iteration_to_iteration(seeded: Home) -> None:
     # A random model follows what asks for nothing but brevity, and solves no task.
-    evolved = {**seeded.overrides["prompt_generation"], "count": 6, "evolution": {"constrain": 0.35, "task": 0.15}}
+    evolved = {
+        **seeded.overrides["prompt_generation"],
+        "count": 6,
+        "evolution": {"given": 0.0, "constrain": 0.35, "task": 0.15},
+    }
     seeded.overrides |= {
         "prompt_generation": evolved,
         "judge": {**seeded.overrides["judge"], "panel": ["self", "verifiers"]},

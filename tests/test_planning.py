@@ -74,7 +74,7 @@ QUICKSTART = load_settings(
     {
         "sft": {"enabled": True},
         "eft": {"targets": "dataset", "rationales_per_prompt": 1, "mismatched_negatives": 0, "corrupted_negatives": 0},
-        "prompt_generation": {"count": 24},
+        "prompt_generation": {"count": 24, "evolution": {"given": 0.0}},
     },
 )
 FACTS: Facts = {
@@ -268,7 +268,7 @@ def test_invented_prompts_come_in_rounds_of_attempts() -> None:
 
 
 def test_prompts_that_a_model_rewrites_are_read_instead_of_examples() -> None:
-    evolution = {"deepen": 0.25, "broaden": 0.25, "task": 0.25}
+    evolution = {"deepen": 0.25, "broaden": 0.25, "task": 0.25, "given": 0.0}
     settings = load_settings("quickstart", {"prompt_generation": {"count": 64, "evolution": evolution}})
     stage = work(settings)["generated_prompts"]
     assert [part.items for part in stage.parts] == [32, 64], "tasks are made by a program"

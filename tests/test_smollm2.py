@@ -98,7 +98,7 @@ def test_once_through_generate_judge_pair_and_a_dpo_step(smollm2: Path, tmp_path
         opinion=None,
         raw=[j.raw for j in judged],
     )
-    pairs = select_best_worst(check_table(scored[list(JUDGED_SCORES.columns)], JUDGED_SCORES)).pairs
+    pairs = select_best_worst(check_table(scored, JUDGED_SCORES)).pairs
     check_table(pairs, PREFERENCE_PAIRS)
     assert len(pairs) == len(PROMPTS)
 

@@ -28,6 +28,8 @@ _ORDER = {"length_balance": True, "score_weight": 0.0, "mismatched_negatives": 1
 SEEDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "base, order balanced": (False, _ORDER),
     "base, order balanced, 2e-4": (False, {**_ORDER, "learning_rate": 2e-4}),
+    "base, order balanced, retention 1": (False, {**_ORDER, "retention": 1.0}),
+    "base, order balanced, retention 5": (False, {**_ORDER, "retention": 5.0}),
     "base, order and scores": (False, dict.fromkeys(_ORDER, 0) | {"length_balance": False, "score_weight": 1.0}),
     "SFT, order balanced, 2e-4": (True, {**_ORDER, "learning_rate": 2e-4}),
 }

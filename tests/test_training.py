@@ -3,6 +3,7 @@
 import os
 import shutil
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -32,8 +33,9 @@ from srlm_pipeline.training.ranking_items import (
     ranking_weights,
     score_target,
 )
-from srlm_pipeline.training.ranking_trainer import RankingTrainer, item_loss
+from srlm_pipeline.training.ranking_trainer import STRAYED, RankingTrainer, item_loss
 from srlm_pipeline.training.resumption import newest_whole
+from srlm_pipeline.training.retention import divergence, draw_retained
 from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
 
 pytestmark = pytest.mark.slow
@@ -403,6 +405,38 @@ def test_ranking_raises_the_expected_score_of_the_reply_that_people_prefer(tiny_
     expected = (masses @ torch.arange(6.0)) / masses.sum(-1)
     assert expected[0] > expected[1:].max() + 0.3, "clearly the best, where an untrained model sees no difference"
     assert float(masses[:2].sum(-1).min()) > 0.5, "where there is a human score, probability is drawn to the scores"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_retention_keeps_replies_as_they_were_while_judging_is_learned(
+    tiny_model: Path, tmp_path: Path, method: str
+) -> None:
+    kept = [SftExample(f"question {n}", "a word and another " * 3) for n in range(4)]
+    tokenizer = load_model(tiny_model, ModelSettings(dtype="float32")).tokenizer
+    reply = draw_retained(tokenizer, kept, 1, 512, 0)[0]
+    strayed = {}
+    for weight in (0.0, 30.0):
+        settings = EftSettings(
+            method=method, learning_rate=5e-3, epochs=8, retention=weight, **(COMMON | {"max_length": 1024})
+        )
+        run = train_ranking(job(tiny_model, tmp_path / f"{weight}"), RANKED, settings, "short", kept)
+        base = load_model(tiny_model, ModelSettings(dtype="float32")).model
+        strayed[weight] = divergence(run.loaded.model, base, reply).item()
+        assert (run.final(STRAYED) is not None) == bool(weight)
+    assert 0 < strayed[30.0] < strayed[0.0] / 3
+
+
+def test_replies_to_be_kept_come_in_turn(tiny_model: Path) -> None:
+    tokenizer = load_model(tiny_model, ModelSettings(dtype="float32")).tokenizer
+    kept = [SftExample("q", letter) for letter in "abc"]
+    drawn = draw_retained(tokenizer, kept, 7, 512, seed=1)
+    times = Counter(tuple(reply.tokens[-reply.n_reply :]) for reply in drawn)
+    assert sorted(times.values()) == [2, 2, 3]
+    assert all(0 < reply.n_reply < len(reply.tokens) for reply in drawn)
+    with pytest.raises(EmptyDataError, match=r"none fits into eft\.max_length"):
+        draw_retained(tokenizer, [SftExample("long " * 600, "x")], 1, 64, seed=1)
+    with pytest.raises(EmptyDataError, match=r"eft\.retention needs data\.ift"):
+        draw_retained(tokenizer, [], 1, 64, seed=1)
 
 
 def test_the_ranking_loss_falls_with_the_right_order_and_rises_with_the_wrong_one() -> None:

@@ -223,9 +223,9 @@ def seed_model(stage: Stage, ift_dataset: pd.DataFrame, eft_dataset: pd.DataFram
     base, baseline = start or store.base_checkpoint(settings), start or store.checkpoint(SFT_BASELINE)
     # A baseline to start from can answer already.
     ift = ift_dataset.iloc[:0] if start else ift_dataset
-    inputs = (baseline.digest, table_digest(ift), table_digest(eft_dataset))
+    inputs = (baseline.digest, table_digest(ift_dataset), table_digest(eft_dataset))
     job = training_job(stage, M1, base, f"training {M1}", *inputs)
-    trained = train_seed_model(job, ift, eft_dataset, settings, sft_baseline=baseline.path)
+    trained = train_seed_model(job, ift, eft_dataset, settings, baseline.path, retained=ift_dataset)
     parent = (base if trained.sft else baseline).digest
     whole = replace(trained.final, history=trained.history)
     saved = save_trained(stage, whole, M1, parent, {"eft": settings.eft.model_dump()})

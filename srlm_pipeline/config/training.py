@@ -96,6 +96,12 @@ class EftSettings(TrainingSettings):
         description="in the ranking stage, pairs whose better reply is the shorter one weigh as much in sum as the "
         "others, so that length alone is no way to rank",
     )
+    retention: float = Field(
+        0.0,
+        ge=0,
+        description="in the ranking stage, weight of the divergence (nats per token) from the model that it starts "
+        "from, at the instruction data's replies, so that learning to judge changes no replies (not in the paper)",
+    )
     mismatched_negatives: int = Field(
         0,
         ge=0,

@@ -204,6 +204,7 @@ def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dic
     sft, dpo, rubric = settings.sft, settings.dpo, settings.judge.taught_rubric
     # Of steps that a budget would spare nothing is measured.
     whole = dpo.model_copy(update={"kl_budget": None})
+    ranking_alone = settings.eft.model_copy(update={"retention": 0.0})
     texts = [*(SftExample(row.prompt, row.response) for row in data.ift.itertuples()), *data.judgements]
     # Best and worst as people see them: replies made up for the judge are of other lengths.
     ranked = [group for _, group in data.train.sort_values("rank", kind="stable").groupby("group_id")]
@@ -215,7 +216,7 @@ def _lessons(data: ProjectData, settings: Settings, measure: TextMeasure) -> dic
     if settings.eft.enabled and settings.eft.ranking:
         lessons["ranking"] = Lesson(
             lambda job, groups, chosen: train_ranking(job, groups, chosen, rubric),
-            settings.eft,
+            ranking_alone,
             data.groups,
             lambda e: group_tokens(e, settings, measure),
         )

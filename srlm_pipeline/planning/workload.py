@@ -300,7 +300,13 @@ class _Stages:
         if eft.enabled and eft.ranking:
             two = facts["prompt"] + facts["comparison"] + facts["response"].times(2)
             compared = two.of(groups.count * eft.comparisons_per_prompt).cut(eft.max_length).times(2)
-            parts.append(self._train("ranking", eft, groups, *([compared] if compared.count else [])))
+            ranked = self._train("ranking", eft, groups, *([compared] if compared.count else []))
+            parts.append(ranked)
+            if eft.retention:
+                # Beside each ranking a reply that is learned in the manner of SFT, and read as the model was before.
+                kept = facts["instruction"].of(ranked.items).cut(eft.max_length)
+                as_it_was = self._read(kept.of(round(kept.count * eft.epochs)), eft.micro_batch_size)
+                parts += [replace(self._train("sft", eft, kept), items=0), as_it_was]
         return parts
 
     def _iteration_model(self, exchanges: Lengths) -> StageWork:

@@ -9,6 +9,7 @@ A against B in the same way. This objective is ours, not the paper's.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,10 +27,16 @@ from srlm_pipeline.training.common import (
     trainer_arguments,
 )
 from srlm_pipeline.training.ranking_items import RankedExample, encode_comparisons, encode_ranked, ranking_weights
+from srlm_pipeline.training.retention import draw_retained
+from srlm_pipeline.training.sft import SftExample
 
 
 def train_ranking(
-    job: TrainingJob, examples: Sequence[RankedExample], settings: EftSettings, rubric: Rubric
+    job: TrainingJob,
+    examples: Sequence[RankedExample],
+    settings: EftSettings,
+    rubric: Rubric,
+    replies: Sequence[SftExample] = (),
 ) -> TrainingRun:
     """Train a model's expected score on ranked replies.
 
@@ -38,9 +45,10 @@ def train_ranking(
         examples: Ranked replies; one example counts as one in `settings.batch_size`.
         settings: Method, learning rate, epochs, comparisons per prompt.
         rubric: The rubric that the judge will use.
+        replies: With `settings.retention`, at which the model is to go on as it was.
 
     Raises:
-        EmptyDataError: If there are no examples.
+        EmptyDataError: If there are no examples, or no replies where some are to be kept.
     """
     require_rows(examples, "ranked replies", "check data.ranked_replies")
     from transformers import TrainingArguments
@@ -54,12 +62,19 @@ def train_ranking(
         items += encode_comparisons(
             loaded.tokenizer, example, settings.comparisons_per_prompt, settings.max_length, random
         )
-    network = loaded.model
+    retained = (
+        draw_retained(loaded.tokenizer, replies, len(items), settings.max_length, job.seed)
+        if settings.retention
+        else []
+    )
+    network, reference = loaded.model, None
     adapters = adapter_config(settings, loaded.model)
     if adapters is not None:
         from peft import get_peft_model
 
         network = get_peft_model(network, adapters)
+    elif retained:
+        reference = copy.deepcopy(network).eval().requires_grad_(False)
     trainer = RankingTrainer(
         model=network,
         args=TrainingArguments(
@@ -69,6 +84,8 @@ def train_ranking(
         train_dataset=items,
         pad_token_id=int(loaded.tokenizer.pad_token_id or 0),
         weights=ranking_weights(examples, settings),
+        retained=retained,
+        reference=reference,
     )
     history = run_trainer(job, trainer)
     return TrainingRun(trained_model(job, settings, trainer, loaded.tokenizer), history, len(items))

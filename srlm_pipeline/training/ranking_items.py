@@ -68,11 +68,13 @@ class RankingWeights:
         better_longer: A pair whose better reply is the longer one.
         better_shorter: Any other pair.
         score: The cross-entropy to the scores of ranked replies.
+        retention: The divergence, in nats per token, at replies that are to be kept.
     """
 
     better_longer: float = 1.0
     better_shorter: float = 1.0
     score: float = 1.0
+    retention: float = 0.0
 
 
 def encode_ranked(
@@ -98,17 +100,17 @@ def ranking_weights(examples: Sequence[RankedExample], settings: EftSettings) ->
 
     Args:
         examples: All that will be trained on.
-        settings: `length_balance` and `score_weight` are read.
+        settings: `length_balance`, `score_weight` and `retention` are read.
     """
-    longer = [
+    won_by_longer = [
         len(example.replies[better]) > len(example.replies[worse])
         for example in examples
         for better, worse in ordered_pairs(example.ranks)
     ]
-    share = sum(longer) / len(longer) if longer else 0.0
-    if settings.length_balance and 0 < share < 1:
-        return RankingWeights(0.5 / share, 0.5 / (1 - share), settings.score_weight)
-    return RankingWeights(score=settings.score_weight)
+    share = sum(won_by_longer) / len(won_by_longer) if won_by_longer else 0.0
+    balanced = settings.length_balance and 0 < share < 1
+    longer, shorter = (0.5 / share, 0.5 / (1 - share)) if balanced else (1.0, 1.0)
+    return RankingWeights(longer, shorter, settings.score_weight, settings.retention)
 
 
 def ordered_pairs(ranks: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -10,9 +12,12 @@ from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
 from srlm_pipeline.training.ranking_items import EncodedItem, RankingWeights
+from srlm_pipeline.training.retention import RetainedReply, divergence
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.
 _SHARPNESS = 2.0
+# In the trainer's log: nats per token by which the model has strayed at the replies that it is to keep.
+STRAYED = "strayed"
 
 
 class RankingTrainer(Trainer):
@@ -21,26 +26,53 @@ class RankingTrainer(Trainer):
     Args:
         pad_token_id: For left padding.
         weights: Of the parts of the loss.
+        retained: For each item of `train_dataset` a reply at which the model is to go on as it was; empty: it may
+            change at will.
+        reference: The model as it was; None: the one that is trained, with its adapters off.
         kwargs: Of `transformers.Trainer`.
     """
 
-    def __init__(self, *, pad_token_id: int, weights: RankingWeights, **kwargs: Any) -> None:
-        super().__init__(data_collator=lambda items: {"items": items}, **kwargs)
-        self._pad_token_id, self._weights = pad_token_id, weights
+    def __init__(
+        self,
+        *,
+        pad_token_id: int,
+        weights: RankingWeights,
+        train_dataset: list[EncodedItem],
+        retained: Sequence[RetainedReply] = (),
+        reference: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        rows = list(zip_longest(train_dataset, retained))
+        super().__init__(data_collator=lambda rows: {"rows": rows}, train_dataset=rows, **kwargs)
+        self._pad_token_id, self._weights, self._reference = pad_token_id, weights, reference
+        self._strayed: list[float] = []
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor:
         """Return the mean loss over the items of a batch."""
-        items: list[EncodedItem] = inputs["items"]
+        rows: list[tuple[EncodedItem, RetainedReply | None]] = inputs["rows"]
         # One item after the other: its sequences share most of their tokens, those of different items few.
         share = not self.args.gradient_checkpointing
         losses = [
             item_loss(last_token_logits(model, item.sequences, self._pad_token_id, share).float(), item, self._weights)
-            for item in items
+            for item, _ in rows
         ]
-        return torch.stack(losses).mean()
+        loss = torch.stack(losses).mean()
+        kept = [divergence(model, self._reference, reply) for _, reply in rows if reply is not None]
+        if kept:
+            strayed = torch.stack(kept).mean()
+            self._strayed.append(strayed.item())
+            loss = loss + self._weights.retention * strayed
+        return loss
+
+    def log(self, logs: dict[str, float], *more: Any, **named: Any) -> None:
+        """Log how far the model has strayed since the last time, beside the loss."""
+        if self._strayed and "loss" in logs:
+            logs[STRAYED] = sum(self._strayed) / len(self._strayed)
+            self._strayed.clear()
+        super().log(logs, *more, **named)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the base class cannot read these batches."""

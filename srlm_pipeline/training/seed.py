@@ -46,7 +46,12 @@ class SeedTraining:
 
 
 def train_seed_model(
-    job: TrainingJob, ift: pd.DataFrame, eft: pd.DataFrame, settings: Settings, sft_baseline: Path | None = None
+    job: TrainingJob,
+    ift: pd.DataFrame,
+    eft: pd.DataFrame,
+    settings: Settings,
+    sft_baseline: Path | None = None,
+    retained: pd.DataFrame | None = None,
 ) -> SeedTraining:
     """Train M1 from the base model, or from the SFT baseline where SFT would only make that one again.
 
@@ -59,20 +64,20 @@ def train_seed_model(
         eft: Table `EFT`; may be empty.
         settings: All settings; `sft`, `eft` and `judge.taught_rubric` are read.
         sft_baseline: What the same settings made of `ift` alone; without judgement texts training goes on from it.
+        retained: Table `INSTRUCTIONS`, at whose replies `eft.retention` keeps the model; None: `ift`.
 
     Raises:
         EmptyDataError: If there is nothing to train on.
     """
     between = job.work / "after_sft"
     texts = judgement_examples(eft, settings.judge.taught_rubric, settings.eft.rationales_per_prompt, job.seed)
-    examples = [*(SftExample(row.prompt, row.response) for row in ift.itertuples()), *texts]
     groups = ranked_examples(eft) if settings.eft.enabled and settings.eft.ranking else []
 
     def stage(source: str | Path, part: str, purpose: str) -> TrainingJob:
         return replace(job, source=source, work=job.work / part, description=f"{job.description} {purpose}")
 
     def run_sft() -> TrainingRun:
-        return train_sft(stage(job.source, "sft", "on IFT + EFT"), examples, settings.sft)
+        return train_sft(stage(job.source, "sft", "on IFT + EFT"), [*_replies(ift), *texts], settings.sft)
 
     made = sft_baseline if not texts else None
     if not groups and made:
@@ -82,7 +87,8 @@ def train_seed_model(
         return SeedTraining(only, only)
     sft = None if made else _kept(between, run_sft, job.work / "sft")
     to_rank = stage(made or between, "ranking", "to rank")
-    ranking = train_ranking(to_rank, groups, settings.eft, settings.judge.taught_rubric)
+    replies = _replies(ift if retained is None else retained)
+    ranking = train_ranking(to_rank, groups, settings.eft, settings.judge.taught_rubric, replies)
     return SeedTraining(ranking, sft, ranking)
 
 
@@ -117,6 +123,10 @@ def ranked_examples(eft: pd.DataFrame) -> list[RankedExample]:
         )
         for _, group in eft.groupby("group_id", sort=True)
     ]
+
+
+def _replies(ift: pd.DataFrame) -> list[SftExample]:
+    return [SftExample(row.prompt, row.response) for row in ift.itertuples()]
 
 
 def _kept(folder: Path, train: Callable[[], TrainingRun], work: Path) -> TrainingRun:

@@ -19,6 +19,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     load_for_training,
     require_rows,
     run_trainer,
@@ -28,6 +29,7 @@ from srlm_pipeline.training.common import (
 from srlm_pipeline.training.ranking_items import RankedExample, encode_comparisons, encode_ranked, ranking_weights
 
 
+@launchable()
 def train_ranking(
     job: TrainingJob, examples: Sequence[RankedExample], settings: EftSettings, rubric: Rubric
 ) -> TrainingRun:

@@ -9,13 +9,14 @@ from torch import nn
 from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
+from srlm_pipeline.training.divided import DividedSteps, as_model
 from srlm_pipeline.training.ranking_items import EncodedItem, RankingWeights
 
 # Unit-scale differences of expected scores would leave the logistic loss almost flat over the 0..5 range.
 _SHARPNESS = 2.0
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(DividedSteps, Trainer):
     """Trains next-token choices of whole groups.
 
     Args:
@@ -34,6 +35,7 @@ class RankingTrainer(Trainer):
     ) -> torch.Tensor:
         """Return the mean loss over the items of a batch."""
         items: list[EncodedItem] = inputs["items"]
+        model = as_model(model)
         # One item after the other: its sequences share most of their tokens, those of different items few.
         share = not self.args.gradient_checkpointing
         losses = [

@@ -121,6 +121,7 @@ def launchable(load: Load = load_trained) -> Callable[[Stage], Stage]:
             if job.launch is None:
                 return stage(job, *rest, **named)
             given = inspect.signature(stage).bind(job, *rest, **named)
+            given.apply_defaults()
             return job.launch(here_or_there, load, *given.args)
 
         return cast("Stage", here_or_there)

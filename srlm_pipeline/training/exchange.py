@@ -6,6 +6,7 @@ because, unlike Dagster's Pipes, they go both ways: DPO's early stopping asks th
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import pickle
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from srlm_pipeline.files import replacing_file
+from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.checkpoint import Checkpoint, read_checkpoint
 from srlm_pipeline.progress import ProgressReporter, Task
 from srlm_pipeline.training.early_stopping import Compare, EarlyStopping, Outcome
@@ -209,6 +211,7 @@ class Listener:
             log.warning("%s", event["text"])
         elif kind == "question":
             outcome = self._look(event["now"], event["before"])
+            give_back_memory()
             self.exchange.answer(event["question"], {"lost": outcome.lost, "figures": dict(outcome.figures)})
         else:
             getattr(self._tasks[-1][1], kind)(**event)
@@ -224,6 +227,16 @@ class Listener:
         entering = stopping.entering
         held_against = entering if str(entering.path) == before else read_checkpoint(Path(before))
         return stopping.compare(read_checkpoint(Path(now)), held_against)
+
+
+def give_back_memory() -> None:
+    """Give back what this process holds of devices that other processes train on."""
+    import torch
+
+    release_engines()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def asking(exchange: Exchange) -> Compare:

@@ -18,13 +18,12 @@ import psutil
 
 from srlm_pipeline.config import Settings, TrainingSettings
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.training.agent import PARENT
 from srlm_pipeline.training.common import Launch, Load, TrainingJob, TrainingRun
 from srlm_pipeline.training.devices import Division, divide
 from srlm_pipeline.training.early_stopping import EarlyStopping
-from srlm_pipeline.training.exchange import Exchange, Listener, Order
+from srlm_pipeline.training.exchange import Exchange, Listener, Order, give_back_memory
 
 # Under a training's work folder.
 _FOLDER, _OUTPUT = "processes", "output.log"
@@ -76,8 +75,7 @@ class Launcher:
         for settings in rest:
             if isinstance(settings, TrainingSettings):
                 self._division.require(settings)
-        # They would hold memory of the devices.
-        release_engines()
+        give_back_memory()
         folder = job.work / _FOLDER
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

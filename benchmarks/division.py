@@ -16,7 +16,7 @@ from benchmarks.common import model_folder as base_folder
 if TYPE_CHECKING:
     from srlm_pipeline.training.common import TrainingJob, TrainingRun
 
-SMOKE = {"examples": 5}
+SMOKE = {"examples": 3}
 # Learning rates of full fine-tuning and of adapters; in float32 small differences are not amplified much by these.
 RATES = {"full": 1e-5, "lora": 2e-4}
 
@@ -24,7 +24,7 @@ RATES = {"full": 1e-5, "lora": 2e-4}
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__, repetitions=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--examples", type=int, default=21, help="of each stage; 8 of them make a step")
+    parser.add_argument("--examples", type=int, default=6, help="of each stage; 4 of them make a step")
     parser.add_argument("--stages", nargs="*", default=["sft", "ranking", "dpo"])
     parser.add_argument("--methods", nargs="*", default=list(RATES))
     args = parse(parser, arguments, SMOKE)
@@ -84,7 +84,7 @@ def compared(stage: str, method: str, args: Any) -> str:
 
 
 def training(stage: str, method: str, settings: Any, n_examples: int) -> Callable[[TrainingJob], TrainingRun]:
-    """Return what trains a stage on the embedded data, in steps of eight examples and micro-batches of two."""
+    """Return what trains a stage on the embedded data, in steps of four examples and micro-batches of two."""
     from srlm_pipeline.config import DpoSettings, EftSettings, SftSettings
     from srlm_pipeline.data.loaders import load_instructions, load_ranked_replies
     from srlm_pipeline.training.dpo import train_dpo
@@ -96,9 +96,9 @@ def training(stage: str, method: str, settings: Any, n_examples: int) -> Callabl
     common: dict[str, Any] = {
         "method": method,
         "learning_rate": RATES[method],
-        "batch_size": 8,
+        "batch_size": 4,
         "micro_batch_size": 2,
-        "max_length": 256,
+        "max_length": 96,
         "epochs": 1,
     }
     if stage == "sft":

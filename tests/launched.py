@@ -149,8 +149,6 @@ def launch(stage: Any, given: TrainingJob, *rest: Any, load: Load = load_nothing
     return TWO(stage, load, given, *rest)
 
 
-if __name__ == "__main__":
-    import sys
-
-    source, work = map(Path, sys.argv[1:])
-    launch(dying, job(source, work), "launcher", settings_of(SftSettings, "full", save_every=1))
+def launch_and_die(source: str, work: str) -> None:
+    """Let two processes train, of which one kills this one."""
+    launch(dying, job(Path(source), Path(work)), "launcher", settings_of(SftSettings, "full", save_every=1))

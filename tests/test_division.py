@@ -4,11 +4,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from srlm_pipeline.commands.diagnosis import _training
 from srlm_pipeline.config import LauncherSettings, ModelSettings, RewardModelSettings, SftSettings, load_settings
 from srlm_pipeline.errors import DivisionError, SettingsError
 from srlm_pipeline.progress import NullProgress
@@ -104,6 +106,27 @@ def test_the_stages_are_held_against_the_devices_that_are_found(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(DivisionError, match=r"sft.batch_size \(16\) cannot be divided among 8"):
         require_division(settings)
+
+
+def test_a_run_that_could_not_train_is_refused_before_it_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from srlm_pipeline.commands.launch import run_loop
+    from srlm_pipeline.definitions import defs
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    asked = {"model": {"device": "cpu"}, "sft": {"enabled": False}, "eft": {"enabled": False}}
+    asked |= {"dpo": {"batch_size": 100000}, "training": {"launcher": {"processes": 50000}}}
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        with pytest.raises(DivisionError, match="processes is 50000, and there are"):
+            run_loop(defs, instance, 1, asked, print)
+        assert instance.get_runs() == []
+
+
+@pytest.mark.usefixtures("gpus")
+def test_the_doctor_says_who_trains() -> None:
+    assert _training(load_settings("single-gpu")) == "4 processes (ddp) on cuda:0, cuda:1, cuda:2, cuda:3"
+    assert _training(load_settings("quickstart", {"model": {"device": "cpu"}})) == "one process on cpu"
 
 
 @pytest.mark.usefixtures("gpus")

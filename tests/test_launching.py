@@ -103,7 +103,8 @@ def test_whoever_is_killed_nobody_is_left_and_any_number_of_processes_goes_on(ti
         assert distance(weights(undisturbed), weights(by())) < 1e-5
 
     # The launcher, by whom two train: one goes on, in the middle of the second epoch.
-    killed = subprocess.run([sys.executable, str(HERE / "launched.py"), str(tiny_model), str(work)], check=False)
+    code = "import sys, launched; launched.launch_and_die(*sys.argv[1:])"
+    killed = subprocess.run([sys.executable, "-c", code, str(tiny_model), str(work)], check=False)
     assert killed.returncode == -signal.SIGKILL
     gone, alive = psutil.wait_procs(at_work(work), timeout=10)
     assert not alive, gone

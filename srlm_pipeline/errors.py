@@ -111,6 +111,10 @@ class DivergedError(SrlmError):
         )
 
 
+class DivisionError(SrlmError):
+    """A training cannot be divided among processes as the settings ask."""
+
+
 class HarnessError(SrlmError):
     """lm-evaluation-harness, or the data of one of its tasks, is not to be had here.
 

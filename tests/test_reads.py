@@ -98,6 +98,7 @@ STALE: dict[str, set[str]] = {
     "baselines.start_from": {"seed_model"},
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},
+    "training": set(),
     "evaluation.arbiters": MATCHES | DECIDING,
     "evaluation.tie_margin": MATCHES,
     "evaluation.other_answers": {"win_rates"},

@@ -59,6 +59,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
             lambda: f"{os.environ.get('SRLM_CONFIG', 'quickstart')} is valid (project {settings().project})",
         ),
         ("device", lambda: _device(settings())),
+        ("training", lambda: _training(settings())),
         ("acceleration", lambda: _acceleration(settings())),
         ("engine", lambda: _engine(settings())),
         ("base model", lambda: _base_model(settings())),
@@ -86,6 +87,16 @@ def _device(settings: Settings) -> str:
     dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
     named = f" ({torch.cuda.get_device_name()})" if device.startswith("cuda") else ""
     return f"{device}{named}, computing in {dtype}"
+
+
+def _training(settings: Settings) -> str:
+    from srlm_pipeline.training.devices import require_division
+
+    division = require_division(settings)
+    if division.processes == 1:
+        return f"one process on {division.devices[0]}"
+    devices = f"{division.processes} cores" if division.devices[0] == "cpu" else ", ".join(division.devices)
+    return f"{division.processes} processes ({division.strategy}) on {devices}"
 
 
 def _acceleration(settings: Settings) -> str:

@@ -24,7 +24,7 @@ from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused,
 from srlm_pipeline.assets.products import loss
 from srlm_pipeline.assets.registry import restore_registry
 from srlm_pipeline.assets.stage import iterations
-from srlm_pipeline.config import load_settings
+from srlm_pipeline.config import LauncherSettings, load_settings
 from srlm_pipeline.errors import SrlmError
 from srlm_pipeline.evaluation.other_answers import require_names
 from srlm_pipeline.lock import sole_use
@@ -32,6 +32,7 @@ from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
 from srlm_pipeline.store import iteration_number, open_store, partition_key
 from srlm_pipeline.tracking import is_local
+from srlm_pipeline.training.devices import require_division
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,9 @@ def run_loop(
             )
         settings = load_settings(None, overrides)
         require_names([Path(path) for path in settings.evaluation.other_answers])
+        if settings.training.launcher != LauncherSettings():
+            # The default can always be had, and asking costs the import of torch.
+            require_division(settings)
         open_store(settings).tidy()
         times = StageTimes()
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)

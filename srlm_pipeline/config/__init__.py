@@ -32,14 +32,18 @@ from srlm_pipeline.config.settings import (
 )
 from srlm_pipeline.config.training import (
     BaselineSettings,
+    DivisionSettings,
     DpoSettings,
     EarlyStoppingSettings,
     EftSettings,
+    LauncherSettings,
     LoraSettings,
     RewardModelSettings,
     RlhfSettings,
     SftSettings,
+    Strategy,
     TrainingSettings,
+    obstacle,
 )
 
 __all__ = [
@@ -55,6 +59,7 @@ __all__ = [
     "CandidateSettings",
     "ClosedTaskSettings",
     "DataSettings",
+    "DivisionSettings",
     "DpoSettings",
     "EarlyStoppingSettings",
     "EftSettings",
@@ -62,6 +67,7 @@ __all__ = [
     "EvaluationSettings",
     "EvolutionSettings",
     "JudgeSettings",
+    "LauncherSettings",
     "LoraSettings",
     "MarginSettings",
     "ModelSettings",
@@ -81,6 +87,7 @@ __all__ = [
     "Settings",
     "SftSettings",
     "SourceSettings",
+    "Strategy",
     "ThinkingSettings",
     "TrackingSettings",
     "TrainingSettings",
@@ -89,6 +96,7 @@ __all__ = [
     "describe_fields",
     "load_settings",
     "merge_overrides",
+    "obstacle",
     "parse_override",
     "role_of",
 ]

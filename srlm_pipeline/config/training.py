@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from srlm_pipeline.config.sections import Section, resources, verdict
+
+Strategy = Literal["ddp", "fsdp2"]
+
+
+class LauncherSettings(Section):
+    """How many processes train, and what each of them keeps of the model."""
+
+    processes: Literal["auto"] | int = Field(
+        "auto",
+        description="processes that train together, one device each; auto: one for each CUDA device that model.device "
+        "leaves to choose from, a single one elsewhere",
+    )
+    strategy: Strategy = Field(
+        "ddp",
+        description="ddp: each process keeps the whole model; fsdp2: weights, gradients and optimiser states are "
+        "divided among the processes, for method: full on CUDA devices",
+    )
+
+    @field_validator("processes")
+    @classmethod
+    def _at_least_one(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be auto, or a number from 1")
+        return value
+
+
+class DivisionSettings(Section):
+    """How training is divided among devices; what comes out is the same."""
+
+    launcher: LauncherSettings = LauncherSettings()
 
 
 class LoraSettings(Section):
@@ -24,7 +54,13 @@ class LoraSettings(Section):
 
 
 class TrainingSettings(Section):
-    """What every training stage has in common."""
+    """What every training stage has in common.
+
+    Attributes:
+        key: Where a project's settings have the section.
+    """
+
+    key: ClassVar[str] = "training"
 
     method: Literal["lora", "full"] = "lora"
     lora: LoraSettings = LoraSettings()
@@ -48,8 +84,41 @@ class TrainingSettings(Section):
         return value
 
 
+def obstacle(settings: TrainingSettings, processes: int, strategy: Strategy) -> str | None:
+    """Return in a sentence why a stage cannot be trained by so many processes, None where it can.
+
+    Args:
+        settings: Of the stage.
+        processes: That train it together.
+        strategy: What each of them keeps.
+    """
+    if strategy == "fsdp2" and settings.method != "full":
+        return (
+            f"{settings.key}.method is {settings.method}, and training.launcher.strategy fsdp2 divides full weights "
+            f"only: adapters are small, train them with ddp, or set {settings.key}.method to full"
+        )
+    if strategy == "fsdp2" and isinstance(settings, RewardModelSettings | RlhfSettings):
+        return f"{settings.key} is trained with training.launcher.strategy ddp only"
+    batch, together = settings.batch_size, settings.micro_batch_size * processes
+    if batch % together:
+        share = batch // processes
+        remedy = (
+            f"set {settings.key}.micro_batch_size to {max(n for n in range(1, share + 1) if share % n == 0)}"
+            if batch % processes == 0
+            else f"set training.launcher.processes to a divisor of {batch // settings.micro_batch_size}, or change "
+            f"{settings.key}.batch_size"
+        )
+        return (
+            f"{settings.key}.batch_size ({batch}) cannot be divided among {processes} processes with "
+            f"{settings.key}.micro_batch_size {settings.micro_batch_size} each: {remedy}"
+        )
+    return None
+
+
 class SftSettings(TrainingSettings):
     """Supervised fine-tuning: paper section 3.1.2 (learning rate 5.5e-6 to 1.1e-6, batch 16)."""
+
+    key = "sft"
 
     enabled: bool = Field(
         True,
@@ -61,6 +130,8 @@ class SftSettings(TrainingSettings):
 
 class EftSettings(TrainingSettings):
     """Evaluation fine-tuning: how the seed model learns to judge."""
+
+    key = "eft"
 
     renamed = {"strangers": "mismatched_negatives", "spoiled": "corrupted_negatives"}  # noqa: RUF012
 
@@ -157,6 +228,8 @@ class EarlyStoppingSettings(Section):
 class DpoSettings(TrainingSettings):
     """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
 
+    key = "dpo"
+
     # Of the loop alone: the baseline that learns from human pairs does without.
     apart = frozenset({"reference", "rehearsal", "interpolation", "nats_tolerance"})
 
@@ -228,11 +301,15 @@ class DpoSettings(TrainingSettings):
 class RewardModelSettings(TrainingSettings):
     """The reward model of classic RLHF: trained on the human rankings, then frozen."""
 
+    key = "baselines.reward_model"
+
     learning_rate: float = Field(1e-4, gt=0)
 
 
 class RlhfSettings(TrainingSettings):
     """Classic RLHF: REINFORCE with a leave-one-out baseline (RLOO) against the frozen reward model."""
+
+    key = "baselines.rlhf"
 
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(16, ge=1, description="replies per optimiser step, all to its prompts together")

@@ -17,6 +17,7 @@ from typing import Any
 
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint
+from srlm_pipeline.training.ranks import decided, is_first
 
 # Saves the policy as it is now in a folder, as the model of a step.
 Export = Callable[[Path, int], Checkpoint]
@@ -111,10 +112,11 @@ class EarlyStopping:
         # Loading and writing must not change what training draws.
         with torch.random.fork_rng():
             now = export(_model_folder(folder, step), step)
-            outcome = self.compare(now, self.best)
+            outcome = decided(lambda: self.compare(now, self.best))
         self.history.append({"step": step, LOST: float(outcome.lost), **outcome.figures})
-        with replacing_file(folder / _HISTORY) as temporary:
-            temporary.write_text(json.dumps(self.history), encoding="utf-8")
+        if is_first():
+            with replacing_file(folder / _HISTORY) as temporary:
+                temporary.write_text(json.dumps(self.history), encoding="utf-8")
         if outcome.lost:
             self.stopped_at = step
             return
@@ -123,7 +125,7 @@ class EarlyStopping:
         saved = [int(look["step"]) for look in self.history if look["step"] <= self._saved_at][-1:]
         needed = {now.path, *(_model_folder(folder, look) for look in saved)}
         for kept in folder.glob("step-*"):
-            if kept not in needed:
+            if kept not in needed and is_first():
                 shutil.rmtree(kept, ignore_errors=True)
 
 

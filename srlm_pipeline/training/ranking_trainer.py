@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
+from srlm_pipeline.training.divided import DividedSteps, as_model
 from srlm_pipeline.training.ranking_items import EncodedItem, RankingWeights
 from srlm_pipeline.training.retention import RetainedReply, divergence
 
@@ -20,7 +21,7 @@ _SHARPNESS = 2.0
 STRAYED = "strayed"
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(DividedSteps, Trainer):
     """Trains next-token choices of whole groups.
 
     Args:
@@ -53,6 +54,7 @@ class RankingTrainer(Trainer):
     ) -> torch.Tensor:
         """Return the mean loss over the items of a batch."""
         rows: list[tuple[EncodedItem, Sequence[RetainedReply]]] = inputs["rows"]
+        model = as_model(model)
         # One item after the other: its sequences share most of their tokens, those of different items few.
         share = not self.args.gradient_checkpointing
         losses = [

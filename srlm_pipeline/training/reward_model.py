@@ -23,11 +23,13 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     require_rows,
     run_trainer,
     trainer_arguments,
 )
 from srlm_pipeline.training.dpo import PreferenceExample
+from srlm_pipeline.training.ranks import is_first
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +110,11 @@ def open_reward_model(source: Path, settings: RewardModelSettings, model: ModelS
     return RewardModel(loaded, settings.max_length, 2 * settings.micro_batch_size)
 
 
+def _load_trained(folder: Path, job: TrainingJob) -> LoadedModel:
+    return _load(folder, job.model.model_copy(update={"device": "cpu"}), "float32")
+
+
+@launchable(_load_trained)
 def train_reward_model(
     job: TrainingJob, examples: Sequence[PreferenceExample], settings: RewardModelSettings
 ) -> TrainingRun:
@@ -127,7 +134,9 @@ def train_reward_model(
     require_rows(examples, "human-ranked pairs", "check data.ranked_replies: no prompt has replies of different rank")
     from datasets import Dataset
     from transformers import set_seed
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
+
+    from srlm_pipeline.training.trainers import DividedRewardTrainer
 
     release_engines()
     set_seed(job.seed)
@@ -140,7 +149,7 @@ def train_reward_model(
         adapters.task_type, adapters.modules_to_save = "SEQ_CLS", ["score"]
         # Trained whole, in a type in which small steps are not lost.
         loaded.model.score.float()
-    trainer = RewardTrainer(
+    trainer = DividedRewardTrainer(
         model=loaded.model,
         args=RewardConfig(
             **trainer_arguments(job, settings, loaded),
@@ -211,6 +220,8 @@ def _load(
 
 def _trained(job: TrainingJob, settings: RewardModelSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
     """Return the trained reward model on the CPU in float32, adapters merged (see `common.trained_model`)."""
+    if not is_first():
+        return LoadedModel(trainer.model, tokenizer)
     if settings.method == "full":
         return LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
     from peft import PeftModel

@@ -12,6 +12,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     load_for_training,
     require_rows,
     run_trainer,
@@ -38,6 +39,7 @@ class SftExample:
     whole: bool = False
 
 
+@launchable()
 def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: TrainingSettings) -> TrainingRun:
     """Fine-tune a model with TRL's SFTTrainer.
 

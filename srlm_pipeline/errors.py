@@ -67,11 +67,13 @@ class ServerError(SrlmError):
     Attributes:
         address: Of the server.
         reason: What it did and what to do.
+        status: HTTP status of its answer, if it was one that tells of a failure.
     """
 
-    def __init__(self, address: str, reason: str) -> None:
+    def __init__(self, address: str, reason: str, status: int | None = None) -> None:
         self.address = address
         self.reason = reason
+        self.status = status
         super().__init__(f"server {address}: {reason}")
 
 

@@ -117,6 +117,7 @@ STALE: dict[str, set[str]] = {
     "schedule": set(),
     "tracking": set(),
     "notices": set(),
+    "resources": set(),
 }
 # Knobs: how something is computed, how it is reached, when it is given up.
 RESOURCES = {

@@ -1,5 +1,6 @@
 """Settings: what a project decides, in one YAML file. Nothing here knows where settings are used."""
 
+from srlm_pipeline.config.cluster import StepResources
 from srlm_pipeline.config.data import DataSettings, SourceSettings
 from srlm_pipeline.config.evaluation import (
     PROGRAMS,
@@ -87,6 +88,7 @@ __all__ = [
     "Settings",
     "SftSettings",
     "SourceSettings",
+    "StepResources",
     "Strategy",
     "ThinkingSettings",
     "TrackingSettings",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from srlm_pipeline.config.cluster import ASSETS, StepResources
 from srlm_pipeline.config.data import DataSettings
 from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
 from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings
@@ -94,6 +95,18 @@ class Settings(Section):
     schedule: ScheduleSettings = resources(ScheduleSettings())
     tracking: TrackingSettings = resources(TrackingSettings())
     notices: NoticeSettings = resources(NoticeSettings())
+    # Last: from here on the name means the field.
+    resources: dict[str, StepResources] = resources(
+        {}, description="by asset, what its step takes on Kubernetes, e.g. {candidates: {gpu: 4, memory: 64Gi}}"
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _steps_are_assets(cls, value: dict[str, StepResources]) -> dict[str, StepResources]:
+        unknown = sorted(value.keys() - set(ASSETS))
+        if unknown:
+            raise ValueError(f"there is no asset {', '.join(unknown)}; there are {', '.join(ASSETS)}")
+        return value
 
     @field_validator("judge")
     @classmethod

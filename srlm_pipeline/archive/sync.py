@@ -192,7 +192,10 @@ class Archive:
                 got = self._get(manifest, unit, list(names), scratch, warn)
                 taken += got
                 here |= {name: (signature(self._place(name)), manifest.files[name]) for name in got}
-        self._remember(_Known(self.remote.address, manifest.serial, manifest.files, here))
+        # What is damaged there is as good as not there: once it is made again, it is copied again.
+        lost = wanted.difference(taken)
+        files = {name: sha for name, sha in manifest.files.items() if name not in lost}
+        self._remember(_Known(self.remote.address, manifest.serial, files, here))
         return taken
 
     def _is_wanted(self, name: str, mine: Digests, theirs: Digests, before: Digests) -> bool:
@@ -243,16 +246,10 @@ class Archive:
     def _push(self, manifest: Manifest, known: _Known, with_records: bool, removed: Iterable[Path]) -> list[str]:
         project = list(finished(self._store))
         here = self._here(known, project)
-        files, copied = dict(manifest.files), []
-        deleted = [path.relative_to(self._store.root).as_posix() for path in removed]
-        for name in manifest.files:
-            unit = unit_of(name)
-            replaced = unit is not None and here.get(mark_of(unit), ([], ""))[1] not in ("", files.get(mark_of(unit)))
-            meant = any(name == path or name.startswith(f"{path}/") for path in deleted)
-            if name not in here and (replaced or meant):
-                del files[name]
         mine = {name: sha for name, (_, sha) in here.items()}
-        changed = [n for n in project if files.get(n) != mine[n] and not self._is_damaged(n, mine, manifest.files)]
+        gone = set(_gone(mine, known.files, [path.relative_to(self._store.root).as_posix() for path in removed]))
+        files, copied = {name: sha for name, sha in known.files.items() if name not in gone}, list[str]()
+        changed = [n for n in project if files.get(n) != mine[n] and not self._is_damaged(n, mine, known.files)]
         for unit, names in _by_unit(changed):
             if unit is not None and mark_of(unit) in manifest.files:
                 # Whoever looks there takes no folder for whole that is half the old and half the new one.
@@ -261,22 +258,18 @@ class Archive:
                 here[name] = self._put(name, here[name])
                 files[name] = here[name][1]
                 copied.append(name)
-        if with_records:
-            with scratch_folder(self._scratch) as scratch:
-                for name in records(self._home):
-                    before, now = known.here.get(name), signature(self._place(name))
-                    if before is None or before[0] != now or name not in files:
-                        here[name] = (now, self._put_record(name, scratch))
-                        files[name] = here[name][1]
-                        copied.append(name)
-        here |= {name: of for name, of in known.here.items() if name.startswith(f"{RECORDS}/") and name not in here}
+        here |= {name: of for name, of in known.here.items() if name.startswith(f"{RECORDS}/")}
+        for name, of in self._put_records(known).items() if with_records else ():
+            here[name], files[name] = of, of[1]
+            copied.append(name)
+        serial = manifest.serial
         if files != manifest.files:
-            at = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = Manifest(uuid.uuid4().hex, socket.gethostname(), at, files)
-            self.remote.write(_MANIFEST, json.dumps(asdict(manifest), indent=0).encode())
-            for name in known.files.keys() - files.keys():
+            serial, at = uuid.uuid4().hex, datetime.now(UTC).isoformat(timespec="seconds")
+            now = Manifest(serial, socket.gethostname(), at, files)
+            self.remote.write(_MANIFEST, json.dumps(asdict(now), indent=0).encode())
+            for name in manifest.files.keys() - files.keys():
                 self.remote.remove(name)
-        self._remember(_Known(self.remote.address, manifest.serial, files, here))
+        self._remember(_Known(self.remote.address, serial, files, here))
         return copied
 
     def _put(self, name: str, of: tuple[Signature, str]) -> tuple[Signature, str]:
@@ -289,16 +282,22 @@ class Archive:
                 return of
             of = (now, digest(path))
 
-    def _put_record(self, name: str, scratch: Path) -> str:
-        path = self._place(name)
-        if not is_database(name):
-            self.remote.put(path, name)
-            return digest(path)
-        copy = scratch / "snapshot.db"
-        copy.unlink(missing_ok=True)
-        snapshot(path, copy)
-        self.remote.put(copy, name)
-        return digest(copy)
+    def _put_records(self, known: _Known) -> dict[str, tuple[Signature, str]]:
+        """Copy what of Dagster's and MLflow's records has changed."""
+        copied = {}
+        with scratch_folder(self._scratch) as scratch:
+            for name in records(self._home):
+                path, before = self._place(name), known.here.get(name)
+                now, content = signature(path), path
+                if before is not None and before[0] == now and name in known.files:
+                    continue
+                if is_database(name):
+                    content = scratch / "snapshot.db"
+                    content.unlink(missing_ok=True)
+                    snapshot(path, content)
+                self.remote.put(content, name)
+                copied[name] = (now, digest(content))
+        return copied
 
     def _here(self, known: _Known, names: Iterable[str]) -> dict[str, tuple[Signature, str]]:
         """Return signature and digest of files of the project."""
@@ -364,6 +363,17 @@ def open_archive(settings: Settings) -> Archive | None:
     home.mkdir(parents=True, exist_ok=True)
     remote = Remote(f"{url.rstrip('/')}/{settings.project}", settings.archive.max_retries)
     return Archive(remote, open_store(settings), home)
+
+
+def _gone(mine: Digests, before: Digests, deleted: Iterable[str]) -> Iterator[str]:
+    """Yield what is not here any more: parts of folders that are others now, and what was deleted on purpose."""
+    paths = list(deleted)
+    for name in before.keys() - mine.keys():
+        unit = unit_of(name)
+        mark = mark_of(unit) if unit else ""
+        replaced = mark in mine and mine[mark] != before.get(mark)
+        if replaced or any(name == path or name.startswith(f"{path}/") for path in paths):
+            yield name
 
 
 def _by_unit(names: Iterable[str]) -> Iterator[tuple[str | None, Iterator[str]]]:

@@ -227,6 +227,38 @@ class HomeInUseError(SrlmError):
         super().__init__(f"{who} is at work in {home}: wait for it, or end it first")
 
 
+class ArchiveError(SrlmError):
+    """The durable copy cannot be reached, read or written.
+
+    Attributes:
+        address: Of the copy, without a password.
+        reason: What happened.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address, self.reason = address, reason
+        super().__init__(f"archive {address}: {reason}")
+
+
+class ArchiveConflictError(ArchiveError):
+    """Another machine has written to the durable copy since this home last did.
+
+    Attributes:
+        names: What both have made, and differently; blank if there is nothing.
+    """
+
+    def __init__(self, address: str, by: str, at: str, names: str, root: Path) -> None:
+        self.names = names
+        who = f"{by or 'somebody'} has written there since this home last did ({at or 'nothing is there now'})"
+        what = (
+            f", and both have made {names}. To go on with what is there, move {root} and the Dagster home away; to go "
+            "on with what is here, choose another archive.url"
+            if names
+            else ". One machine works at a time: `srlm run` or `srlm ui` here takes what is there first"
+        )
+        super().__init__(address, who + what)
+
+
 class TableError(SrlmError):
     """A table does not follow its declared schema.
 

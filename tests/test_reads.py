@@ -48,6 +48,7 @@ STALE: dict[str, set[str]] = {
     "preset": set(),
     "project": set(STAGES),
     "storage": set(STAGES),
+    "archive": set(),
     "owners": set(),
     "seed": (set(STAGES) - TABLES_FROM_FILES)
     - {"policy", "champion", "preference_pairs", "collapse_monitors", "promotion", "iteration_report"},

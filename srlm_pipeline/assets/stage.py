@@ -191,6 +191,7 @@ def srlm_asset(
                 user_errors(),
                 shared_use(home),
                 project.interruptible(),
+                project.archived(context.log.warning),
                 project.tracked(context) if tracked else nullcontext() as run,
             ):
                 stage = Stage(context, project, run)

@@ -14,6 +14,7 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, load_settings
 from srlm_pipeline.errors import DiskSpaceError, ServerError, SrlmError
@@ -68,6 +69,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("other answers", lambda: _other_answers(settings())),
         ("encoder", lambda: _encoder(settings())),
         ("notices", lambda: _notices(settings())),
+        ("archive", lambda: _archive(settings())),
         ("memory", _memory),
         ("disk", lambda: _disk(settings())),
         ("instance", lambda: _instance(settings())),
@@ -217,6 +219,14 @@ def _notices(settings: Settings) -> str:
     if not names:
         return f"nobody is told of verdicts and failures: {settings.notices.variable} holds no address"
     return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
+
+
+def _archive(settings: Settings) -> str:
+    archive = open_archive(settings)
+    if archive is None:
+        return "none: what is finished is in the Dagster home alone (archive.url)"
+    archive.remote.probe()
+    return f"{archive.remote.address} can be written; {archive.standing()}"
 
 
 def _instance(settings: Settings) -> str:

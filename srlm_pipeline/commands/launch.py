@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from dagster._core.events import RunFailureReason
 from dagster._core.loader import LoadingContext
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.products import loss
 from srlm_pipeline.assets.registry import restore_registry
 from srlm_pipeline.assets.stage import iterations
-from srlm_pipeline.config import LauncherSettings, load_settings
-from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.config import LauncherSettings, Settings, load_settings
+from srlm_pipeline.errors import ArchiveError, SrlmError
 from srlm_pipeline.evaluation.other_answers import require_names
 from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
@@ -80,6 +81,7 @@ def run_loop(
     Raises:
         RunFailedError: If an asset fails.
         SrlmError: If more iterations are asked for than are planned, or another run is in flight.
+        ArchiveError: If the durable copy cannot be read in the beginning, or written in the end.
         HomeInUseError: If another process is at work in the same home.
         KeyboardInterrupt: If a signal ended it.
     """
@@ -88,7 +90,7 @@ def run_loop(
         raise SrlmError(
             f"{n_iterations} iterations were asked for, but {planned} are planned: raise schedule.planned_iterations"
         )
-    with sole_use(Path(instance.root_directory)):
+    with sole_use(Path(instance.root_directory)), _archived(load_settings(None, overrides), announce):
         close_dead_runs(instance)
         running = iteration_in_flight(instance)
         if running is not None:
@@ -174,6 +176,26 @@ def is_orphan(run: dg.DagsterRun) -> bool:
     """Return whether a run was begun by a command line that no longer lives."""
     process = run.tags.get(PROCESS_TAG)
     return process is not None and not _alive(process)
+
+
+@contextmanager
+def _archived(settings: Settings, announce: Callable[[str], None]) -> Iterator[None]:
+    """Begin with what the durable copy has, records included, and leave everything there in the end."""
+    archive = open_archive(settings)
+    if archive is None:
+        yield
+        return
+    taken = archive.fetch(announce, with_records=True)
+    if taken:
+        announce(f"taken from {archive.remote.address}: {len(taken)} files")
+    try:
+        yield
+    except Exception:
+        # What went wrong is what there is to say.
+        with suppress(ArchiveError):
+            archive.push(with_records=True)
+        raise
+    archive.push(with_records=True)
 
 
 def _run_outstanding(

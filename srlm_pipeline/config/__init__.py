@@ -1,5 +1,6 @@
 """Settings: what a project decides, in one YAML file. Nothing here knows where settings are used."""
 
+from srlm_pipeline.config.archive import ArchiveSettings
 from srlm_pipeline.config.cluster import StepResources
 from srlm_pipeline.config.data import DataSettings, SourceSettings
 from srlm_pipeline.config.evaluation import (
@@ -56,6 +57,7 @@ __all__ = [
     "PROGRAMS",
     "VERIFIERS",
     "ArbiterSettings",
+    "ArchiveSettings",
     "BaselineSettings",
     "CandidateSettings",
     "ClosedTaskSettings",

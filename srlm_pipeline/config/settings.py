@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from srlm_pipeline.config.archive import ArchiveSettings
 from srlm_pipeline.config.cluster import ASSETS, StepResources
 from srlm_pipeline.config.data import DataSettings
 from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
@@ -95,6 +96,7 @@ class Settings(Section):
     schedule: ScheduleSettings = resources(ScheduleSettings())
     tracking: TrackingSettings = resources(TrackingSettings())
     notices: NoticeSettings = resources(NoticeSettings())
+    archive: ArchiveSettings = resources(ArchiveSettings())
     # Last: from here on the name means the field.
     resources: dict[str, StepResources] = resources(
         {}, description="by asset, what its step takes on Kubernetes, e.g. {candidates: {gpu: 4, memory: 64Gi}}"
@@ -126,6 +128,14 @@ class Settings(Section):
         # File systems may not tell upper from lower case.
         if value.lower() in RESERVED_PROJECTS:
             raise ValueError("that is the name of a folder which all projects share; choose another one")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_folder(cls, value: str | None) -> str | None:
+        # Journals, locks and checkpoints of trainers need a file system.
+        if value is not None and "://" in value:
+            raise ValueError("is the folder of the working copy; archive.url takes an address")
         return value
 
     @field_validator("pairs")

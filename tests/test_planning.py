@@ -67,6 +67,7 @@ from srlm_pipeline.planning.workload import (
 )
 from srlm_pipeline.resources.project import ProjectResource
 from srlm_pipeline.store import ProjectStore
+from srlm_pipeline.training.retention import BEGINNING, PER_ITEM
 
 # With every stage that there is, whatever the preset leaves out.
 QUICKSTART = load_settings(
@@ -236,6 +237,14 @@ def test_seed_model_trains_on_instructions_and_judgements_and_then_to_rank() -> 
     more = work(changed(eft={"comparisons_per_prompt": 2}))["seed_model"]
     assert more.items == stage.items + 2 * 10
     assert more.units["ranking"] > stage.units["ranking"]
+
+
+def test_replies_that_are_kept_are_learned_and_read_beside_the_ranking() -> None:
+    none, some = (work(changed(eft={"retention": weight}))["seed_model"] for weight in (0.0, 5.0))
+    more = {unit: n - none.units.get(unit, 0) for unit, n in some.units.items() if n != none.units.get(unit, 0)}
+    assert more.keys() == {"sft", "read"}
+    assert more["sft"] == more["read"] <= 10 * PER_ITEM * (BEGINNING + FACTS["prompt"].longest)
+    assert (some.items, some.temporary_models) == (none.items, none.temporary_models)
 
 
 def test_ranks_need_no_judgement_texts() -> None:

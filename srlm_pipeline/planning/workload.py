@@ -302,12 +302,12 @@ class _Stages:
             two = facts["prompt"] + facts["comparison"] + facts["response"].times(2)
             compared = two.of(groups.count * eft.comparisons_per_prompt).cut(eft.max_length).times(2)
             ranked = self._train("ranking", eft, groups, *([compared] if compared.count else []))
-            parts.append(ranked)
             if eft.retention:
                 # Beginnings of replies, learned in the manner of SFT, and read as the model was before.
                 kept = facts["instruction"].of(PER_ITEM * ranked.items).cut(BEGINNING + round(facts["prompt"].mean))
-                as_it_was = self._read(kept.of(round(kept.count * eft.epochs)), eft.micro_batch_size)
-                parts += [replace(self._train("sft", eft, kept), items=0), as_it_was]
+                beside = eft.epochs * kept.total
+                ranked = replace(ranked, units={**ranked.units, "sft": beside, "read": beside})
+            parts.append(ranked)
         return parts
 
     def _iteration_model(self, exchanges: Lengths) -> StageWork:

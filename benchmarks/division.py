@@ -24,7 +24,8 @@ RATES = {"full": 1e-5, "lora": 2e-4}
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = options(__doc__, repetitions=1)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--examples", type=int, default=6, help="of each stage; 4 of them make a step")
+    parser.add_argument("--examples", type=int, default=10, help="of each stage")
+    parser.add_argument("--batch", type=int, default=8, help="examples per step, in micro-batches of two")
     parser.add_argument("--stages", nargs="*", default=["sft", "ranking", "dpo"])
     parser.add_argument("--methods", nargs="*", default=list(RATES))
     args = parse(parser, arguments, SMOKE)
@@ -58,10 +59,10 @@ def compared(stage: str, method: str, args: Any) -> str:
     # Each process has one thread, whoever trains.
     torch.set_num_threads(1)
     settings = load_settings("quickstart", {"model": {"device": args.device, "dtype": "float32"}})
-    base, folder = base_folder(args), SMOKE_RESULTS / "division"
+    base, folder = base_folder(args), SMOKE_RESULTS / f"division-{stage}-{method}"
     shutil.rmtree(folder, ignore_errors=True)
     job = TrainingJob(base, settings.model, args.seed, folder / "one", stage, NullProgress())
-    train = training(stage, method, settings, args.examples)
+    train = training(stage, method, settings, args)
     alone = train(job)
     launch = Launcher(divide(LauncherSettings(processes=args.processes), settings.model))
     together = train(replace(job, work=folder / "several", launch=launch))
@@ -83,8 +84,8 @@ def compared(stage: str, method: str, args: Any) -> str:
     )
 
 
-def training(stage: str, method: str, settings: Any, n_examples: int) -> Callable[[TrainingJob], TrainingRun]:
-    """Return what trains a stage on the embedded data, in steps of four examples and micro-batches of two."""
+def training(stage: str, method: str, settings: Any, args: Any) -> Callable[[TrainingJob], TrainingRun]:
+    """Return what trains a stage on the embedded data."""
     from srlm_pipeline.config import DpoSettings, EftSettings, SftSettings
     from srlm_pipeline.data.loaders import load_instructions, load_ranked_replies
     from srlm_pipeline.training.dpo import train_dpo
@@ -96,24 +97,24 @@ def training(stage: str, method: str, settings: Any, n_examples: int) -> Callabl
     common: dict[str, Any] = {
         "method": method,
         "learning_rate": RATES[method],
-        "batch_size": 4,
+        "batch_size": args.batch,
         "micro_batch_size": 2,
         "max_length": 96,
         "epochs": 1,
     }
     if stage == "sft":
-        table = load_instructions(settings.data).table.head(n_examples)
+        table = load_instructions(settings.data).table.head(args.examples)
         texts = [SftExample(row.prompt, row.response) for row in table.itertuples()]
         return lambda job: train_sft(job, texts, SftSettings(**common))
     ranked = load_ranked_replies(settings.data).table
     if stage == "dpo":
-        pairs = best_worst_pairs(ranked)[:n_examples]
+        pairs = best_worst_pairs(ranked)[: args.examples]
         return lambda job: train_dpo(job, pairs, DpoSettings(**common))
     groups = [
         RankedExample(str(group["prompt"].iloc[0]), tuple(group["text"]), tuple(map(int, group["rank"])), scores)
         for _, group in ranked.groupby("group_id", sort=True)
         if (scores := (None,) * len(group))
-    ][:n_examples]
+    ][: args.examples]
     return lambda job: train_ranking(job, groups, EftSettings(ranking=True, **common), "short")
 
 

@@ -30,6 +30,7 @@ SECTION_CHANGES: dict[str, dict[str, Any]] = {
     "pairs": {"min_margin": 0.123},
     "dpo": {"beta": 0.123},
     "baselines": {"start_from": "rlhf"},
+    "training": {"launcher": {"processes": 2}},
     "evaluation": {"tie_margin": 0.123},
     "monitors": {"max_kl": 0.123},
     "promotion": {"min_win_rate": 0.123},

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,7 +75,7 @@ def test_what_would_silently_be_ddp_is_refused(tmp_path: Path) -> None:
         divide(launcher(2, "fsdp2"), ModelSettings(device="cpu"))
 
     class State:
-        distributed_type = "MULTI_CPU"
+        distributed_type = DistributedType.MULTI_CPU
 
     accelerator = type("Accelerator", (), {"state": State})
     trainer = type("Trainer", (), {"accelerator": accelerator, "remove_callback": lambda _: None})

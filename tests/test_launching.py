@@ -18,6 +18,7 @@ from launched import SftSettings, everything, job, launch, settings_of, stages, 
 
 from srlm_pipeline.errors import DivisionError, SrlmError
 from srlm_pipeline.models.checkpoint import Checkpoint, read_checkpoint
+from srlm_pipeline.training.agent import PARENT
 from srlm_pipeline.training.common import TrainingRun
 from srlm_pipeline.training.early_stopping import LOST, EarlyStopping, Outcome
 from srlm_pipeline.training.launching import TrainingProcessError
@@ -123,6 +124,13 @@ def test_whoever_is_killed_nobody_is_left_and_any_number_of_processes_goes_on(ti
     with interrupted(4):
         train_sft(job(tiny_model, work), launched.TEXTS, settings)
     finished(lambda: train_sft(job(tiny_model, work, launch=launched.TWO), launched.TEXTS, settings), 3)
+
+
+def test_a_process_whose_parent_is_gone_before_it_looks_ends_at_once(tmp_path: Path) -> None:
+    orphan = {**os.environ, PARENT: "1", "RANK": "0"}
+    worker = [sys.executable, "-m", "srlm_pipeline.training.worker", str(tmp_path)]
+    assert subprocess.run(worker, env=orphan, check=False).returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_looks_are_taken_where_the_stage_is_and_a_mistake_keeps_its_sentence(tiny_model: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer
 
-Stage = TypeVar("Stage", bound=Callable[..., "TrainingRun"])
+Function = TypeVar("Function", bound=Callable[..., "TrainingRun"])
 # Loads the model that a stage returns, from its folder.
 Load = Callable[[Path, "TrainingJob"], LoadedModel]
 # One state for all processes, so that another number of them can go on from it.
@@ -108,14 +108,14 @@ def load_trained(folder: Path, job: TrainingJob) -> LoadedModel:
     return load_model(folder, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
 
 
-def launchable(load: Load = load_trained) -> Callable[[Stage], Stage]:
+def launchable(load: Load = load_trained) -> Callable[[Function], Function]:
     """Let a stage's function be called in other processes, where its job says so.
 
     Args:
         load: Loads the model that it returns.
     """
 
-    def decorate(stage: Stage) -> Stage:
+    def decorate(stage: Function) -> Function:
         @functools.wraps(stage)
         def here_or_there(job: TrainingJob, *rest: Any, **named: Any) -> TrainingRun:
             if job.launch is None:
@@ -124,7 +124,7 @@ def launchable(load: Load = load_trained) -> Callable[[Stage], Stage]:
             given.apply_defaults()
             return job.launch(here_or_there, load, *given.args)
 
-        return cast("Stage", here_or_there)
+        return cast("Function", here_or_there)
 
     return decorate
 
@@ -265,7 +265,7 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
 def _require_strategy(job: TrainingJob, trainer: Trainer) -> None:
     """Refuse to train where Accelerate has made something else of an FSDP2 training, as it does on a CPU."""
     state = trainer.accelerator.state
-    kind, version = state.distributed_type, getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", None)
+    kind, version = state.distributed_type.value, getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", None)
     if job.strategy == "fsdp2" and (kind != "FSDP" or version != 2):
         raise DivisionError(f"training.launcher.strategy is fsdp2, and Accelerate has made {kind} of it: set it to ddp")
 
@@ -289,7 +289,7 @@ def trained_model(job: TrainingJob, settings: TrainingSettings, trainer: Trainer
         gathered = trainer.accelerator.get_state_dict(trainer.model)
         if not is_first():
             return LoadedModel(trainer.model, tokenizer)
-        whole = load_trained(Path(job.source), job)
+        whole = load_model(job.source, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
         whole.model.load_state_dict(gathered)
         return LoadedModel(whole.model, tokenizer)
     if not is_first():

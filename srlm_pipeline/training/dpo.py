@@ -26,6 +26,7 @@ from srlm_pipeline.training.common import (
     trainer_arguments,
 )
 from srlm_pipeline.training.early_stopping import EarlyStopping
+from srlm_pipeline.training.fitting import fits_memory
 from srlm_pipeline.training.kl_budget import budget_callback
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _tokens(written: str | None) -> tuple[int, ...] | None:
     return None if written is None or pd.isna(written) else tuple(json.loads(written))
 
 
+@fits_memory
 def train_dpo(
     job: TrainingJob,
     examples: Sequence[PreferenceExample],
@@ -166,7 +168,7 @@ def _trainer(job: TrainingJob, settings: DpoSettings, dataset: Dataset, adapted:
                 beta=settings.beta,
                 **_loss(settings),
                 precompute_ref_log_probs=True,
-                precompute_ref_batch_size=settings.micro_batch_size * 2,
+                precompute_ref_batch_size=settings.micro_batches()[0] * 2,
             ),
             train_dataset=dataset,
             processing_class=loaded.tokenizer,

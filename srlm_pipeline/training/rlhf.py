@@ -29,6 +29,7 @@ from srlm_pipeline.training.common import (
     trained_model,
     trainer_arguments,
 )
+from srlm_pipeline.training.fitting import fits_memory
 from srlm_pipeline.training.reward_model import RewardModel
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., list[float]]
 
 
+@fits_memory
 def train_rlhf(
     job: TrainingJob, prompts: Sequence[str], reward_model: RewardModel, settings: RlhfSettings
 ) -> TrainingRun:

@@ -229,8 +229,6 @@ def conformance(scene: Scene) -> None:
 
 def stages(scene: Scene) -> None:
     """What takes most of an iteration, reading and writing, against the device's limits."""
-    import torch
-
     from srlm_pipeline.generation.engine import GenerationRequest, Sampling
     from srlm_pipeline.models.loading import load_model
 
@@ -265,9 +263,6 @@ def stages(scene: Scene) -> None:
     written = sum(new for _, new in rows)
     least = size.writing_seconds(rows, sum(known for known, _ in rows), args.batch, limits)
     scene.result.figure("stages", f"writing, {args.batch} at a time", written / seconds, "tokens/s", least / seconds)
-    del engine, loaded
-    if scene.device.startswith("cuda"):
-        torch.cuda.empty_cache()
 
 
 def training(scene: Scene) -> None:
@@ -373,10 +368,10 @@ def write_model(
     core = Tokenizer(models.BPE({token: place for place, token in enumerate(letters)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=4096
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=4096)
+    tokenizer.add_special_tokens(
+        {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>"]}
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -669,7 +669,7 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(("device", "n", "sizes", "tokens", "again", "published"), PUBLISHED)
-def test_published_rates_lie_within_the_range(
+def test_plans_lie_between_half_of_what_was_published_and_a_third_more(
     device: str, n: int, sizes: tuple[float, int, int], tokens: int, again: bool, published: float
 ) -> None:
     parameters, layers, hidden = sizes
@@ -679,7 +679,7 @@ def test_published_rates_lie_within_the_range(
     basis = stated_basis(GPUS[device], n, shape, settings)
     steps = StageWork("m", "seed", 1, "", [Work("dpo", 1, {"dpo": n * tokens, "dpo_pass": n}, tokens)])
     ratio = tokens / basis.seconds_of(steps) / published
-    assert 1 / basis.slower < 1.1 * ratio and ratio < 1 / basis.faster
+    assert 0.5 < ratio < 1.33
 
 
 def test_what_is_shared_among_devices() -> None:

@@ -196,6 +196,13 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
     )
 
 
+def most_held(settings: Settings) -> dict[Kind, int]:
+    """Return the tokens that each kind of work holds at a time at most: whole batches of the longest texts."""
+    training = {name: chosen.micro_batches()[-1] * chosen.max_length for name, chosen in trainers(settings).items()}
+    # A prompt is taken to have as many tokens as a reply at most.
+    return {"engine": 2 * settings.candidates.batch_size * settings.candidates.max_new_tokens, **training}
+
+
 def trainers(settings: Settings) -> dict[Trainer, TrainingSettings]:
     """Return the settings of each trainer of the loop."""
     return {"sft": settings.sft, "ranking": settings.eft, "dpo": settings.dpo}

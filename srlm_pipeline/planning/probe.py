@@ -54,7 +54,7 @@ _ACCUMULATED = 2
 _FASTER, _SLOWER = 0.8, 1.3
 _QUICK_FASTER, _QUICK_SLOWER = 0.6, 1.8
 # Texts read, rows written and steps taken by the quick probe.
-_FEW_TEXTS, _FEW_ROWS, _FEW_STEPS = 4, 16, 8
+_FEW_TEXTS, _FEW_ROWS, _FEW_STEPS = 4, 16, 4
 # What a training takes beside its steps, in times that opening the model takes: it is loaded, loaded again to be
 # merged, written and read for its digest.
 _SETTING_UP = 6
@@ -246,6 +246,13 @@ def memory_here(shape: ModelShape, settings: Settings) -> tuple[dict[Kind, Memor
     on_gpu = device.startswith("cuda")
     available = float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total)
     return memory_of_model(shape, settings, checkpointing=device != "cpu", dtype=dtype), available
+
+
+def devices_here(settings: Settings) -> int:
+    """Return how many devices there are of the kind that is computed on."""
+    import torch
+
+    return torch.cuda.device_count() if _device(settings) == "cuda" else 1
 
 
 def _basis(

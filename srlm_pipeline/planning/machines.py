@@ -328,6 +328,11 @@ def remedies(settings: Settings, n_gpus: int) -> list[tuple[str, Settings, int]]
         ("batch_size: 8 in writing and judging", changed(writing, batch_size=8), n_gpus),
         ("method: lora in training", changed(training, method="lora"), n_gpus),
         ("method: lora and micro_batch_size: 1", changed(training, method="lora", micro_batch_size=1), n_gpus),
+        *(
+            [(f"batch_size: {n_gpus} in training", changed(training, batch_size=n_gpus, micro_batch_size=1), n_gpus)]
+            if n_gpus > min(chosen.batch_size for chosen in trainers(settings).values())
+            else []
+        ),
         *((f"{more} devices", settings, more) for more in (2, 4, 8, 16, 32, 64) if more > n_gpus),
         ("method: qlora in training", changed(training, method="qlora", micro_batch_size=1), n_gpus),
     ]

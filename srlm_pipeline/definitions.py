@@ -22,6 +22,7 @@ from srlm_pipeline.assets.automation import (
     tell_of_failures,
 )
 from srlm_pipeline.assets.baselines import baselines_job
+from srlm_pipeline.assets.pods import step_executor
 from srlm_pipeline.resources.project import PROJECT, ProjectResource
 from srlm_pipeline.resources.table_io import TableIOManager
 
@@ -35,6 +36,5 @@ defs = dg.Definitions(
     schedules=[nightly_iteration],
     sensors=[continue_to_planned, tell_of_failures],
     resources={PROJECT: project, "io_manager": TableIOManager(project=project)},
-    # One process per step gives memory back after each; one at a time, because they share the accelerator.
-    executor=dg.multiprocess_executor.configured({"max_concurrent": 1}),
+    executor=step_executor(),
 )

@@ -67,11 +67,13 @@ class ServerError(SrlmError):
     Attributes:
         address: Of the server.
         reason: What it did and what to do.
+        status: HTTP status of its answer, if it was one that tells of a failure.
     """
 
-    def __init__(self, address: str, reason: str) -> None:
+    def __init__(self, address: str, reason: str, status: int | None = None) -> None:
         self.address = address
         self.reason = reason
+        self.status = status
         super().__init__(f"server {address}: {reason}")
 
 
@@ -122,6 +124,10 @@ class DeviceMemoryError(SrlmError):
     def __init__(self, work: str, remedy: str) -> None:
         self.work, self.remedy = work, remedy
         super().__init__(f"{work}: the device's memory ran out. {remedy}")
+
+
+class DivisionError(SrlmError):
+    """A training cannot be divided among processes as the settings ask."""
 
 
 class HarnessError(SrlmError):
@@ -232,6 +238,38 @@ class HomeInUseError(SrlmError):
         self.home, self.process, self.since = Path(home), process, since
         who = f"`srlm run`, process {process}, since {since}," if process else "a step of a run that Dagster started"
         super().__init__(f"{who} is at work in {home}: wait for it, or end it first")
+
+
+class ArchiveError(SrlmError):
+    """The durable copy cannot be reached, read or written.
+
+    Attributes:
+        address: Of the copy, without a password.
+        reason: What happened.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address, self.reason = address, reason
+        super().__init__(f"archive {address}: {reason}")
+
+
+class ArchiveConflictError(ArchiveError):
+    """Another machine has written to the durable copy since this home last did.
+
+    Attributes:
+        names: What both have made, and differently; blank if there is nothing.
+    """
+
+    def __init__(self, address: str, by: str, at: str, names: str, root: Path) -> None:
+        self.names = names
+        who = f"{by or 'somebody'} has written there since this home last did ({at or 'nothing is there now'})"
+        what = (
+            f", and both have made {names}. To go on with what is there, move {root} and the Dagster home away; to go "
+            "on with what is here, choose another archive.url"
+            if names
+            else ". One machine works at a time: `srlm run` or `srlm ui` here takes what is there first"
+        )
+        super().__init__(address, who + what)
 
 
 class TableError(SrlmError):

@@ -145,8 +145,8 @@ class TrackedRun:
         from mlflow.entities import Param
 
         known = self._tracker.client.get_run(self._tracker.curves_run).data.params
-        # The address of a store may hold a password.
-        told = dict(_flat("", settings.model_dump(mode="json", exclude={"tracking"})))
+        # Addresses may hold a password.
+        told = dict(_flat("", settings.model_dump(mode="json", exclude={"tracking", "archive"})))
         new = [Param(name, value) for name, value in told.items() if name not in known]
         for start in range(0, len(new), _PARAM_BATCH):
             self._tracker.client.log_batch(self._tracker.curves_run, params=new[start : start + _PARAM_BATCH])

@@ -37,7 +37,7 @@ class CompletionServer:
         most_listed: How many of them at most.
         faults: Answers to the next requests for a completion, one each.
         always: Answer to all of them.
-        dies_after: So many completions are answered, then connections are dropped.
+        dies_after: So many requests for completions are answered, then all connections are dropped.
         requests: Bodies received, refused ones too.
         keys: Authorization headers received.
     """
@@ -56,6 +56,10 @@ class CompletionServer:
     def __post_init__(self) -> None:
         self._engine = TransformersEngine(self.loaded.model, self.loaded.tokenizer, "served", 1)
         self._lock = threading.Lock()
+
+    @property
+    def dead(self) -> bool:
+        return self.dies_after is not None and len(self.requests) > self.dies_after
 
     def next_fault(self) -> Fault | None:
         return self.faults.pop(0) if self.faults else self.always
@@ -104,6 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.served  # type: ignore[attr-defined, no-any-return]
 
     def do_GET(self) -> None:
+        if self.served.dead:
+            self.close_connection = True
+            return
         self._answer(200, json.dumps({"data": [{"id": self.served.name}]}))
 
     def do_POST(self) -> None:
@@ -111,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         served.keys.append(self.headers.get("Authorization", ""))
         served.requests.append(body)
-        if served.dies_after is not None and len(served.requests) > served.dies_after:
+        if served.dead:
             self.close_connection = True
             return
         fault = served.next_fault()

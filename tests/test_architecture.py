@@ -42,6 +42,7 @@ ORDER = (
     "training",
     "attempts",
     "store",
+    "archive",
     "notices",
     "evaluation",
     "planning",

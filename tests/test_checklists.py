@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_rubric_and_judges import HOSTILE, TAG, judge_tags
 
+from srlm_pipeline.checks.checkable import Checks, DrawnInstruction, DrawnTask, draw_instruction
+from srlm_pipeline.checks.closed_tasks import ClosedTask
 from srlm_pipeline.config import JudgeSettings
 from srlm_pipeline.generation.journal import Journal
 from srlm_pipeline.judging.checklist_judge import ChecklistJudge
@@ -136,6 +138,21 @@ def test_known_questions_come_first_and_enough_of_them_are_not_added_to() -> Non
     assert found["other"] == enough
     assert found[PROMPT] == [*few, *(Question(QUESTIONS[n]) for n in (0, 2, 3))]
     assert len(engine.requests) == 1
+
+
+def test_what_a_prompt_was_made_to_demand_is_asked_first() -> None:
+    asks = "Do not use any commas in your whole reply."
+    checks: dict[str, Checks] = {
+        PROMPT: (
+            DrawnInstruction(draw_instruction("punctuation:no_comma", {}), 1, asks),
+            DrawnInstruction(draw_instruction("punctuation:no_comma", {}), 1),
+        ),
+        "What is 3 + 4?": DrawnTask(ClosedTask("", "arithmetic", "What is 3 + 4?", ("7", "seven"), ()), 1),
+    }
+    judge = make_judge(answering(WRITTEN), JudgeSettings(mode="distribution", rubric="checklist"), 0, "judging", checks)
+    judgements = judge.judge([item(), JudgeItem("b", "What is 3 + 4?", "x")], NullProgress())
+    first = [json.loads(judgement.raw)["questions"][0]["question"] for judgement in judgements]
+    assert first == [f'Does the response do what this asks: "{asks}"?', 'Does the response give the answer "7"?']
 
 
 def test_the_model_goes_on_with_a_list_for_this_prompt_that_it_seems_to_have_begun() -> None:

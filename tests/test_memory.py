@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srlm_pipeline.config import DpoSettings, LoraSettings, ModelSettings, RewardModelSettings, SftSettings
+from srlm_pipeline.config.training import obstacle
 from srlm_pipeline.errors import DeviceMemoryError, SrlmError
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling
 from srlm_pipeline.generation.transformers_engine import TransformersEngine
@@ -182,6 +183,9 @@ def test_flash_attention_is_refused_where_it_cannot_work(tiny_model: Path) -> No
 
 
 def test_settings_that_cannot_go_together() -> None:
+    for alone in ({"packing": True}, {"micro_batch_size": "auto"}):
+        assert obstacle(SftSettings(**alone), 1, "ddp") is None
+        assert next(iter(alone)) in (obstacle(SftSettings(**alone), 2, "ddp") or "")
     with pytest.raises(ValueError, match=r"dpo\.reference seed"):
         DpoSettings(method="qlora", reference="seed")
     with pytest.raises(ValueError, match="the reward model"):

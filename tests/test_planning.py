@@ -713,7 +713,8 @@ def test_no_more_devices_train_than_share_a_batch_evenly(batch: int, devices: in
         ("8B", 1, "lora", ("one", 1)),
         ("8B", 8, "lora", ("ddp", 8)),
         ("8B", 8, "full", ("fsdp2", 8)),
-        ("70B", 8, "lora", ("fsdp2", 8)),
+        ("70B", 8, "lora", ("ddp", 8)),
+        ("70B", 8, "full", ("fsdp2", 8)),
         ("70B", 64, "full", ("fsdp2", 16)),
     ],
 )
@@ -875,7 +876,7 @@ def test_all_devices_are_paid_for(srlm: Srlm) -> None:
     said = srlm(*words)[1]
     assert "an iteration" in said
     # Each way of training, with what a device would hold.
-    for way in ("qlora, ddp", "lora, fsdp2", "full, adamw_8bit, fsdp2"):
+    for way in ("qlora, ddp", "lora, ddp", "full, adamw_8bit, fsdp2"):
         assert way in said
 
 

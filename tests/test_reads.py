@@ -48,6 +48,7 @@ STALE: dict[str, set[str]] = {
     "preset": set(),
     "project": set(STAGES),
     "storage": set(STAGES),
+    "archive": set(),
     "owners": set(),
     "seed": (set(STAGES) - TABLES_FROM_FILES)
     - {"policy", "champion", "preference_pairs", "collapse_monitors", "promotion", "iteration_report"},
@@ -98,6 +99,7 @@ STALE: dict[str, set[str]] = {
     "baselines.start_from": {"seed_model"},
     "baselines.reward_model": {"reward_model"},
     "baselines.rlhf": {"rlhf_model"},
+    "training": set(),
     "evaluation.arbiters": MATCHES | DECIDING,
     "evaluation.tie_margin": MATCHES,
     "evaluation.other_answers": {"win_rates"},
@@ -116,6 +118,7 @@ STALE: dict[str, set[str]] = {
     "schedule": set(),
     "tracking": set(),
     "notices": set(),
+    "resources": set(),
 }
 # Knobs: how something is computed, how it is reached, when it is given up.
 RESOURCES = {

@@ -71,7 +71,7 @@ def job(source: Path, work: Path, model: ModelSettings = MODEL) -> TrainingJob:
 def train(source: Path, reward: LikesFewLetters, work: Path, dtype: str = "float32", **changes: Any) -> Any:
     settings = RlhfSettings(**(COMMON | changes))
     model = ModelSettings(device="cpu", dtype=dtype)
-    return train_rlhf(job(source, work, model), PROMPTS, reward, settings)  # type: ignore[arg-type]
+    return train_rlhf(job(source, work, model), PROMPTS, lambda _: reward, settings)  # type: ignore[arg-type, return-value]
 
 
 def column(run: Any, name: str) -> list[float]:
@@ -179,13 +179,13 @@ def test_progress_counts_the_steps(tiny_model: Path, tmp_path: Path, judge: Like
     lines: list[str] = []
     settings = RlhfSettings(**(COMMON | {"max_steps": 3}))
     progress = LogProgress(lines.append, every=0)
-    train_rlhf(replace(job(tiny_model, tmp_path), progress=progress), PROMPTS, judge, settings)  # type: ignore[arg-type]
+    train_rlhf(replace(job(tiny_model, tmp_path), progress=progress), PROMPTS, lambda _: judge, settings)  # type: ignore[arg-type, return-value]
     assert any("3/3" in line for line in lines), lines
 
 
 def test_without_prompts_nothing_is_trained(tiny_model: Path, tmp_path: Path, judge: LikesFewLetters) -> None:
     settings = RlhfSettings(**COMMON)
     with pytest.raises(EmptyDataError, match="no prompts"):
-        train_rlhf(job(tiny_model, tmp_path), [], judge, settings)  # type: ignore[arg-type]
+        train_rlhf(job(tiny_model, tmp_path), [], lambda _: judge, settings)  # type: ignore[arg-type, return-value]
     with pytest.raises(EmptyDataError, match=r"baselines\.rlhf\.max_length"):
-        train_rlhf(job(tiny_model, tmp_path), ["x" * 100], judge, settings)  # type: ignore[arg-type]
+        train_rlhf(job(tiny_model, tmp_path), ["x" * 100], lambda _: judge, settings)  # type: ignore[arg-type, return-value]

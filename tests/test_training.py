@@ -35,7 +35,7 @@ from srlm_pipeline.training.ranking_items import (
 )
 from srlm_pipeline.training.ranking_trainer import STRAYED, RankingTrainer, item_loss
 from srlm_pipeline.training.resumption import newest_whole
-from srlm_pipeline.training.retention import divergence, draw_retained
+from srlm_pipeline.training.retention import RetainedReply, divergence, draw_retained
 from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
 
 pytestmark = pytest.mark.slow
@@ -413,7 +413,7 @@ def test_retention_keeps_replies_as_they_were_while_judging_is_learned(
 ) -> None:
     kept = [SftExample(f"question {n}", "a word and another " * 3) for n in range(4)]
     tokenizer = load_model(tiny_model, ModelSettings(dtype="float32")).tokenizer
-    reply = draw_retained(tokenizer, kept, 1, 512, 0)[0]
+    replies = draw_retained(tokenizer, kept, 1, 512, 0)[0]
     strayed = {}
     for weight in (0.0, 30.0):
         settings = EftSettings(
@@ -421,18 +421,47 @@ def test_retention_keeps_replies_as_they_were_while_judging_is_learned(
         )
         run = train_ranking(job(tiny_model, tmp_path / f"{weight}"), RANKED, settings, "short", kept)
         base = load_model(tiny_model, ModelSettings(dtype="float32")).model
-        strayed[weight] = divergence(run.loaded.model, base, reply).item()
+        strayed[weight] = divergence(run.loaded.model, base, replies, 0).item()
         assert (run.final(STRAYED) is not None) == bool(weight)
     assert 0 < strayed[30.0] < strayed[0.0] / 3
 
 
 def test_replies_to_be_kept_come_in_turn(tiny_model: Path) -> None:
     tokenizer = load_model(tiny_model, ModelSettings(dtype="float32")).tokenizer
-    kept = [SftExample("q", letter) for letter in "abc"]
-    drawn = draw_retained(tokenizer, kept, 7, 512, seed=1)
-    times = Counter(tuple(reply.tokens[-reply.n_reply :]) for reply in drawn)
-    assert sorted(times.values()) == [2, 2, 3]
-    assert all(0 < reply.n_reply < len(reply.tokens) for reply in drawn)
+    kept = [SftExample("q", letter * 200) for letter in "abc"]
+    drawn = draw_retained(tokenizer, kept, 4, 512, seed=1)
+    assert [len(replies) for replies in drawn] == [4] * 4
+    times = Counter(tuple(reply.tokens) for replies in drawn for reply in replies)
+    assert sorted(times.values()) == [5, 5, 6]
+    whole = encode_example(tokenizer, kept[0], 512)
+    assert whole is not None
+    of_first = next(
+        reply for replies in drawn for reply in replies if reply.tokens == whole["input_ids"][: len(reply.tokens)]
+    )
+    assert len(of_first.tokens) - of_first.n_reply == whole["completion_mask"].index(1), "the prompt is there whole"
+    assert of_first.n_reply < sum(whole["completion_mask"]), "and the reply's beginning"
+
+
+def test_straying_is_the_mean_divergence_at_every_token_of_the_replies(tiny_model: Path) -> None:
+    loaded = load_model(tiny_model, ModelSettings(dtype="float32"))
+    other = load_model(tiny_model, ModelSettings(dtype="float32")).model
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    replies = [RetainedReply([5, 6, 7, 8, 9], 2), RetainedReply([5, 6, 7], 1), RetainedReply([9, 8, 7, 6, 5, 4], 4)]
+    by_hand = []
+    for reply in replies:
+        ids = torch.tensor([reply.tokens])
+        with torch.inference_mode():
+            now, was = (network(input_ids=ids).logits[0].log_softmax(-1) for network in (other, loaded.model))
+        by_hand += (was.exp() * (was - now)).sum(-1)[-reply.n_reply - 1 : -1].tolist()
+    found = divergence(other, loaded.model, replies, 0)
+    assert found.item() == pytest.approx(sum(by_hand) / 7, rel=1e-4)
+    assert divergence(other, other, replies, 0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_retention_without_a_reply_to_keep_is_refused(tiny_model: Path) -> None:
+    tokenizer = load_model(tiny_model, ModelSettings(dtype="float32")).tokenizer
     with pytest.raises(EmptyDataError, match=r"none fits into eft\.max_length"):
         draw_retained(tokenizer, [SftExample("long " * 600, "x")], 1, 64, seed=1)
     with pytest.raises(EmptyDataError, match=r"eft\.retention needs data\.ift"):

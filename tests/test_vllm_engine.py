@@ -15,11 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
+from srlm_pipeline.commands.diagnosis import _engine
 from srlm_pipeline.config import EngineSettings, ModelSettings, Settings
 from srlm_pipeline.errors import ServerError
 from srlm_pipeline.generation import vllm_engine
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.generation.opening import release_engines
+from srlm_pipeline.generation.server_pool import ServerShares
 from srlm_pipeline.generation.vllm_engine import VllmEngine
 from srlm_pipeline.models.checkpoint import Checkpoint
 
@@ -125,8 +127,7 @@ def test_a_killed_guard_leaves_no_server_behind_the_next_one(tiny_model: Path, t
     write(engine)
     (start,) = starts(tmp_path)
     guard = psutil.Process(start["processes"][0]).ppid()
-    server = vllm_engine._running
-    assert server is not None
+    (server,) = vllm_engine._running
     os.kill(guard, number)
     # Not `wait_until_ended`: a dead process with a thread that is not yet gone has not ended for its parent.
     while server.alive:
@@ -169,3 +170,91 @@ def test_the_server_gets_the_chosen_device_and_no_telemetry(
     (start,) = starts(tmp_path)
     assert start["environment"] == {"CUDA_VISIBLE_DEVICES": expected, "DO_NOT_TRACK": "1", "VLLM_API_KEY": None}
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+
+def test_several_servers_start_side_by_side_each_on_devices_of_its_own(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srlm_pipeline.models.loading.choose_device", lambda _: "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,6,7")
+    monkeypatch.setattr(vllm_engine, "START_SECONDS", 60)
+    sizes = {"vllm_servers": 2, "tensor_parallel_size": 2, "vllm_arguments": ("--meets", "2")}
+    # Each is up once both have been started: one after the other they would never be.
+    engine = engine_of(tiny_model, device="cuda", **sizes)
+    shares = ServerShares()
+    requests = [GenerationRequest(str(n), engine.render("hi"), n) for n in range(40)]
+    assert len(engine.generate(requests, Sampling(max_new_tokens=8))) == 40
+    started = starts(tmp_path)
+    assert sorted(start["environment"]["CUDA_VISIBLE_DEVICES"] for start in started) == ["3,4", "6,7"]
+    assert all(start["arguments"][8:10] == ["--tensor-parallel-size", "2"] for start in started)
+    told = shares.told()["servers"]
+    assert set(told) == {"vllm-1", "vllm-2"}
+    assert sum(share["answers"] for share in told.values()) == 40
+    write(engine)
+    assert len(starts(tmp_path)) == 2, "they stay for the next"
+    write(engine_of(tiny_model, "another digest", "cuda", **sizes))
+    assert len(starts(tmp_path)) == 4
+    wait_until_ended([process for start in started for process in start["processes"]])
+
+
+def test_of_a_server_that_is_killed_half_way_every_item_is_done_once_and_the_next_batch_starts_it_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kill = tmp_path / "kill"
+    monkeypatch.setenv("FAKE_VLLM_KILL", str(kill))
+    engine = engine_of(tiny_model, vllm_servers=2, concurrency=2)
+    requests = [GenerationRequest(str(n), engine.render("hi"), n) for n in range(60)]
+    finished: list[str] = []
+
+    def keep(batch: list[Completion]) -> None:
+        if len(finished) < 20 <= len(finished) + len(batch):
+            kill.touch()
+        finished.extend(completion.key for completion in batch)
+
+    written = engine.generate(requests, Sampling(max_new_tokens=8), keep)
+    assert not kill.exists(), "one has died"
+    assert [completion.key for completion in written] == [request.key for request in requests]
+    assert sorted(finished, key=int) == [request.key for request in requests]
+    assert "ended while it was working, and the others did its work" in caplog.text
+    assert write(engine)
+    assert len(starts(tmp_path)) == 3
+    assert all(server.alive for server in vllm_engine._running)
+
+
+def test_when_one_of_several_does_not_start_none_is_left(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="it did not start"):
+        write(engine_of(tiny_model, vllm_servers=2, vllm_arguments=("--fails",)))
+    assert not vllm_engine._running
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "said"),
+    [
+        (
+            "cuda",
+            {"vllm_servers": 2, "data_parallel_size": 2},
+            "engine.vllm_servers 2 times engine.data_parallel_size 2 takes 4 devices, and there are 2",
+        ),
+        ("cuda:1", {"tensor_parallel_size": 2}, "takes 2 devices, and model.device is cuda:1: make it cuda"),
+    ],
+)
+def test_more_devices_than_there_are_are_refused_before_anything_starts(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, device: str, sizes: dict[str, int], said: str
+) -> None:
+    monkeypatch.setattr("srlm_pipeline.models.loading.choose_device", lambda _: "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ServerError, match=said):
+        engine_of(tiny_model, device=device, **sizes)
+    with pytest.raises(ServerError, match=said):
+        _engine(Settings(engine=EngineSettings(kind="vllm", **sizes), model=ModelSettings(device=device)))
+
+
+def test_one_server_takes_the_sizes_and_sees_all_devices(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("srlm_pipeline.models.loading.choose_device", lambda _: "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    write(engine_of(tiny_model, device="cuda", data_parallel_size=4, vllm_arguments=("--max-model-len", "1024")))
+    (start,) = starts(tmp_path)
+    assert start["arguments"][8:] == ["--data-parallel-size", "4", "--max-model-len", "1024"]
+    assert start["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"

@@ -4,6 +4,7 @@ Neither job of the loop needs them, unless `baselines.start_from` names one as t
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -93,9 +94,9 @@ def rlhf_model(stage: Stage, ift_dataset: pd.DataFrame) -> dg.MaterializeResult:
     baseline, frozen = store.checkpoint(SFT_BASELINE), store.checkpoint(REWARD_MODEL)
     inputs = (frozen.digest, table_digest(ift_dataset))
     job = training_job(stage, RLHF_MODEL, baseline, "training with RLOO", *inputs)
-    reward = open_reward_model(frozen.path, settings.baselines.reward_model, settings.model)
+    open_reward = partial(open_reward_model, frozen.path, settings.baselines.reward_model)
     prompts = ift_dataset["prompt"].drop_duplicates().tolist()
-    trained = train_rlhf(job, prompts, reward, settings.baselines.rlhf)
+    trained = train_rlhf(job, prompts, open_reward, settings.baselines.rlhf)
     lineage = {"reward_model": frozen.digest, "rlhf": settings.baselines.rlhf.model_dump()}
     saved = save_trained(stage, trained, RLHF_MODEL, baseline.digest, lineage)
     rewards = [entry["reward"] for entry in trained.history if "reward" in entry]

@@ -120,9 +120,10 @@ def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeR
     """N replies of M_t to every prompt."""
     from srlm_pipeline.data.chat import template_system_prompt
     from srlm_pipeline.generation.candidates import write_candidates
+    from srlm_pipeline.generation.server_pool import ServerShares
     from srlm_pipeline.models.loading import load_tokenizer
 
-    settings = stage.own_settings
+    settings, servers = stage.own_settings, ServerShares()
     draws = f"candidates/{stage.partition}"
     model = stage.store.entering_model(stage.iteration)
     journal = stage.journal(draws)
@@ -151,6 +152,7 @@ def candidates(stage: Stage, generated_prompts: pd.DataFrame) -> dg.MaterializeR
         "cut_off_share": float((table["finish_reason"] == "length").mean()),
         "tokens": int(table["n_tokens"].sum()),
         "tokens_per_second": pace,
+        **servers.told(),
     }
     checks = [check("empty_completions", empty == 0, f"{empty:.1%} of the replies are empty", share=empty)]
     return table_result(table, metadata, checks, preview=["prompt_id", "sample", "prompt", "completion"])
@@ -183,10 +185,11 @@ def judged_scores(
     """Scores of M_t's replies, 0 to 5, by M_t itself (LLM-as-a-Judge) or by a panel."""
     from srlm_pipeline.checks.checkable import checks_of
     from srlm_pipeline.evaluation.opening import open_judge
+    from srlm_pipeline.generation.server_pool import ServerShares
     from srlm_pipeline.judging.scoring import score_candidates, score_forms
     from srlm_pipeline.prompting.difficulty import difficulty_curve
 
-    calls, draws = ExternalCalls(stage), f"judging/{stage.partition}"
+    calls, servers, draws = ExternalCalls(stage), ServerShares(), f"judging/{stage.partition}"
     model = stage.store.entering_model(stage.iteration)
     judge = open_judge(stage.own_settings, stage.store, stage.engine, model, draws, checks_of(generated_prompts))
     journal = stage.journal(draws)
@@ -212,6 +215,7 @@ def judged_scores(
         "score_histogram": histogram(table["score"], f"Replies of {model.name}, {stage.partition}"),
         "judgements_per_second": pace,
         "score_forms": dict(score_forms(table["raw"])),
+        **servers.told(),
         **calls.told(),
     }
     least = stage.settings.judge.min_parse_rate

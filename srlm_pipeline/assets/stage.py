@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from srlm_pipeline.assets.columns import column_lineage
+from srlm_pipeline.assets.pods import pod_tags
 from srlm_pipeline.assets.short import in_short
 from srlm_pipeline.assets.work import drop_recorded_work
 from srlm_pipeline.config import Settings
@@ -190,6 +191,7 @@ def srlm_asset(
                 user_errors(),
                 shared_use(home),
                 project.interruptible(),
+                project.archived(context.log.warning),
                 project.tracked(context) if tracked else nullcontext() as run,
             ):
                 stage = Stage(context, project, run)
@@ -222,6 +224,7 @@ def srlm_asset(
             tags={"project": settings.project, "part": group, "needs": "accelerator" if compute else "little"},
             code_version=reads.version(settings),
             pool=ACCELERATOR_POOL if compute else None,
+            op_tags=pod_tags(settings.resources.get(name)),
             retry_policy=retry_training if retries else None,
             partitions_def=iterations if per_iteration else None,
             metadata={

@@ -26,13 +26,18 @@ def training_job(
         description: Shown with the progress.
         inputs: Digests of whatever it is trained on.
         settings: Of an iteration; those of the project where it is none.
+
+    Raises:
+        DivisionError: If it cannot be divided among devices as the settings ask.
     """
     from srlm_pipeline.training.common import TrainingJob
+    from srlm_pipeline.training.launching import launch_for
 
     settings = settings or stage.settings
+    launch = launch_for(settings)
     stage.store.begin_work(name)
     work = stage.store.work_folder(name, STAGES[stage.name].fingerprint(settings), source.digest, *inputs)
-    return TrainingJob(source.path, settings.model, settings.seed, work, description, stage.progress)
+    return TrainingJob(source.path, settings.model, settings.seed, work, description, stage.progress, launch)
 
 
 def save_trained(

@@ -1,8 +1,8 @@
 """What a program can check of the replies to one invented prompt: its instructions, or the answer to its task.
 
 Written into tables as JSON, so that a prompt's checks stay with it:
-``{"instructions": [{"kind": ..., "arguments": {...}}]}`` or ``{"kind": ..., "answers": [...], "wrong": [...]}``, each
-with the ``level`` of difficulty at which it was drawn.
+``{"instructions": [{"kind": ..., "arguments": {...}, "wording": ...}]}`` or ``{"kind": ..., "answers": [...],
+"wrong": [...]}``, each with the ``level`` of difficulty at which it was drawn.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ class DrawnInstruction:
     Attributes:
         instruction: What is checked.
         level: From 1.
+        wording: The sentence of the prompt that asks for it; empty where it is not known.
     """
 
     instruction: Instruction
     level: int
+    wording: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ def write_checks(checks: Checks) -> str:
                     "kind": drawn.instruction.kind.name,
                     "arguments": drawn.instruction.arguments.model_dump(mode="json"),
                     "level": drawn.level,
+                    "wording": drawn.wording,
                 }
                 for drawn in checks
             ]
@@ -125,7 +128,7 @@ def read_checks(text: str, prompt: str) -> Checks | None:
         task = ClosedTask("", content["kind"], prompt, tuple(content["answers"]), tuple(content["wrong"]))
         return DrawnTask(task, content["level"])
     return tuple(
-        DrawnInstruction(draw_instruction(one["kind"], one["arguments"]), one["level"])
+        DrawnInstruction(draw_instruction(one["kind"], one["arguments"]), one["level"], one.get("wording", ""))
         for one in content["instructions"]
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Column, Table
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.assets.registry import is_lost
 from srlm_pipeline.collecting import Item, freed, remove, survey
 from srlm_pipeline.commands.terminal import console
@@ -25,6 +26,7 @@ def clean(settings: Settings, delete: bool) -> None:
 
     Raises:
         HomeInUseError: If something is to be deleted while somebody is at work.
+        ArchiveError: If the durable copy cannot be read or written; it is cleaned too.
     """
     store = open_store(settings)
     if not store.root.is_dir():
@@ -36,14 +38,23 @@ def clean(settings: Settings, delete: bool) -> None:
         room = freed([item for item in found if not item.needed])
         console.print(f"`srlm gc --delete` would free {_size(room)}" if room else "nothing to delete")
         return
+    archive = open_archive(settings)
     with sole_use(Path(os.environ["DAGSTER_HOME"])):
+        if archive is not None:
+            archive.fetch(_say, with_records=True)
         found = survey(store, settings, _registered(store, settings))
         unneeded = [item for item in found if not item.needed]
         room = freed(unneeded)
         _show(store, unneeded)
         for item in unneeded:
             remove(item)
+        if archive is not None:
+            archive.push(with_records=True, removed=[item.path for item in unneeded])
     console.print(f"{len(unneeded)} deleted, {_size(room)} freed")
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False)
 
 
 def _registered(store: ProjectStore, settings: Settings) -> set[Path] | None:

@@ -14,9 +14,10 @@ import psutil
 from rich.markup import escape
 from rich.table import Table
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, load_settings
-from srlm_pipeline.errors import DiskSpaceError, SrlmError
+from srlm_pipeline.errors import DiskSpaceError, ServerError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
 from srlm_pipeline.tracking import former_homes
@@ -59,6 +60,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
             lambda: f"{os.environ.get('SRLM_CONFIG', 'quickstart')} is valid (project {settings().project})",
         ),
         ("device", lambda: _device(settings())),
+        ("training", lambda: _training(settings())),
         ("acceleration", lambda: _acceleration(settings())),
         ("engine", lambda: _engine(settings())),
         ("base model", lambda: _base_model(settings())),
@@ -67,6 +69,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("other answers", lambda: _other_answers(settings())),
         ("encoder", lambda: _encoder(settings())),
         ("notices", lambda: _notices(settings())),
+        ("archive", lambda: _archive(settings())),
         ("memory", _memory),
         ("what fits", lambda: _what_fits(settings())),
         ("disk", lambda: _disk(settings())),
@@ -89,6 +92,16 @@ def _device(settings: Settings) -> str:
     return f"{device}{named}, computing in {dtype}"
 
 
+def _training(settings: Settings) -> str:
+    from srlm_pipeline.training.devices import require_division
+
+    division = require_division(settings)
+    if division.processes == 1:
+        return f"one process on {division.devices[0]}"
+    devices = f"{division.processes} cores" if division.devices[0] == "cpu" else ", ".join(division.devices)
+    return f"{division.processes} processes ({division.strategy}) on {devices}"
+
+
 def _acceleration(settings: Settings) -> str:
     from srlm_pipeline.acceleration.allocation import HUGE_PAGES, KEPT_MEMORY
     from srlm_pipeline.acceleration.caches import IN_PLACE, SHARED_BEGINNING
@@ -109,12 +122,20 @@ def _engine(settings: Settings) -> str:
     from srlm_pipeline.generation.opening import choose_engine
 
     kind, reason = choose_engine(settings)
+    if kind == "vllm":
+        from srlm_pipeline.generation.vllm_engine import server_devices
+
+        servers = [f"; server {n} on devices {seen}" for n, seen in enumerate(server_devices(settings), 1) if seen]
+        return f"{kind}: {reason}{''.join(servers)}"
     if kind != "openai":
         return f"{kind}: {reason}"
     # One short try: a person is waiting.
     quick = settings.engine.model_copy(update={"timeout_seconds": 10.0, "max_retries": 0})
-    served = CompletionClient(quick, str(quick.base_url)).served()
-    return f"{kind}: {reason}; {quick.base_url} serves {', '.join(served) or 'nothing'}"
+    served = {address: CompletionClient(quick, address).served() for address in quick.addresses}
+    found = "; ".join(f"{address} serves {', '.join(names) or 'nothing'}" for address, names in served.items())
+    if len(served) > 1 and not set.intersection(*map(set, served.values())):
+        raise ServerError(", ".join(served), f"no model is served by all of them: {found}")
+    return f"{kind}: {reason}; {found}"
 
 
 def _base_model(settings: Settings) -> str:
@@ -201,6 +222,14 @@ def _notices(settings: Settings) -> str:
     return f"{', '.join(names)} ({settings.notices.variable}); `srlm notify` sends a message to try"
 
 
+def _archive(settings: Settings) -> str:
+    archive = open_archive(settings)
+    if archive is None:
+        return "none: what is finished is in the Dagster home alone (archive.url)"
+    archive.remote.probe()
+    return f"{archive.remote.address} can be written; {archive.standing()}"
+
+
 def _instance(settings: Settings) -> str:
     former = former_homes(settings)
     moved = f"; it was {' and '.join(former)} before, and MLflow's addresses follow with the next run" if former else ""
@@ -227,13 +256,14 @@ def _what_fits(settings: Settings) -> str:
         return "not looked at: the base model is not here yet"
     shape = configured_shape(settings, store)
     memory, available = memory_here(shape, settings)
-    sections = {"engine": "writing", **{trainer: chosen.section for trainer, chosen in trainers(settings).items()}}
+    sections: dict[str, str] = {"engine": "writing"}
+    sections.update({trainer: chosen.key for trainer, chosen in trainers(settings).items()})
     needed = {kind: memory[kind].fixed + memory[kind].per_token * held for kind, held in most_held(settings).items()}
     listed = ", ".join(f"{sections[kind]} {n / 2**30:.1f}" for kind, n in needed.items())
     whole = f"{listed} of {available / 2**30:.1f} GiB with texts as long as may be"
     devices, strategies = devices_here(settings), ""
     if devices > 1:
-        chosen = {t.section: choose_strategy(shape, t, devices, available) for t in trainers(settings).values()}
+        chosen = {t.key: choose_strategy(shape, t, devices, available) for t in trainers(settings).values()}
         strategies = "; strategy to take: " + ", ".join(f"{n} {how} on {ranks}" for n, (how, ranks) in chosen.items())
     large = [sections[kind] for kind, n in needed.items() if n > available]
     if not large:

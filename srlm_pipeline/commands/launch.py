@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,20 @@ from dagster._core.events import RunFailureReason
 from dagster._core.loader import LoadingContext
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.assets.automation import IN_PROGRESS, failure_of, is_refused, iteration_in_flight, metadata_of
 from srlm_pipeline.assets.products import loss
 from srlm_pipeline.assets.registry import restore_registry
 from srlm_pipeline.assets.stage import iterations
-from srlm_pipeline.config import load_settings
-from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.config import LauncherSettings, Settings, load_settings
+from srlm_pipeline.errors import ArchiveError, SrlmError
 from srlm_pipeline.evaluation.other_answers import require_names
 from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
 from srlm_pipeline.store import iteration_number, open_store, partition_key
 from srlm_pipeline.tracking import is_local
+from srlm_pipeline.training.devices import require_division
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ def run_loop(
     Raises:
         RunFailedError: If an asset fails.
         SrlmError: If more iterations are asked for than are planned, or another run is in flight.
+        ArchiveError: If the durable copy cannot be read in the beginning, or written in the end.
         HomeInUseError: If another process is at work in the same home.
         KeyboardInterrupt: If a signal ended it.
     """
@@ -87,7 +90,7 @@ def run_loop(
         raise SrlmError(
             f"{n_iterations} iterations were asked for, but {planned} are planned: raise schedule.planned_iterations"
         )
-    with sole_use(Path(instance.root_directory)):
+    with sole_use(Path(instance.root_directory)), _archived(load_settings(None, overrides), announce):
         close_dead_runs(instance)
         running = iteration_in_flight(instance)
         if running is not None:
@@ -96,6 +99,9 @@ def run_loop(
             )
         settings = load_settings(None, overrides)
         require_names([Path(path) for path in settings.evaluation.other_answers])
+        if settings.training.launcher != LauncherSettings():
+            # The default can always be had, and asking costs the import of torch.
+            require_division(settings)
         open_store(settings).tidy()
         times = StageTimes()
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)
@@ -170,6 +176,26 @@ def is_orphan(run: dg.DagsterRun) -> bool:
     """Return whether a run was begun by a command line that no longer lives."""
     process = run.tags.get(PROCESS_TAG)
     return process is not None and not _alive(process)
+
+
+@contextmanager
+def _archived(settings: Settings, announce: Callable[[str], None]) -> Iterator[None]:
+    """Begin with what the durable copy has, records included, and leave everything there in the end."""
+    archive = open_archive(settings)
+    if archive is None:
+        yield
+        return
+    taken = archive.fetch(announce, with_records=True)
+    if taken:
+        announce(f"taken from {archive.remote.address}: {len(taken)} files")
+    try:
+        yield
+    except Exception:
+        # What went wrong is what there is to say.
+        with suppress(ArchiveError):
+            archive.push(with_records=True)
+        raise
+    archive.push(with_records=True)
 
 
 def _run_outstanding(

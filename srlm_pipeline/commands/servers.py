@@ -17,10 +17,12 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.commands.terminal import console
 from srlm_pipeline.commands.webserver import ALLOWED_HOSTS_VARIABLE, LOOPBACK
 from srlm_pipeline.config import Settings
-from srlm_pipeline.errors import SrlmError
+from srlm_pipeline.errors import HomeInUseError, SrlmError
+from srlm_pipeline.lock import sole_use
 from srlm_pipeline.tracking import artifact_location, follow_home, remember_ui, tracking_uri
 
 START_SECONDS = 120
@@ -43,6 +45,7 @@ def serve(
     Raises:
         SrlmError: If a port is taken, MLflow's store cannot be used, or a server ends by itself.
     """
+    _take_from_archive(settings)
     follow_home(settings)
     for port, option in ((dagster_port, "--dagster-port"), (mlflow_port, "--mlflow-port")):
         require_free_port(host, port, option)
@@ -74,6 +77,14 @@ def serve(
         console.print("ending")
     finally:
         stop_all(processes)
+
+
+def _take_from_archive(settings: Settings) -> None:
+    """Begin with what the durable copy has, unless somebody is at work here."""
+    archive = open_archive(settings)
+    if archive is not None:
+        with contextlib.suppress(HomeInUseError), sole_use(Path(os.environ["DAGSTER_HOME"])):
+            archive.fetch(lambda line: console.print(line, markup=False), with_records=True)
 
 
 def server_commands(

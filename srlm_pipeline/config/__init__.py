@@ -1,5 +1,7 @@
 """Settings: what a project decides, in one YAML file. Nothing here knows where settings are used."""
 
+from srlm_pipeline.config.archive import ArchiveSettings
+from srlm_pipeline.config.cluster import StepResources
 from srlm_pipeline.config.data import DataSettings, SourceSettings
 from srlm_pipeline.config.evaluation import (
     PROGRAMS,
@@ -32,14 +34,18 @@ from srlm_pipeline.config.settings import (
 )
 from srlm_pipeline.config.training import (
     BaselineSettings,
+    DivisionSettings,
     DpoSettings,
     EarlyStoppingSettings,
     EftSettings,
+    LauncherSettings,
     LoraSettings,
     RewardModelSettings,
     RlhfSettings,
     SftSettings,
+    Strategy,
     TrainingSettings,
+    obstacle,
 )
 
 __all__ = [
@@ -51,10 +57,12 @@ __all__ = [
     "PROGRAMS",
     "VERIFIERS",
     "ArbiterSettings",
+    "ArchiveSettings",
     "BaselineSettings",
     "CandidateSettings",
     "ClosedTaskSettings",
     "DataSettings",
+    "DivisionSettings",
     "DpoSettings",
     "EarlyStoppingSettings",
     "EftSettings",
@@ -62,6 +70,7 @@ __all__ = [
     "EvaluationSettings",
     "EvolutionSettings",
     "JudgeSettings",
+    "LauncherSettings",
     "LoraSettings",
     "MarginSettings",
     "ModelSettings",
@@ -81,6 +90,8 @@ __all__ = [
     "Settings",
     "SftSettings",
     "SourceSettings",
+    "StepResources",
+    "Strategy",
     "ThinkingSettings",
     "TrackingSettings",
     "TrainingSettings",
@@ -89,6 +100,7 @@ __all__ = [
     "describe_fields",
     "load_settings",
     "merge_overrides",
+    "obstacle",
     "parse_override",
     "role_of",
 ]

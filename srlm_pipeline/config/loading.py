@@ -60,7 +60,7 @@ def load_settings(source: str | Path | None = None, overrides: Mapping[str, Any]
             raise SettingsError([f"preset: unknown preset {preset!r}{_nearest(str(preset), PRESETS)}"], str(path))
         folder = path.resolve().parent
         own = _absolute_paths(own, Settings, folder)
-        if own.get("storage"):
+        if own.get("storage") and "://" not in str(own["storage"]):
             own["storage"] = str((folder / Path(str(own["storage"])).expanduser()).resolve())
         merged = _lay_over(_read_preset(preset), own)
     over = _lay_over(_long_form(json.loads(os.environ.get(OVERRIDES_VARIABLE, "{}"))), _long_form(overrides or {}))

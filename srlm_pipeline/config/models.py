@@ -65,22 +65,40 @@ class EngineSettings(Section):
         None, description="interpreter of the environment that has vLLM; None: the one that runs the pipeline"
     )
     vllm_arguments: tuple[str, ...] = Field((), description="further arguments of `vllm serve`")
-    base_url: str | None = Field(None, description="of the server, e.g. http://127.0.0.1:8000/v1; for openai")
+    vllm_servers: int = Field(
+        1, ge=1, description="servers that vLLM is started as, on devices of their own; if one dies, the others go on"
+    )
+    data_parallel_size: int = Field(1, ge=1, description="copies of the model in each vLLM server, which balances them")
+    tensor_parallel_size: int = Field(1, ge=1, description="devices over which vLLM splits each copy of the model")
+    base_url: str | tuple[str, ...] | None = Field(
+        None, description="of the server, or a list of them, e.g. http://127.0.0.1:8000/v1; for openai"
+    )
     model: str = Field(
         "{path}",
         description="name under which the server knows a model; {path}, {name} and {digest} are the checkpoint's",
     )
     api_key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the server's key")
     concurrency: int | None = Field(
-        None, ge=1, description="requests in flight; None: 16, or 256 for a vLLM that the pipeline starts"
+        None,
+        ge=1,
+        description="requests in flight at each server; None: 16, or 256 for each copy of a vLLM that we start",
     )
     timeout_seconds: float = Field(600.0, gt=0, description="of one request, the wait for its turn included")
     max_retries: int = Field(5, ge=0, description="of a request that failed for the server's sake, with back-off")
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the servers of `base_url`."""
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
+
     @model_validator(mode="after")
-    def _server_is_named(self) -> EngineSettings:
-        if self.kind == "openai" and not self.base_url:
+    def _servers_are_named(self) -> EngineSettings:
+        if self.kind == "openai" and not all(self.addresses or ("",)):
             raise ValueError("engine.kind openai needs engine.base_url")
+        names = [address.rstrip("/") for address in self.addresses]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"engine.base_url names {twice} twice")
         return self
 
 

@@ -92,7 +92,7 @@ class Section(BaseModel):
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a setting is, if it is one."""
-    if get_origin(annotation) is tuple:
+    if get_origin(annotation) in (tuple, dict):
         return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

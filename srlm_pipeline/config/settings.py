@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from srlm_pipeline.config.archive import ArchiveSettings
+from srlm_pipeline.config.cluster import ASSETS, StepResources
 from srlm_pipeline.config.data import DataSettings
 from srlm_pipeline.config.evaluation import EvaluationSettings, MonitorSettings, PromotionSettings
 from srlm_pipeline.config.models import VERIFIERS, EngineSettings, ModelSettings
@@ -28,7 +30,15 @@ from srlm_pipeline.config.self_instruction import (
     PairSettings,
     PromptGenerationSettings,
 )
-from srlm_pipeline.config.training import BaselineSettings, DpoSettings, EftSettings, SftSettings
+from srlm_pipeline.config.training import (
+    BaselineSettings,
+    DivisionSettings,
+    DpoSettings,
+    EftSettings,
+    SftSettings,
+    TrainingSettings,
+    obstacle,
+)
 
 # Folders beside those of the projects.
 RESERVED_PROJECTS = {EMBEDDED_MODEL.lower(), EMBEDDED_ENCODER.lower()}
@@ -79,12 +89,26 @@ class Settings(Section):
     pairs: PairSettings = PairSettings()
     dpo: DpoSettings = DpoSettings()
     baselines: BaselineSettings = BaselineSettings()
+    training: DivisionSettings = resources(DivisionSettings(), validate_default=True)
     evaluation: EvaluationSettings = EvaluationSettings()
     monitors: MonitorSettings = verdict(MonitorSettings())
     promotion: PromotionSettings = verdict(PromotionSettings())
     schedule: ScheduleSettings = resources(ScheduleSettings())
     tracking: TrackingSettings = resources(TrackingSettings())
     notices: NoticeSettings = resources(NoticeSettings())
+    archive: ArchiveSettings = resources(ArchiveSettings())
+    # Last: from here on the name means the field.
+    resources: dict[str, StepResources] = resources(
+        {}, description="by asset, what its step takes on Kubernetes, e.g. {candidates: {gpu: 4, memory: 64Gi}}"
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _steps_are_assets(cls, value: dict[str, StepResources]) -> dict[str, StepResources]:
+        unknown = sorted(value.keys() - set(ASSETS))
+        if unknown:
+            raise ValueError(f"there is no asset {', '.join(unknown)}; there are {', '.join(ASSETS)}")
+        return value
 
     @field_validator("judge")
     @classmethod
@@ -104,6 +128,14 @@ class Settings(Section):
         # File systems may not tell upper from lower case.
         if value.lower() in RESERVED_PROJECTS:
             raise ValueError("that is the name of a folder which all projects share; choose another one")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_folder(cls, value: str | None) -> str | None:
+        # Journals, locks and checkpoints of trainers need a file system.
+        if value is not None and "://" in value:
+            raise ValueError("is the folder of the working copy; archive.url takes an address")
         return value
 
     @field_validator("pairs")
@@ -133,6 +165,26 @@ class Settings(Section):
             )
         return value
 
+    @field_validator("training")
+    @classmethod
+    def _the_loop_can_be_divided(cls, value: DivisionSettings, info: Any) -> DivisionSettings:
+        sections = [info.data.get(name) for name in ("sft", "eft", "dpo", "pairs")]
+        if None in sections:
+            return value
+        launcher = value.launcher
+        # How many devices there are is seen on the machine that trains.
+        processes = launcher.processes if isinstance(launcher.processes, int) else 1
+        stages = trained_stages(*sections)
+        found = [sentence for stage in stages if (sentence := obstacle(stage, processes, launcher.strategy))]
+        if found:
+            raise ValueError("; ".join(found))
+        return value
+
+    @property
+    def trained_stages(self) -> list[TrainingSettings]:
+        """The settings of the stages that the loop trains; the baselines are left out."""
+        return trained_stages(self.sft, self.eft, self.dpo, self.pairs)
+
     def fingerprint(self, *keys: str) -> str:
         """Twelve hex digits that change when one of the named settings does.
 
@@ -148,6 +200,16 @@ class Settings(Section):
                 value = getattr(value, part)
             chosen[key] = _decisive(value)
         return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def trained_stages(sft: SftSettings, eft: EftSettings, dpo: DpoSettings, pairs: PairSettings) -> list[TrainingSettings]:
+    """Return the settings of the stages that the loop trains under them."""
+    used = (
+        (sft, sft.enabled),
+        (eft, eft.enabled and eft.ranking),
+        (dpo, pairs.strategy != "positive_only"),
+    )
+    return [settings for settings, trains in used if trains]
 
 
 def changed_settings(before: Settings, after: Settings) -> list[str]:

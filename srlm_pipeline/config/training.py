@@ -8,6 +8,36 @@ from pydantic import Field, field_validator, model_validator
 
 from srlm_pipeline.config.sections import Section, resources, verdict
 
+Strategy = Literal["ddp", "fsdp2"]
+
+
+class LauncherSettings(Section):
+    """How many processes train, and what each of them keeps of the model."""
+
+    processes: Literal["auto"] | int = Field(
+        "auto",
+        description="processes that train together, one device each; auto: one for each CUDA device that model.device "
+        "leaves to choose from, a single one elsewhere",
+    )
+    strategy: Strategy = Field(
+        "ddp",
+        description="ddp: each process keeps the whole model; fsdp2: weights, gradients and optimiser states are "
+        "divided among the processes, for method: full on CUDA devices",
+    )
+
+    @field_validator("processes")
+    @classmethod
+    def _at_least_one(cls, value: str | int) -> str | int:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be auto, or a number from 1")
+        return value
+
+
+class DivisionSettings(Section):
+    """How training is divided among devices; what comes out is the same."""
+
+    launcher: LauncherSettings = LauncherSettings()
+
 
 class LoraSettings(Section):
     """Low-rank adapters, merged into the weights at the end of each round."""
@@ -27,10 +57,10 @@ class TrainingSettings(Section):
     """What every training stage has in common.
 
     Attributes:
-        section: Where its settings stand, for sentences about them.
+        key: Where a project's settings have the section.
     """
 
-    section: ClassVar[str] = ""
+    key: ClassVar[str] = "training"
 
     method: Literal["lora", "qlora", "full"] = Field(
         "lora", description="qlora: adapters over weights in 4 bits; needs bitsandbytes"
@@ -93,10 +123,50 @@ class TrainingSettings(Section):
         return [size for size in sizes if most is None or size <= most]
 
 
+def obstacle(settings: TrainingSettings, processes: int, strategy: Strategy) -> str | None:
+    """Return in a sentence why a stage cannot be trained by so many processes, None where it can.
+
+    Args:
+        settings: Of the stage.
+        processes: That train it together.
+        strategy: What each of them keeps.
+    """
+    if strategy == "fsdp2" and settings.method != "full":
+        return (
+            f"{settings.key}.method is {settings.method}, and training.launcher.strategy fsdp2 divides full weights "
+            f"only: adapters are small, train them with ddp, or set {settings.key}.method to full"
+        )
+    if strategy == "fsdp2" and isinstance(settings, RewardModelSettings | RlhfSettings):
+        return f"{settings.key} is trained with training.launcher.strategy ddp only"
+    if processes > 1 and isinstance(settings, SftSettings) and settings.packing:
+        return f"{settings.key}.packing is for one process: set it to false, or training.launcher.processes to 1"
+    if settings.micro_batch_size == "auto":
+        return (
+            f"{settings.key}.micro_batch_size: auto is found by one process, and {processes} would have to agree: set "
+            "it to a number"
+            if processes > 1
+            else None
+        )
+    batch, together = settings.batch_size, settings.micro_batch_size * processes
+    if batch % together:
+        share = batch // processes
+        remedy = (
+            f"set {settings.key}.micro_batch_size to {max(n for n in range(1, share + 1) if share % n == 0)}"
+            if batch % processes == 0
+            else f"set training.launcher.processes to a divisor of {batch // settings.micro_batch_size}, or change "
+            f"{settings.key}.batch_size"
+        )
+        return (
+            f"{settings.key}.batch_size ({batch}) cannot be divided among {processes} processes with "
+            f"{settings.key}.micro_batch_size {settings.micro_batch_size} each: {remedy}"
+        )
+    return None
+
+
 class SftSettings(TrainingSettings):
     """Supervised fine-tuning: paper section 3.1.2 (learning rate 5.5e-6 to 1.1e-6, batch 16)."""
 
-    section = "sft"
+    key = "sft"
 
     enabled: bool = Field(
         True,
@@ -114,7 +184,8 @@ class SftSettings(TrainingSettings):
 class EftSettings(TrainingSettings):
     """Evaluation fine-tuning: how the seed model learns to judge."""
 
-    section = "eft"
+    key = "eft"
+
     renamed = {"strangers": "mismatched_negatives", "spoiled": "corrupted_negatives"}  # noqa: RUF012
 
     enabled: bool = Field(True, description="off: M1 is trained on instruction data alone")
@@ -210,7 +281,8 @@ class EarlyStoppingSettings(Section):
 class DpoSettings(TrainingSettings):
     """Instruction-following training (paper: learning rate 1e-6 to 1e-7, beta 0.1, batch 16)."""
 
-    section = "dpo"
+    key = "dpo"
+
     # Of the loop alone: the baseline that learns from human pairs does without.
     apart = frozenset({"reference", "rehearsal", "interpolation", "nats_tolerance"})
 
@@ -291,7 +363,7 @@ class DpoSettings(TrainingSettings):
 class RewardModelSettings(TrainingSettings):
     """The reward model of classic RLHF: trained on the human rankings, then frozen."""
 
-    section = "baselines.reward_model"
+    key = "baselines.reward_model"
 
     learning_rate: float = Field(1e-4, gt=0)
 
@@ -306,7 +378,7 @@ class RewardModelSettings(TrainingSettings):
 class RlhfSettings(TrainingSettings):
     """Classic RLHF: REINFORCE with a leave-one-out baseline (RLOO) against the frozen reward model."""
 
-    section = "baselines.rlhf"
+    key = "baselines.rlhf"
 
     learning_rate: float = Field(5e-5, gt=0)
     batch_size: int = Field(16, ge=1, description="replies per optimiser step, all to its prompts together")

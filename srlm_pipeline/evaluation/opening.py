@@ -96,17 +96,17 @@ def open_judge(
         open_engine: Loads a checkpoint with a batch size.
         model: M_t.
         stage: Name that keeps stages' randomness apart, where M_t judges alone.
-        checks: What verifiers on the panel check, by prompt.
+        checks: What prompts were made to demand, by prompt: verifiers on the panel check it, checklists ask for it.
     """
     chosen = settings.judge
     if not chosen.panel:
-        return make_judge(open_engine(model, chosen.batch_size), chosen, settings.seed, stage)
+        return make_judge(open_engine(model, chosen.batch_size), chosen, settings.seed, stage, checks)
     slot = ModelSlot(open_engine)
     return PanelJudge(
         [
             Member(VerifierJudge(checks), member.weight)
             if member.model == VERIFIERS
-            else _open_member(member, settings, store, slot, model)
+            else _open_member(member, settings, store, slot, model, checks)
             for member in chosen.panel
         ]
     )
@@ -201,7 +201,12 @@ def _open_server_arbiter(chosen: ArbiterSettings, settings: Settings, store: Pro
 
 
 def _open_member(
-    member: PanelMember, settings: Settings, store: ProjectStore, slot: ModelSlot, policy: Checkpoint
+    member: PanelMember,
+    settings: Settings,
+    store: ProjectStore,
+    slot: ModelSlot,
+    policy: Checkpoint,
+    checks: Mapping[str, Checks],
 ) -> Member:
     server, judge = member.server, settings.judge
     if server.base_url:
@@ -219,6 +224,7 @@ def _open_member(
         chosen,
         settings.seed,
         "panel",
+        checks,
     )
     return Member(opened, member.weight, judgement_journal(store, checkpoint, folder))
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from srlm_pipeline.config import EngineSettings, ServerSettings
 from srlm_pipeline.errors import ServerError
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 _NO_OTHER_SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _LONGEST_QUOTE = 500
 _LONGEST_PAUSE_SECONDS = 8.0
+# A list of models takes no computing: a server that has not sent it by then does not answer.
+_LISTING_SECONDS = 30.0
 # Enough for a proxy that has its clients come back until a long answer is there; more is a loop.
 _MOST_REDIRECTS = 5
 # What servers call an end that the model itself came to. Any other name than these is a cut.
@@ -76,6 +79,11 @@ def whole_characters(text: str) -> str:
     return _LONE_SURROGATES.sub("\ufffd", text)
 
 
+def pause_before(attempt: int) -> float:
+    """Return the seconds to wait before an attempt, the first after a failure being 1: from half a second up."""
+    return min(2.0 ** (attempt - 2), _LONGEST_PAUSE_SECONDS)
+
+
 class ServerConnection:
     """An address, a key and some patience.
 
@@ -110,22 +118,24 @@ class ServerConnection:
         read: Callable[[Any], Result],
         wanted: str,
         suffices: Callable[[Result], bool] = lambda _: True,
+        seconds: float | None = None,
     ) -> Result:
         """The library retries failures; an answer that cannot be read is one too, and is retried here.
 
-        So is one that does not suffice; the last of those is returned after all.
+        So is one that does not suffice; the last of those is returned after all. `seconds` is told where it is not the
+        setting that limits an attempt.
         """
         import openai
 
         poor: Result | None = None
         for attempt in range(self._settings.max_retries + 1):
             if attempt:
-                time.sleep(min(2.0 ** (attempt - 2), _LONGEST_PAUSE_SECONDS))
+                time.sleep(pause_before(attempt))
             try:
                 text = call()
             except openai.APIError as error:
                 # Not chained: a server may quote the key.
-                raise self._explain(error) from None
+                raise self._explain(error, seconds) from None
             try:
                 result = read(_decoded(text))
             except _UNREADABLE:
@@ -137,14 +147,14 @@ class ServerConnection:
             return poor
         raise self._error(f"its answer is not {wanted}: {self._quote(text)}")
 
-    def _explain(self, error: openai.APIError) -> ServerError:
+    def _explain(self, error: openai.APIError, seconds: float | None = None) -> ServerError:
         import httpx2
         import openai
 
-        tries = f"{self._settings.max_retries + 1} tries"
+        tries = f"{self._settings.max_retries + 1} tries" if self._settings.max_retries else "1 try"
         if isinstance(error, openai.APITimeoutError):
             allowed = f"{self._section}.timeout_seconds ({self._settings.timeout_seconds:g} s; {tries})"
-            return self._error(f"it did not answer within {allowed}")
+            return self._error(f"it did not answer within {f'{seconds:g} s ({tries})' if seconds else allowed}")
         if isinstance(error, openai.APIConnectionError):
             if isinstance(error.__cause__, httpx2.TooManyRedirects):
                 return self._error(f"it sends requests on more than {_MOST_REDIRECTS} times: name the last address")
@@ -156,15 +166,16 @@ class ServerConnection:
             said += f" (it had sent the request on to {error.response.url}: name that in {self._section}.base_url)"
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
             holds = "holds a key that it refuses" if self._key else "is not set"
-            return self._error(f"the environment variable {self._settings.api_key_variable} {holds} ({said})")
-        return self._error(f"it answered {said}")
+            said = f"the environment variable {self._settings.api_key_variable} {holds} ({said})"
+            return self._error(said, error.status_code)
+        return self._error(f"it answered {said}", error.status_code)
 
     def _quote(self, text: str) -> str:
         # First without the key, or half of it might remain at the end.
         return self._without_key(text)[:_LONGEST_QUOTE]
 
-    def _error(self, reason: str) -> ServerError:
-        return ServerError(self._address, self._without_key(reason))
+    def _error(self, reason: str, status: int | None = None) -> ServerError:
+        return ServerError(self._address, self._without_key(reason), status)
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -173,16 +184,24 @@ class ServerConnection:
 class CompletionClient(ServerConnection):
     """A server's list of models and its raw completions."""
 
+    @property
+    def name(self) -> str:
+        """Of the server, for people: its host and port, without a user's name or password."""
+        return urlsplit(self._address).netloc.rpartition("@")[2]
+
     def served(self) -> dict[str, int | None]:
         """Return the names of the models that the server knows, each with its window where the server tells it.
 
         Raises:
-            ServerError: If the server cannot be asked.
+            ServerError: If the server cannot be asked, or takes longer than so simple a question may.
         """
+        limited = self._settings.timeout_seconds > _LISTING_SECONDS
+        seconds = _LISTING_SECONDS if limited else self._settings.timeout_seconds
         return self._ask(
-            lambda: self._api.models.with_raw_response.list().text,
+            lambda: self._api.models.with_raw_response.list(timeout=seconds).text,
             lambda answer: {str(model["id"]): model.get("max_model_len") for model in answer["data"]},
             "a list of models",
+            seconds=seconds if limited else None,
         )
 
     def complete(self, model: str, prompt: Sequence[int], **fields: Any) -> Answer:

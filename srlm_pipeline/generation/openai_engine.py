@@ -1,6 +1,6 @@
-"""An engine over any server with OpenAI's completions endpoint: vLLM, SGLang, llama.cpp and others.
+"""An engine over one or several servers with OpenAI's completions endpoint: vLLM, SGLang, llama.cpp and others.
 
-The server continues exact token ids, so the local tokenizer alone decides what the model reads. What a server
+A server continues exact token ids, so the local tokenizer alone decides what the model reads. What a server
 cannot do is said in docs/engines.md.
 """
 
@@ -19,6 +19,7 @@ from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.completion_client import Answer, CompletionClient
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling, cut
 from srlm_pipeline.generation.parallel import in_parallel
+from srlm_pipeline.generation.server_pool import ServerPool, for_each_of
 from srlm_pipeline.generation.thoughts import Thoughts
 from srlm_pipeline.generation.transformers_engine import option_tokens
 from srlm_pipeline.models.checkpoint import Checkpoint
@@ -35,14 +36,12 @@ _MOST_UNLISTED = 1e-2
 
 
 class OpenAIEngine:
-    """A `TextEngine` over a server.
+    """A `TextEngine` over servers.
 
     Args:
         checkpoint: The model that must be served.
         tokenizer: The model's, with a chat template.
-        client: The server.
-        served_as: Name under which the server knows the model.
-        in_flight: Requests that are open at the same time.
+        servers: One or several.
         trust_remote_code: Whether the model's configuration may run code.
     """
 
@@ -50,15 +49,12 @@ class OpenAIEngine:
         self,
         checkpoint: Checkpoint,
         tokenizer: PreTrainedTokenizerBase,
-        client: CompletionClient,
-        served_as: str,
-        in_flight: int = IN_FLIGHT,
+        servers: ServerPool,
         trust_remote_code: bool = False,
     ) -> None:
         from transformers import AutoConfig
 
-        self._checkpoint, self._tokenizer = checkpoint, tokenizer
-        self._client, self._served_as, self._in_flight = client, served_as, in_flight
+        self._checkpoint, self._tokenizer, self._servers = checkpoint, tokenizer, servers
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=trust_remote_code)
         self._window = getattr(config, "max_position_embeddings", None)
         self._end_tokens = _end_tokens(checkpoint, config, tokenizer)
@@ -109,7 +105,7 @@ class OpenAIEngine:
             )
             return self._completion(requests[place], answer, sampling)
 
-        return in_parallel(len(requests), write, self._in_flight, on_finished)
+        return in_parallel(len(requests), write, self._servers.in_flight, on_finished)
 
     def next_token_distribution(
         self,
@@ -148,19 +144,11 @@ class OpenAIEngine:
             if on_finished:
                 on_finished(len(rows))
 
-        return np.array(in_parallel(len(prefixes), weigh, self._in_flight, report))
+        return np.array(in_parallel(len(prefixes), weigh, self._servers.in_flight, report))
 
     def _require_served(self) -> int | None:
         """Make sure that the server serves this model, and return its window."""
-        served = self._client.served()
-        if self._served_as not in served:
-            raise ModelError(
-                self._checkpoint.path,
-                f"the server does not serve it under the name {self._served_as!r}; it serves: "
-                f"{', '.join(served) or 'nothing'}. Start the server with this model (vLLM: vllm serve "
-                f"{self._checkpoint.path} --served-model-name {self._served_as}), or correct engine.model",
-            )
-        windows = [window for window in (self._window, served[self._served_as]) if window is not None]
+        windows = [window for window in (self._window, self._servers.require()) if window is not None]
         return min(windows, default=None)
 
     def _encode(self, prompt: str) -> list[int]:
@@ -178,8 +166,7 @@ class OpenAIEngine:
             )
 
     def _complete(self, prompt: Sequence[int], **fields: Any) -> Answer:
-        answer = self._client.complete(
-            self._served_as,
+        answer = self._servers.complete(
             prompt,
             stop_token_ids=self._end_tokens,
             skip_special_tokens=not self._thoughts.marks_are_special,
@@ -220,7 +207,7 @@ class OpenAIEngine:
 
 
 def open_openai_engine(checkpoint: Checkpoint, settings: Settings) -> OpenAIEngine:
-    """Return an engine over the server that the settings name.
+    """Return an engine over the servers that the settings name.
 
     Args:
         checkpoint: The model that must be served.
@@ -229,14 +216,16 @@ def open_openai_engine(checkpoint: Checkpoint, settings: Settings) -> OpenAIEngi
     from srlm_pipeline.models.loading import load_tokenizer
 
     engine = settings.engine
-    return OpenAIEngine(
-        checkpoint,
-        load_tokenizer(checkpoint.path, settings.model),
-        CompletionClient(engine, str(engine.base_url)),
+    chosen = for_each_of(len(engine.addresses), engine)
+    servers = ServerPool(
+        [CompletionClient(chosen, address) for address in engine.addresses],
         served_name(checkpoint, engine.model),
+        checkpoint.path,
         engine.concurrency or IN_FLIGHT,
-        settings.model.trust_remote_code,
+        engine.max_retries + 1,
     )
+    tokenizer = load_tokenizer(checkpoint.path, settings.model)
+    return OpenAIEngine(checkpoint, tokenizer, servers, settings.model.trust_remote_code)
 
 
 def served_name(checkpoint: Checkpoint, pattern: str) -> str:

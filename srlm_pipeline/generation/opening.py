@@ -68,6 +68,6 @@ def open_engine(checkpoint: Checkpoint, settings: Settings, batch_size: int) -> 
 def release_engines() -> None:
     """Give back the memory of engines that outlive their use, before something else needs the device."""
     if "srlm_pipeline.generation.vllm_engine" in sys.modules:
-        from srlm_pipeline.generation.vllm_engine import stop_server
+        from srlm_pipeline.generation.vllm_engine import stop_servers
 
-        stop_server()
+        stop_servers()

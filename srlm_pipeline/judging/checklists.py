@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from srlm_pipeline.checks.checkable import Checks, DrawnTask
 from srlm_pipeline.generation.engine import Sampling, TextEngine
 from srlm_pipeline.generation.journal import Journal, fingerprint
 from srlm_pipeline.generation.stage import Ask, generate_all
@@ -46,6 +47,21 @@ class Question:
 
     text: str
     weight: float = 1.0
+
+
+def demanded(checks: Mapping[str, Checks]) -> dict[str, list[Question]]:
+    """Return questions that need not be written: whether a reply does what its prompt was made to demand, by prompt.
+
+    Args:
+        checks: Of prompts that a program can check, by prompt.
+    """
+    return {prompt: _demands(of_prompt) for prompt, of_prompt in checks.items()}
+
+
+def _demands(checks: Checks) -> list[Question]:
+    if isinstance(checks, DrawnTask):
+        return [Question(f'Does the response give the answer "{checks.task.answers[0]}"?')]
+    return [Question(f'Does the response do what this asks: "{d.wording}"?') for d in checks if d.wording]
 
 
 def write_checklists(

@@ -49,6 +49,7 @@ _DISK = 1e9
 # DGX H100; a ring through all devices enters each node once. Of a stated link so much is reached.
 _PER_NODE, _NETWORK, _LINKS = 8, 400.0, 0.7
 _MOST_DEVICES = 4096
+_SHARED: tuple[Strategy, ...] = ("ddp", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,11 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
 
 def most_held(settings: Settings) -> dict[Kind, int]:
     """Return the tokens that each kind of work holds at a time at most: whole batches of the longest texts."""
-    training = {name: chosen.micro_batches()[-1] * chosen.max_length for name, chosen in trainers(settings).items()}
     # A prompt is taken to have as many tokens as a reply at most.
-    return {"engine": 2 * settings.candidates.batch_size * settings.candidates.max_new_tokens, **training}
+    held: dict[Kind, int] = {"engine": 2 * settings.candidates.batch_size * settings.candidates.max_new_tokens}
+    for trainer, chosen in trainers(settings).items():
+        held[trainer] = chosen.micro_batches()[-1] * chosen.max_length
+    return held
 
 
 def trainers(settings: Settings) -> dict[Trainer, TrainingSettings]:
@@ -221,21 +224,25 @@ def link_speed(gpu: Gpu, ranks: int) -> float:
 def _writing_in_words(engine: str, copies: int, together: int) -> str:
     if engine != "vllm":
         return "the transformers engine reads and writes on one device; vLLM, with --set engine=vllm, on all"
-    each = "one device each" if together == 1 else f"{together} devices each (tensor parallel)"
-    return f"reading and writing: {copies} {'copy' if copies == 1 else 'copies'} of the model on {each}"
+    each = "one device" if together == 1 else f"{together} devices"
+    return (
+        f"reading and writing: {copies} {'copy' if copies == 1 else 'copies'} of the model, each on {each} "
+        f"(engine.vllm_servers: {copies}, engine.tensor_parallel_size: {together})"
+    )
 
 
 def _training_in_words(
     placed: Mapping[Trainer, tuple[Strategy, int]], settings: Settings, n_gpus: int
 ) -> Iterator[str]:
-    named = {trainer: trainers(settings)[trainer].section for trainer in placed}
+    named = {trainer: trainers(settings)[trainer].key for trainer in placed}
     by_place: dict[tuple[Strategy, int], list[str]] = {}
     for trainer, place in placed.items():
         by_place.setdefault(place, []).append(named[trainer])
     for (strategy, ranks), names in by_place.items():
         how = {"one": "one device", "ddp": f"ddp on {ranks} devices", "fsdp2": f"fsdp2 on {ranks} devices"}[strategy]
         why = "" if ranks == n_gpus else ": a batch_size shared evenly gives no more of them an example of each step"
-        yield f"strategy to take for {', '.join(names)}: {how}{why}"
+        beyond = "; on several machines, which this version does not train on" if ranks > _PER_NODE else ""
+        yield f"strategy to take for {', '.join(names)}: {how}{why}{beyond}"
 
 
 def _ranks(shape: ModelShape, settings: Settings, n_gpus: int, available: float) -> Iterator[RankPlan]:
@@ -244,7 +251,7 @@ def _ranks(shape: ModelShape, settings: Settings, n_gpus: int, available: float)
         chosen = settings.dpo.model_copy(update={"method": method, "optimizer": optimizer})
         ranks = training_ranks(chosen, n_gpus)
         tokens = chosen.micro_batches()[-1] * chosen.max_length
-        strategies: tuple[Strategy, ...] = ("one",) if ranks == 1 else ("ddp", "fsdp2")
+        strategies: tuple[Strategy, ...] = ("one",) if ranks == 1 else ("ddp",) if chosen.keeps_weights else _SHARED
         for strategy in strategies:
             again, kept = (rank_memory(shape, chosen, strategy, ranks, again) for again in (True, False))
             yield RankPlan(
@@ -328,11 +335,11 @@ def remedies(settings: Settings, n_gpus: int) -> list[tuple[str, Settings, int]]
         ("batch_size: 8 in writing and judging", changed(writing, batch_size=8), n_gpus),
         ("method: lora in training", changed(training, method="lora"), n_gpus),
         ("method: lora and micro_batch_size: 1", changed(training, method="lora", micro_batch_size=1), n_gpus),
+        ("method: qlora in training", changed(training, method="qlora", micro_batch_size=1), n_gpus),
         *(
             [(f"batch_size: {n_gpus} in training", changed(training, batch_size=n_gpus, micro_batch_size=1), n_gpus)]
             if n_gpus > min(chosen.batch_size for chosen in trainers(settings).values())
             else []
         ),
         *((f"{more} devices", settings, more) for more in (2, 4, 8, 16, 32, 64) if more > n_gpus),
-        ("method: qlora in training", changed(training, method="qlora", micro_batch_size=1), n_gpus),
     ]

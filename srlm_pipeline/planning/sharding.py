@@ -133,7 +133,8 @@ def choose_strategy(
 ) -> tuple[Strategy, int]:
     """Return the strategy to take, and on how many devices: the plainest that fits.
 
-    DDP sends the least and shares nothing; FSDP2 is for what does not fit a device.
+    DDP sends the least and shares nothing; FSDP2 is for full weights that do not fit a device. Adapters are trained by
+    DDP alone (`training.launcher`), so that the frozen weights have to fit.
 
     Args:
         shape: Of the model.
@@ -144,6 +145,8 @@ def choose_strategy(
     ranks = training_ranks(settings, devices)
     if ranks == 1:
         return "one", 1
+    if settings.keeps_weights:
+        return "ddp", ranks
     tokens = settings.micro_batches()[-1] * settings.max_length
     fits = rank_memory(shape, settings, "ddp", ranks, settings.gradient_checkpointing is not False).total(tokens)
     return ("ddp", ranks) if fits <= available else ("fsdp2", ranks)

@@ -22,6 +22,7 @@ from srlm_pipeline.planning.texts import Facts, Lengths
 from srlm_pipeline.prompting import evolution, few_shot
 from srlm_pipeline.prompting.evolution import prompts_by_operator
 from srlm_pipeline.prompting.rewriting import OPERATORS
+from srlm_pipeline.training.retention import BEGINNING, PER_ITEM
 
 Phase = Literal["seed", "iteration"]
 Trainer = Literal["sft", "ranking", "dpo"]
@@ -309,8 +310,8 @@ class _Stages:
             ranked = self._train("ranking", eft, groups, *([compared] if compared.count else []))
             parts.append(ranked)
             if eft.retention:
-                # Beside each ranking a reply that is learned in the manner of SFT, and read as the model was before.
-                kept = facts["instruction"].of(ranked.items).cut(eft.max_length)
+                # Beginnings of replies, learned in the manner of SFT, and read as the model was before.
+                kept = facts["instruction"].of(PER_ITEM * ranked.items).cut(BEGINNING + round(facts["prompt"].mean))
                 as_it_was = self._read(kept.of(round(kept.count * eft.epochs)), eft.micro_batches()[-1])
                 parts += [replace(self._train("sft", eft, kept), items=0), as_it_was]
         return parts

@@ -91,7 +91,7 @@ def draw_constraint(random: np.random.Generator, kind: str, level: int, prompt: 
         prompt: To which it is added.
     """
     arguments, sentence = CONSTRAINTS[kind].make(random, level, prompt)
-    return DrawnInstruction(draw_instruction(kind, arguments), level), sentence
+    return DrawnInstruction(draw_instruction(kind, arguments), level, sentence), sentence
 
 
 def compatible(kind: str, others: Sequence[str]) -> bool:

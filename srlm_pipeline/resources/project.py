@@ -1,6 +1,6 @@
 """The project as a Dagster resource: settings, folders, engines, tracking and progress for assets."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
+from srlm_pipeline.archive import open_archive
 from srlm_pipeline.config import Settings, changed_settings, load_settings
-from srlm_pipeline.errors import SettingsError
+from srlm_pipeline.errors import ArchiveError, SettingsError
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import LogProgress, ProgressReporter, TeeProgress, terminal_progress
 from srlm_pipeline.reads import STAGES
@@ -106,6 +107,37 @@ class ProjectResource(dg.ConfigurableResource):
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             self._interrupted = True
             raise InterruptedFailure from error
+
+    @contextmanager
+    def archived(self, warn: Callable[[str], None]) -> Iterator[None]:
+        """Take what was lost here from the durable copy, and copy there what is finished in the end.
+
+        What was finished before goes there with its records; finished replies also where the block fails.
+
+        Raises:
+            ArchiveConflictError: If another machine has written there meanwhile.
+        """
+        archive = open_archive(self.settings)
+        if archive is None:
+            yield
+            return
+        archive.fetch(warn, with_records=False)
+        self.keep(warn, with_records=True)
+        try:
+            yield
+        except Exception:
+            self.keep(warn)
+            raise
+        self.keep(warn)
+
+    def keep(self, warn: Callable[[str], None], with_records: bool = False) -> None:
+        """Copy what is finished to the durable copy, if there is one; what cannot be copied now is copied later."""
+        try:
+            archive = open_archive(self.settings)
+            if archive is not None:
+                archive.push(with_records)
+        except ArchiveError as error:
+            warn(f"{error}. What is finished is here, and is copied there later")
 
     def engine(self, checkpoint: Checkpoint, batch_size: int) -> "TextEngine":
         """Load a checkpoint for inference."""

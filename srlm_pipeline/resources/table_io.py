@@ -35,11 +35,18 @@ class ParquetTables(dg.UPathIOManager):
 
     extension = ".parquet"
 
+    def __init__(self, project: ProjectResource) -> None:
+        from upath import UPath
+
+        super().__init__(base_path=UPath(project.store.tables))
+        self._project = project
+
     def dump_to_path(self, context: dg.OutputContext, obj: pd.DataFrame, path: "UPath") -> None:
         """Check and write a table."""
         from pathlib import Path
 
         write_table(obj, SCHEMAS[context.asset_key.path[-1]], Path(path))
+        self._project.keep(context.log.warning)
 
     def load_from_path(self, context: dg.InputContext, path: "UPath") -> pd.DataFrame:
         """Read and check a table."""
@@ -55,9 +62,7 @@ class TableIOManager(dg.ConfigurableIOManagerFactory):
 
     def create_io_manager(self, context: dg.InitResourceContext) -> ParquetTables:
         """Build the manager for the project's folder."""
-        from upath import UPath
-
-        return ParquetTables(base_path=UPath(self.project.store.tables))
+        return ParquetTables(self.project)
 
 
 def constraint(check: pa.Check) -> str:

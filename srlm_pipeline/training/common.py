@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from srlm_pipeline.acceleration.allocation import keep_freed_memory
-from srlm_pipeline.config import ModelSettings, TrainingSettings
-from srlm_pipeline.errors import DivergedError, EmptyDataError
+from srlm_pipeline.config import ModelSettings, Strategy, TrainingSettings
+from srlm_pipeline.errors import DivergedError, DivisionError, EmptyDataError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.models.saving import require_savable
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.fitting import checkpoints_activations, require_libraries
+from srlm_pipeline.training.ranks import agreeing_callback, decided, is_first, n_ranks
 from srlm_pipeline.training.resumption import marking_callback, newest_whole
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer
 
+Stage = TypeVar("Stage", bound=Callable[..., "TrainingRun"])
+# Loads the model that a stage returns, from its folder.
+Load = Callable[[Path, "TrainingJob"], LoadedModel]
+# One state for all processes, so that another number of them can go on from it.
+_FSDP = {"version": 2, "state_dict_type": "FULL_STATE_DICT"}
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 
 
@@ -40,6 +48,8 @@ class TrainingJob:
             saved, or an interruption in between would cost the training.
         description: Shown with the progress.
         progress: Where progress is shown.
+        launch: Trains in processes of their own; None: this one trains, alone or as one of several.
+        strategy: What of the model each of several processes keeps.
     """
 
     source: str | Path
@@ -48,6 +58,23 @@ class TrainingJob:
     work: Path
     description: str
     progress: ProgressReporter
+    launch: Launch | None = None
+    strategy: Strategy = "ddp"
+
+
+class Launch(Protocol):
+    """Trains a stage in processes of their own."""
+
+    def __call__(self, stage: Callable[..., TrainingRun], load: Load, job: TrainingJob, *rest: Any) -> TrainingRun:
+        """Train, and return what the stage would have returned here.
+
+        Args:
+            stage: The function to be called in each process, at the top of its module.
+            load: Loads the model that it returns.
+            job: The training, which has this launch.
+            rest: Further arguments of the stage.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +102,32 @@ class TrainingRun:
     def final(self, name: str) -> float | None:
         """Return the last logged value of a metric, or None."""
         return next((float(entry[name]) for entry in reversed(self.history) if name in entry), None)
+
+
+def load_trained(folder: Path, job: TrainingJob) -> LoadedModel:
+    """Load a model that other processes have trained, on the CPU in float32, as `trained_model` returns it."""
+    return load_model(folder, job.model.model_copy(update={"device": "cpu"}), dtype="float32")
+
+
+def launchable(load: Load = load_trained) -> Callable[[Stage], Stage]:
+    """Let a stage's function be called in other processes, where its job says so.
+
+    Args:
+        load: Loads the model that it returns.
+    """
+
+    def decorate(stage: Stage) -> Stage:
+        @functools.wraps(stage)
+        def here_or_there(job: TrainingJob, *rest: Any, **named: Any) -> TrainingRun:
+            if job.launch is None:
+                return stage(job, *rest, **named)
+            given = inspect.signature(stage).bind(job, *rest, **named)
+            given.apply_defaults()
+            return job.launch(here_or_there, load, *given.args)
+
+        return cast("Stage", here_or_there)
+
+    return decorate
 
 
 def load_for_training(job: TrainingJob, settings: TrainingSettings) -> LoadedModel:
@@ -125,7 +178,7 @@ def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: Load
         "warmup_steps": settings.warmup_ratio,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro_batch,
-        "gradient_accumulation_steps": settings.batch_size // micro_batch,
+        "gradient_accumulation_steps": settings.batch_size // (micro_batch * n_ranks()),
         "bf16": _autocasts(settings, loaded),
         "gradient_checkpointing": checkpoints_activations(settings, on_cpu),
         **({} if settings.optimizer == "adamw" else {"optim": settings.optimizer}),
@@ -141,6 +194,10 @@ def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: Load
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
         "seed": job.seed,
+        # Every stage's loss depends on all that is trained; and a stage may ask the model several times in a step.
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
+        **({"fsdp": True, "fsdp_config": dict(_FSDP)} if job.strategy == "fsdp2" else {}),
     }
 
 
@@ -200,22 +257,33 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
 
     Raises:
         DivergedError: At the first loss or gradient norm that is not finite.
+        DivisionError: If processes were to divide the model, and do not.
     """
     from transformers import PrinterCallback
 
     from srlm_pipeline.acceleration.log_probabilities import cheap_log_probabilities
 
     trainer.remove_callback(PrinterCallback)
+    _require_strategy(job, trainer)
     steps = _planned_steps(trainer)
-    newest, done = newest_whole(job.work) or (None, 0)
+    newest, done = decided(lambda: newest_whole(job.work)) or (None, 0)
     with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))
         trainer.add_callback(marking_callback())
         trainer.add_callback(_finite_callback(job.description))
+        trainer.add_callback(agreeing_callback())
         device = trainer.model.device.type
         with keep_freed_memory(device), cheap_log_probabilities(device), _no_double_casts(trainer):
             trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     return [dict(entry) for entry in trainer.state.log_history]
+
+
+def _require_strategy(job: TrainingJob, trainer: Trainer) -> None:
+    """Refuse to train where Accelerate has made something else of an FSDP2 training, as it does on a CPU."""
+    state = trainer.accelerator.state
+    kind, version = state.distributed_type, getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", None)
+    if job.strategy == "fsdp2" and (kind != "FSDP" or version != 2):
+        raise DivisionError(f"training.launcher.strategy is fsdp2, and Accelerate has made {kind} of it: set it to ddp")
 
 
 def _no_double_casts(trainer: Trainer) -> AbstractContextManager[None]:
@@ -230,8 +298,18 @@ def trained_model(job: TrainingJob, settings: TrainingSettings, trainer: Trainer
     """Return the model as it is trained so far, on the CPU in float32, adapters merged.
 
     Merging is done on freshly loaded float32 weights: adding an adapter to bfloat16 weights would round it away. Full
-    fine-tuning's weights are the trainer's own where it has ended, and a copy of them while it goes on.
+    fine-tuning's weights are the trainer's own where it has ended, and a copy of them while it goes on; divided ones
+    are gathered. Of several processes all call this, and the first one's is the model.
     """
+    if job.strategy == "fsdp2":
+        gathered = trainer.accelerator.get_state_dict(trainer.model)
+        if not is_first():
+            return LoadedModel(trainer.model, tokenizer)
+        whole = load_trained(Path(job.source), job)
+        whole.model.load_state_dict(gathered)
+        return LoadedModel(whole.model, tokenizer)
+    if not is_first():
+        return LoadedModel(trainer.model, tokenizer)
     if settings.method == "full":
         network = trainer.accelerator.unwrap_model(trainer.model)
         return LoadedModel(_copy_on_cpu(network) if trainer.is_in_train else network.to("cpu"), tokenizer)
@@ -269,7 +347,7 @@ def _planned_steps(trainer: Trainer) -> int:
     arguments = trainer.args
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * n_ranks()
     per_epoch = -(-len(trainer.train_dataset) // per_step)
     return max(1, round(per_epoch * arguments.num_train_epochs))
 

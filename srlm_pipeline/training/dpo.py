@@ -19,6 +19,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     load_for_training,
     require_rows,
     run_trainer,
@@ -28,6 +29,7 @@ from srlm_pipeline.training.common import (
 from srlm_pipeline.training.early_stopping import EarlyStopping
 from srlm_pipeline.training.fitting import fits_memory
 from srlm_pipeline.training.kl_budget import budget_callback
+from srlm_pipeline.training.ranks import decided, is_first
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -78,6 +80,7 @@ def _tokens(written: str | None) -> tuple[int, ...] | None:
     return None if written is None or pd.isna(written) else tuple(json.loads(written))
 
 
+@launchable()
 @fits_memory
 def train_dpo(
     job: TrainingJob,
@@ -130,13 +133,14 @@ def train_dpo(
         def export(folder: Path, step: int) -> Checkpoint:
             now = trained_model(job, settings, trainer, tokenizer)
             entering, dtype = early_stopping.entering, job.model.save_dtype
-            return save_checkpoint(now, folder, f"{entering.name}-step-{step}", entering.digest, {}, dtype)
+            name = f"{entering.name}-step-{step}"
+            return decided(lambda: save_checkpoint(now, folder, name, entering.digest, {}, dtype))
 
         trainer.add_callback(early_stopping.callback(job.work / "looks", export))
     history = run_trainer(job, trainer)
     if early_stopping is not None:
         history += early_stopping.history
-        if early_stopping.stopped_at is not None:
+        if early_stopping.stopped_at is not None and is_first():
             on_cpu = job.model.model_copy(update={"device": "cpu"})
             best = load_model(early_stopping.best.path, on_cpu, dtype="float32")
             return TrainingRun(best, history, len(rows), len(encoded) - len(rows), n_cut)

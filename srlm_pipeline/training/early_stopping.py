@@ -17,6 +17,7 @@ from typing import Any
 
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint, read_checkpoint
+from srlm_pipeline.training.ranks import decided, is_first
 
 # Saves the policy as it is now in a folder, as the model of a step.
 Export = Callable[[Path, int], Checkpoint]
@@ -95,7 +96,8 @@ class EarlyStopping:
 
     def _take_up(self, folder: Path, step: int) -> None:
         """Go on from the looks that lie before the step at which training continues; later ones are taken anew."""
-        self._saved_at = step
+        # A training that begins again in this very process knows of looks that it has yet to take.
+        self._saved_at, self.history, self.best = step, [], self.entering
         written = folder / _HISTORY
         if step and written.is_file():
             self.history = [look for look in json.loads(written.read_text(encoding="utf-8")) if look["step"] <= step]
@@ -111,10 +113,11 @@ class EarlyStopping:
         # Loading and writing must not change what training draws.
         with torch.random.fork_rng():
             now = export(_model_folder(folder, step), step)
-            outcome = self.compare(now, self.best)
+            outcome = decided(lambda: self.compare(now, self.best))
         self.history.append({"step": step, LOST: float(outcome.lost), **outcome.figures})
-        with replacing_file(folder / _HISTORY) as temporary:
-            temporary.write_text(json.dumps(self.history), encoding="utf-8")
+        if is_first():
+            with replacing_file(folder / _HISTORY) as temporary:
+                temporary.write_text(json.dumps(self.history), encoding="utf-8")
         if outcome.lost:
             self.stopped_at = step
             return
@@ -123,7 +126,7 @@ class EarlyStopping:
         saved = [int(look["step"]) for look in self.history if look["step"] <= self._saved_at][-1:]
         needed = {now.path, *(_model_folder(folder, look) for look in saved)}
         for kept in folder.glob("step-*"):
-            if kept not in needed:
+            if kept not in needed and is_first():
                 shutil.rmtree(kept, ignore_errors=True)
 
 

@@ -66,8 +66,8 @@ def require_libraries(settings: TrainingSettings, device: str) -> None:
         SrlmError: Naming the setting, and what to set instead.
     """
     wanted = {
-        f"{settings.section}.method: qlora": (settings.method == "qlora", "lora"),
-        f"{settings.section}.optimizer: {settings.optimizer}": (settings.optimizer != "adamw", "adamw"),
+        f"{settings.key}.method: qlora": (settings.method == "qlora", "lora"),
+        f"{settings.key}.optimizer: {settings.optimizer}": (settings.optimizer != "adamw", "adamw"),
     }
     for name, (is_wanted, instead) in wanted.items():
         obstacle = bitsandbytes_obstacle(device, on_gpu_alone=instead == "adamw") if is_wanted else None
@@ -83,7 +83,7 @@ def remedy(settings: TrainingSettings, micro_batch: int, on_cpu: bool) -> str:
         micro_batch: Examples per forward pass that were tried last.
         on_cpu: Whether it was trained on a CPU.
     """
-    section, choices = settings.section, []
+    section, choices = settings.key, []
     if micro_batch > 1:
         choices.append(f"lower {section}.micro_batch_size, now {micro_batch}, or set it to auto")
     if not checkpoints_activations(settings, on_cpu):

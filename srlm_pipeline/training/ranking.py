@@ -20,6 +20,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     load_for_training,
     require_rows,
     run_trainer,
@@ -32,6 +33,7 @@ from srlm_pipeline.training.retention import draw_retained
 from srlm_pipeline.training.sft import SftExample
 
 
+@launchable()
 @fits_memory
 def train_ranking(
     job: TrainingJob,

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import Trainer
 
 from srlm_pipeline.generation.prefill import last_token_logits
+from srlm_pipeline.training.divided import DividedSteps, as_model
 from srlm_pipeline.training.ranking_items import EncodedItem, RankingWeights
 from srlm_pipeline.training.retention import RetainedReply, divergence
 
@@ -20,13 +21,13 @@ _SHARPNESS = 2.0
 STRAYED = "strayed"
 
 
-class RankingTrainer(Trainer):
+class RankingTrainer(DividedSteps, Trainer):
     """Trains next-token choices of whole groups.
 
     Args:
         pad_token_id: For left padding.
         weights: Of the parts of the loss.
-        retained: For each item of `train_dataset` a reply at which the model is to go on as it was; empty: it may
+        retained: For each item of `train_dataset` replies at which the model is to go on as it was; empty: it may
             change at will.
         reference: The model as it was; None: the one that is trained, with its adapters off.
         kwargs: Of `transformers.Trainer`.
@@ -38,11 +39,11 @@ class RankingTrainer(Trainer):
         pad_token_id: int,
         weights: RankingWeights,
         train_dataset: list[EncodedItem],
-        retained: Sequence[RetainedReply] = (),
+        retained: Sequence[Sequence[RetainedReply]] = (),
         reference: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        rows = list(zip_longest(train_dataset, retained))
+        rows = list(zip_longest(train_dataset, retained, fillvalue=()))
         super().__init__(data_collator=lambda rows: {"rows": rows}, train_dataset=rows, **kwargs)
         self._pad_token_id, self._weights, self._reference = pad_token_id, weights, reference
         self._strayed: list[float] = []
@@ -52,7 +53,8 @@ class RankingTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
     ) -> torch.Tensor:
         """Return the mean loss over the items of a batch."""
-        rows: list[tuple[EncodedItem, RetainedReply | None]] = inputs["rows"]
+        rows: list[tuple[EncodedItem, Sequence[RetainedReply]]] = inputs["rows"]
+        model = as_model(model)
         # One item after the other: its sequences share most of their tokens, those of different items few.
         share = not self.args.gradient_checkpointing
         losses = [
@@ -60,9 +62,9 @@ class RankingTrainer(Trainer):
             for item, _ in rows
         ]
         loss = torch.stack(losses).mean()
-        kept = [divergence(model, self._reference, reply) for _, reply in rows if reply is not None]
-        if kept:
-            strayed = torch.stack(kept).mean()
+        retained = [reply for _, replies in rows for reply in replies]
+        if retained:
+            strayed = divergence(model, self._reference, retained, self._pad_token_id)
             self._strayed.append(strayed.item())
             loss = loss + self._weights.retention * strayed
         return loss

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from srlm_pipeline.files import replacing_file
+from srlm_pipeline.training.ranks import is_first, meet
 
 _MARKER = "srlm_complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -41,6 +42,10 @@ def marking_callback() -> Any:
         """Comes after the trainer has written all of a checkpoint."""
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Every process writes a file of its own.
+            meet()
+            if not is_first():
+                return
             work = Path(args.output_dir)
             saved = work / f"checkpoint-{state.global_step}"
             with replacing_file(saved / _MARKER) as temporary:

@@ -30,6 +30,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     require_rows,
     run_trainer,
     trainer_arguments,
@@ -37,6 +38,7 @@ from srlm_pipeline.training.common import (
 )
 from srlm_pipeline.training.dpo import PreferenceExample
 from srlm_pipeline.training.fitting import MOST_ON_CPU, fits_memory, require_libraries
+from srlm_pipeline.training.ranks import is_first
 
 if TYPE_CHECKING:
     import torch
@@ -117,6 +119,11 @@ def open_reward_model(source: Path, settings: RewardModelSettings, model: ModelS
     return RewardModel(loaded, settings.max_length, 2 * settings.micro_batches(MOST_ON_CPU)[0])
 
 
+def _load_trained(folder: Path, job: TrainingJob) -> LoadedModel:
+    return _load(folder, job.model.model_copy(update={"device": "cpu"}), "float32")
+
+
+@launchable(_load_trained)
 @fits_memory
 def train_reward_model(
     job: TrainingJob, examples: Sequence[PreferenceExample], settings: RewardModelSettings
@@ -137,7 +144,9 @@ def train_reward_model(
     require_rows(examples, "human-ranked pairs", "check data.ranked_replies: no prompt has replies of different rank")
     from datasets import Dataset
     from transformers import set_seed
-    from trl import RewardConfig, RewardTrainer
+    from trl import RewardConfig
+
+    from srlm_pipeline.training.trainers import DividedRewardTrainer
 
     require_libraries(settings, choose_device(job.model.device))
     release_engines()
@@ -151,7 +160,7 @@ def train_reward_model(
         adapters.task_type, adapters.modules_to_save = "SEQ_CLS", ["score"]
         # Trained whole, in a type in which small steps are not lost.
         loaded.model.score.float()
-    trainer = RewardTrainer(
+    trainer = DividedRewardTrainer(
         model=loaded.model,
         args=RewardConfig(
             **trainer_arguments(job, settings, loaded),
@@ -222,6 +231,8 @@ def _load(
 
 def _trained(job: TrainingJob, settings: RewardModelSettings, trainer: Trainer, tokenizer: Any) -> LoadedModel:
     """Return the trained reward model on the CPU in float32, adapters merged (see `common.trained_model`)."""
+    if not is_first():
+        return LoadedModel(trainer.model, tokenizer)
     if settings.method == "full":
         return LoadedModel(trainer.accelerator.unwrap_model(trainer.model).to("cpu"), tokenizer)
     from peft import PeftModel

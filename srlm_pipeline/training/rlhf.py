@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srlm_pipeline.config import RlhfSettings
+from srlm_pipeline.config import ModelSettings, RlhfSettings
 from srlm_pipeline.data.chat import render_user_turn
 from srlm_pipeline.errors import EmptyDataError
 from srlm_pipeline.models.loading import LoadedModel
@@ -23,6 +23,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     load_for_training,
     require_rows,
     run_trainer,
@@ -38,9 +39,13 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., list[float]]
 
 
+@launchable()
 @fits_memory
 def train_rlhf(
-    job: TrainingJob, prompts: Sequence[str], reward_model: RewardModel, settings: RlhfSettings
+    job: TrainingJob,
+    prompts: Sequence[str],
+    open_reward: Callable[[ModelSettings], RewardModel],
+    settings: RlhfSettings,
 ) -> TrainingRun:
     """Train a policy against a frozen reward model with TRL's RLOOTrainer.
 
@@ -50,7 +55,8 @@ def train_rlhf(
     Args:
         job: Its source is the SFT baseline, policy and reference.
         prompts: User messages to answer.
-        reward_model: Trained from the same model, so that both read the same tokens.
+        open_reward: Opens the reward model as models are loaded here; it was trained from the same model as the policy
+            starts from, so that both read the same tokens.
         settings: Method, learning rate, replies per prompt, KL coefficient, ...
 
     Returns:
@@ -65,6 +71,7 @@ def train_rlhf(
 
     from srlm_pipeline.training.rloo_trainer import RenderedRLOOTrainer
 
+    reward_model = open_reward(job.model)
     loaded = load_for_training(job, settings)
     rendered = fitting_prompts(loaded.tokenizer, prompts, settings.max_length - settings.max_new_tokens)
     require_rows(

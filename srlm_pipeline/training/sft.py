@@ -12,6 +12,7 @@ from srlm_pipeline.training.common import (
     TrainingJob,
     TrainingRun,
     adapter_config,
+    launchable,
     load_for_training,
     require_rows,
     run_trainer,
@@ -39,6 +40,7 @@ class SftExample:
     whole: bool = False
 
 
+@launchable()
 @fits_memory
 def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: SftSettings) -> TrainingRun:
     """Fine-tune a model with TRL's SFTTrainer.

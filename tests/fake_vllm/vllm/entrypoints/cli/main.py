@@ -1,10 +1,12 @@
 """Stands in for vLLM: its command line and its socket, with a helper process and an answer that is always the same.
 
-Notes in the file FAKE_VLLM_NOTES how it was started, as one line of JSON.
+Notes in the file FAKE_VLLM_NOTES how it was started, as one line of JSON. With `--meets N` it is up once N have been
+started; the file FAKE_VLLM_KILL makes the first one that is asked after it is there die as if it were killed.
 """
 
 import json
 import os
+import signal
 import socketserver
 import subprocess
 import sys
@@ -13,16 +15,28 @@ from pathlib import Path
 
 ARGUMENTS = sys.argv[1:]
 MODEL = ARGUMENTS[1]
+NOTES = Path(os.environ["FAKE_VLLM_NOTES"])
+
+
+def after(option):
+    return ARGUMENTS[ARGUMENTS.index(option) + 1]
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
+        if "--meets" in ARGUMENTS and len(NOTES.read_text().splitlines()) < int(after("--meets")):
+            self.send_error(503)
+            return
         self.answer({"data": [{"id": MODEL}]})
 
     def do_POST(self):
         if "--dies" in ARGUMENTS:
             print("RuntimeError: CUDA error: an illegal memory access was encountered", flush=True)
             os._exit(3)
+        kill = Path(os.environ.get("FAKE_VLLM_KILL") or "/no/such/file")
+        if kill.exists():
+            kill.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
         prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
         self.answer(
             {
@@ -50,8 +64,8 @@ if "--fails" in ARGUMENTS:
     print("INFO: loading\nValueError: Head size 8 is not supported\nINFO: ending", flush=True)
     sys.exit(1)
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-with Path(os.environ["FAKE_VLLM_NOTES"]).open("a") as notes:
+with NOTES.open("a") as notes:
     environment = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "DO_NOT_TRACK", "VLLM_API_KEY")}
     note = {"arguments": ARGUMENTS, "processes": [os.getpid(), helper.pid], "environment": environment}
     print(json.dumps(note), file=notes)
-Server(ARGUMENTS[ARGUMENTS.index("--uds") + 1], Handler).serve_forever()
+Server(after("--uds"), Handler).serve_forever()

@@ -11,7 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srlm_pipeline.config import DpoSettings, LoraSettings, ModelSettings, RewardModelSettings, SftSettings
+from srlm_pipeline.config import (
+    DpoSettings,
+    LoraSettings,
+    ModelSettings,
+    RewardModelSettings,
+    SftSettings,
+    load_settings,
+)
 from srlm_pipeline.config.training import obstacle
 from srlm_pipeline.errors import DeviceMemoryError, SrlmError
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling
@@ -20,6 +27,7 @@ from srlm_pipeline.models.loading import load_model
 from srlm_pipeline.progress import NullProgress
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
 from srlm_pipeline.training.dpo import PreferenceExample, train_dpo
+from srlm_pipeline.training.fitting import require_installed
 from srlm_pipeline.training.sft import SftExample, train_sft
 
 MODEL = ModelSettings(device="cpu", dtype="float32")
@@ -175,6 +183,19 @@ def test_a_missing_library_is_named_before_anything_is_loaded(
     examples: Any = EXAMPLES if isinstance(settings, SftSettings) else PAIRS
     with pytest.raises(SrlmError, match=sentence):
         train(job(tiny_model, tmp_path), examples, settings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dpo": {"optimizer": "paged_adamw_8bit"}}, r"dpo\.optimizer: paged_adamw_8bit needs"),
+        ({"model": {"attention": "flash_attention_2"}}, r"model\.attention: flash_attention_2 needs"),
+    ],
+)
+def test_what_is_missing_is_said_before_a_run_begins(changes: dict[str, Any], sentence: str) -> None:
+    require_installed(load_settings("quickstart"))
+    with pytest.raises(SrlmError, match=sentence):
+        require_installed(load_settings("quickstart", {"model": {"device": "cpu"}} | changes))
 
 
 def test_flash_attention_is_refused_where_it_cannot_work(tiny_model: Path) -> None:

@@ -94,7 +94,9 @@ def _device(settings: Settings) -> str:
 
 def _training(settings: Settings) -> str:
     from srlm_pipeline.training.devices import require_division
+    from srlm_pipeline.training.fitting import require_installed
 
+    require_installed(settings)
     division = require_division(settings)
     if division.processes == 1:
         return f"one process on {division.devices[0]}"

@@ -157,7 +157,7 @@ def show_plan(plan: Plan) -> RenderableType:
     lines.append(table)
     if plan.basis.ranks:
         lines.append(_ranks_table(plan.basis))
-    lines += [*(Text(f"- {line}", style="dim") for line in (*plan.basis.notes, *plan.assumptions))]
+    lines += [Text(f"- {line}", style="dim") for line in (*plan.basis.notes, *plan.assumptions)]
     return Group(*lines)
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SMALLER = (
-    "Its weights alone are too large for it: set model.dtype to bfloat16, choose another model.device, or take a "
-    "smaller base_model; `srlm plan` says what fits"
+    "Its weights alone are too large for it: set model.dtype to bfloat16, in training method to lora or qlora, choose "
+    "another model.device, or take a smaller base_model; `srlm plan` says what fits"
 )
 
 

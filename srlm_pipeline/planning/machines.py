@@ -138,7 +138,8 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         settings: Methods, types, engine.
     """
     n, available = shape.parameters, gpu.memory * _USABLE * 2**30
-    engine = engine_for(settings.engine.kind, n_gpus)
+    kind = settings.engine.kind
+    engine = engine_for(kind, n_gpus)
     together = writing_devices(shape, n_gpus, available) if engine == "vllm" else 1
     copies = n_gpus // together if engine == "vllm" else 1
     speed = together * copies * (_SCALING if together * copies > 1 else 1.0)
@@ -171,7 +172,7 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         f"(range: {1 - _FASTER:.0%} faster to {_SLOWER - 1:.0%} slower)",
         f"a model of {shape.layers} layers of width {shape.hidden}, {shape.kv_bytes / 1024:.0f} KiB of keys and values "
         f"per token; engine: {engine}"
-        + (" (vLLM, with --set engine=vllm, writes faster)" if engine == "transformers" else ""),
+        + (" (vLLM, with --set engine=vllm, writes faster)" if (kind, engine) == ("auto", "transformers") else ""),
     ]
     if n_gpus > 1:
         notes += [_writing_in_words(engine, copies, together), *_training_in_words(placed, settings, n_gpus)]
@@ -191,7 +192,7 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         memory=memory_of_model(shape, settings, placed=placed, together=together),
         available=available,
         host_memory=host_memory(n),
-        in_flight=requests_in_flight(settings.engine, engine),
+        in_flight=requests_in_flight(settings.engine, engine if kind == "auto" else kind),
         ranks=tuple(_ranks(shape, settings, n_gpus, available)),
         notes=tuple(notes),
     )

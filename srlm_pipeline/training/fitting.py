@@ -8,9 +8,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from srlm_pipeline.config import TrainingSettings
+from srlm_pipeline.config import Settings, TrainingSettings
 from srlm_pipeline.errors import DeviceMemoryError, SrlmError
-from srlm_pipeline.models.loading import choose_device
+from srlm_pipeline.models.loading import choose_attention, choose_device
 from srlm_pipeline.models.memory import free_memory, is_out_of_memory
 from srlm_pipeline.models.quantization import bitsandbytes_obstacle
 
@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 # Where there is no error to learn from: a system whose memory runs out ends the process.
 MOST_ON_CPU = 4
+_BY_TORCH_ALONE = {("lora", "adamw"), ("full", "adamw")}
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -73,6 +74,21 @@ def require_libraries(settings: TrainingSettings, device: str) -> None:
         obstacle = bitsandbytes_obstacle(device, on_gpu_alone=instead == "adamw") if is_wanted else None
         if obstacle:
             raise SrlmError(f"{name} {obstacle}; or set it to {instead}")
+
+
+def require_installed(settings: Settings) -> None:
+    """Refuse settings of any stage for which a library or a device is missing, before anything is computed.
+
+    Raises:
+        SrlmError: Naming the setting, and what to set instead.
+    """
+    unusual = [stage for stage in settings.trained_stages if (stage.method, stage.optimizer) not in _BY_TORCH_ALONE]
+    if unusual or settings.model.attention == "flash_attention_2":
+        # Asking costs the import of torch.
+        device = choose_device(settings.model.device)
+        choose_attention(settings.model, device)
+        for stage in unusual:
+            require_libraries(stage, device)
 
 
 def remedy(settings: TrainingSettings, micro_batch: int, on_cpu: bool) -> str:

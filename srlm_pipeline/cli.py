@@ -76,18 +76,22 @@ def plan(
     iterations: Annotated[int, typer.Option("--iterations", "-n", min=0, help="How many iterations.")] = 2,
     config: ConfigOption = None,
     set_: SetOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure this machine again, training too.")] = False,
     prompts: Annotated[int | None, typer.Option(min=1, help="Invented prompts per iteration.")] = None,
     device: Annotated[
-        str | None, typer.Option(help="A GPU instead of this machine: h200, h100, a100, l40s, rtx4090.")
+        str | None,
+        typer.Option(help="GPUs instead of this machine: h200, h100, a100, l40s, rtx4090, or e.g. '8 x h100'."),
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="How many of them.")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
     model_size: Annotated[str | None, typer.Option(help="Instead of the configured model's: 8B, 135M, ...")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU's hour, in any currency.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Estimate time, tokens, memory and disk before a run."""
-    if device is None and (gpus > 1 or model_size):
-        raise SrlmError("--gpus and --model-size belong to stated figures: name a --device too, e.g. --device h200")
+    if device is None and (gpus or model_size or price is not None):
+        raise SrlmError(
+            "--gpus, --model-size and --price belong to stated figures: name a --device too, e.g. --device h200"
+        )
     if device and config is None and "SRLM_CONFIG" not in os.environ:
         config = "single-gpu"
     prepare(config)
@@ -97,7 +101,7 @@ def plan(
     named = [] if prompts is None else [f"prompt_generation.count={prompts}"]
     settings = load_settings(None, merge_overrides([*(set_ or []), *named]))
     planned = (
-        plan_from_figures(settings, iterations, device, gpus, model_size)
+        plan_from_figures(settings, iterations, device, gpus, model_size, price)
         if device
         else plan_from_probe(settings, iterations, fresh)
     )

@@ -113,6 +113,19 @@ class DivergedError(SrlmError):
         )
 
 
+class DeviceMemoryError(SrlmError):
+    """A device's memory ran out.
+
+    Attributes:
+        work: What was being done.
+        remedy: A sentence that names the settings to change.
+    """
+
+    def __init__(self, work: str, remedy: str) -> None:
+        self.work, self.remedy = work, remedy
+        super().__init__(f"{work}: the device's memory ran out. {remedy}")
+
+
 class DivisionError(SrlmError):
     """A training cannot be divided among processes as the settings ask."""
 

@@ -123,6 +123,7 @@ STALE: dict[str, set[str]] = {
 # Knobs: how something is computed, how it is reached, when it is given up.
 RESOURCES = {
     "batch_size", "micro_batch_size", "save_every", "max_attempts_factor", "device", "trust_remote_code",
+    "attention", "gradient_checkpointing",
 }  # fmt: skip
 # Those that are no knobs although they are called so: examples per optimiser step.
 OPTIMISER_BATCHES = {"sft", "eft", "dpo", "baselines.reward_model", "baselines.rlhf"}

@@ -71,6 +71,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("notices", lambda: _notices(settings())),
         ("archive", lambda: _archive(settings())),
         ("memory", _memory),
+        ("what fits", lambda: _what_fits(settings())),
         ("disk", lambda: _disk(settings())),
         ("instance", lambda: _instance(settings())),
     ]
@@ -93,7 +94,9 @@ def _device(settings: Settings) -> str:
 
 def _training(settings: Settings) -> str:
     from srlm_pipeline.training.devices import require_division
+    from srlm_pipeline.training.fitting import require_installed
 
+    require_installed(settings)
     division = require_division(settings)
     if division.processes == 1:
         return f"one process on {division.devices[0]}"
@@ -240,6 +243,35 @@ def _memory() -> str:
     if free < COMFORTABLE_MEMORY:
         raise SrlmError(f"{free / 2**30:.1f} GiB free; the quickstart wants {COMFORTABLE_MEMORY / 2**30:.0f} GiB")
     return f"{free / 2**30:.1f} GiB free"
+
+
+def _what_fits(settings: Settings) -> str:
+    """Hold what each stage needs at most, by formula, against the devices found, and name the strategy to take."""
+    from srlm_pipeline.commands.planning import configured_shape
+    from srlm_pipeline.planning.machines import most_held, trainers
+    from srlm_pipeline.planning.probe import devices_here, memory_here
+    from srlm_pipeline.planning.sharding import choose_strategy
+
+    store = open_store(settings)
+    converted = settings.base_model != EMBEDDED_MODEL or (store.shared / EMBEDDED_MODEL).is_dir()
+    if not converted or not Path(store.base_model(settings)).is_dir():
+        return "not looked at: the base model is not here yet"
+    shape = configured_shape(settings, store)
+    memory, available = memory_here(shape, settings)
+    sections: dict[str, str] = {"engine": "writing"}
+    sections.update({trainer: chosen.key for trainer, chosen in trainers(settings).items()})
+    needed = {kind: memory[kind].fixed + memory[kind].per_token * held for kind, held in most_held(settings).items()}
+    listed = ", ".join(f"{sections[kind]} {n / 2**30:.1f}" for kind, n in needed.items())
+    whole = f"{listed} of {available / 2**30:.1f} GiB with texts as long as may be"
+    devices, strategies = devices_here(settings), ""
+    if devices > 1:
+        chosen = {t.key: choose_strategy(shape, t, devices, available) for t in trainers(settings).values()}
+        strategies = "; strategy to take: " + ", ".join(f"{n} {how} on {ranks}" for n, (how, ranks) in chosen.items())
+    large = [sections[kind] for kind, n in needed.items() if n > available]
+    if not large:
+        return f"{whole}: all fit{strategies}"
+    way_out = "lower micro_batch_size, set gradient_checkpointing or method: lora; `srlm plan` says more"
+    return f"{whole}: {', '.join(large)} may not fit: {way_out}{strategies}"
 
 
 def _disk(settings: Settings) -> str:

@@ -34,6 +34,7 @@ from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
 from srlm_pipeline.store import iteration_number, open_store, partition_key
 from srlm_pipeline.tracking import is_local
 from srlm_pipeline.training.devices import require_division
+from srlm_pipeline.training.fitting import require_installed
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ def run_loop(
         if settings.training.launcher != LauncherSettings():
             # The default can always be had, and asking costs the import of torch.
             require_division(settings)
+        require_installed(settings)
         open_store(settings).tidy()
         times = StageTimes()
         _run_outstanding(definitions, instance, "seed", None, overrides, announce, times)

@@ -38,6 +38,11 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = resources(
         "auto", description="compute type; auto: bfloat16 where the device has it, float32 otherwise"
     )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = resources(
+        "auto",
+        description="implementation of attention; auto: transformers' choice, and eager where training on a CPU; "
+        "flash_attention_2 needs a GPU and the package flash-attn",
+    )
     save_dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
         description="type of the saved weights, which the next iteration starts from; bfloat16 takes half the disk and "

@@ -62,14 +62,29 @@ class TrainingSettings(Section):
 
     key: ClassVar[str] = "training"
 
-    method: Literal["lora", "full"] = "lora"
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="qlora: adapters over weights in 4 bits; needs bitsandbytes"
+    )
     lora: LoraSettings = LoraSettings()
     learning_rate: float = Field(gt=0)
     final_learning_rate_ratio: float = Field(0.2, ge=0, le=1, description="cosine decay ends at this share")
     epochs: float = Field(1.0, gt=0)
     batch_size: int = Field(16, ge=1, description="examples per optimiser step")
-    micro_batch_size: int = resources(
-        4, ge=1, validate_default=True, description="examples per forward pass; must divide batch_size"
+    micro_batch_size: int | Literal["auto"] = resources(
+        4,
+        validate_default=True,
+        description="examples per forward pass; must divide batch_size; auto: as many as fit, found by halving where "
+        "the memory runs out",
+    )
+    gradient_checkpointing: bool | None = resources(
+        None,
+        description="compute a layer's activations again for the backward pass instead of keeping them: less memory, "
+        "a third more time; None: on GPUs",
+    )
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw",
+        description="adamw_8bit: both moments in 8 bits; paged_adamw_8bit: moved to the host's memory where the "
+        "device's runs short; both need bitsandbytes and a GPU",
     )
     max_length: int = Field(1024, ge=16, description="tokens of prompt and completion; longer ones are cut")
     warmup_ratio: float = Field(0.05, ge=0, lt=1)
@@ -77,11 +92,35 @@ class TrainingSettings(Section):
 
     @field_validator("micro_batch_size")
     @classmethod
-    def _divides(cls, value: int, info: Any) -> int:
+    def _divides(cls, value: int | str, info: Any) -> int | str:
+        if isinstance(value, str):
+            return value
+        if value < 1:
+            raise ValueError("must be at least 1, or auto")
         batch = info.data.get("batch_size")
         if batch is not None and batch % value:
             raise ValueError(f"must divide batch_size ({batch})")
         return value
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether adapters alone are trained."""
+        return self.method != "full"
+
+    def micro_batches(self, most: int | None = None) -> list[int]:
+        """Return the sizes of a forward pass to be tried, the largest first; each divides `batch_size`.
+
+        Args:
+            most: Where the size is to be found, the largest that may be tried; None: the whole batch.
+        """
+        if self.micro_batch_size != "auto":
+            return [self.micro_batch_size]
+        size, sizes = self.batch_size, []
+        while size:
+            size = next(n for n in range(size, 0, -1) if self.batch_size % n == 0)
+            sizes.append(size)
+            size //= 2
+        return [size for size in sizes if most is None or size <= most]
 
 
 def obstacle(settings: TrainingSettings, processes: int, strategy: Strategy) -> str | None:
@@ -99,6 +138,15 @@ def obstacle(settings: TrainingSettings, processes: int, strategy: Strategy) -> 
         )
     if strategy == "fsdp2" and isinstance(settings, RewardModelSettings | RlhfSettings):
         return f"{settings.key} is trained with training.launcher.strategy ddp only"
+    if processes > 1 and isinstance(settings, SftSettings) and settings.packing:
+        return f"{settings.key}.packing is for one process: set it to false, or training.launcher.processes to 1"
+    if settings.micro_batch_size == "auto":
+        return (
+            f"{settings.key}.micro_batch_size: auto is found by one process, and {processes} would have to agree: set "
+            "it to a number"
+            if processes > 1
+            else None
+        )
     batch, together = settings.batch_size, settings.micro_batch_size * processes
     if batch % together:
         share = batch // processes
@@ -126,6 +174,11 @@ class SftSettings(TrainingSettings):
         "paper); needs eft.targets: ranks",
     )
     learning_rate: float = Field(5.5e-6, gt=0)
+    packing: bool = Field(
+        False,
+        description="put several examples into each sequence of max_length, none of which sees another, so that "
+        "nothing is padded; batch_size then counts such sequences",
+    )
 
 
 class EftSettings(TrainingSettings):
@@ -291,6 +344,15 @@ class DpoSettings(TrainingSettings):
         return value
 
     @model_validator(mode="after")
+    def _reference_is_whole(self) -> DpoSettings:
+        if self.method == "qlora" and self.reference != "policy":
+            raise ValueError(
+                f"dpo.reference {self.reference} is read by itself, and weights in 4 bits without adapters cannot be: "
+                "set dpo.method to lora, or dpo.reference to policy"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _smoothing_is_used(self) -> DpoSettings:
         # TRL accepts it with every loss, and says nothing.
         if self.label_smoothing and self.loss != "robust":
@@ -304,6 +366,13 @@ class RewardModelSettings(TrainingSettings):
     key = "baselines.reward_model"
 
     learning_rate: float = Field(1e-4, gt=0)
+
+    @field_validator("method")
+    @classmethod
+    def _has_whole_weights(cls, value: str) -> str:
+        if value == "qlora":
+            raise ValueError("the reward model is trained as a whole or by lora; qlora is for models that write")
+        return value
 
 
 class RlhfSettings(TrainingSettings):

@@ -35,12 +35,17 @@ from srlm_pipeline.generation.prefill import (
 )
 from srlm_pipeline.generation.sampling import draw_tokens
 from srlm_pipeline.generation.thoughts import Thoughts
+from srlm_pipeline.models.memory import sufficient_memory
 from srlm_pipeline.models.saving import end_tokens
 from srlm_pipeline.progress import say
 
 if TYPE_CHECKING:
     import torch
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+# The sections of settings that have a batch size.
+_WRITERS = "prompt_generation, candidates, judge or evaluation"
+_READERS = "judge or evaluation"
 
 
 class TransformersEngine:
@@ -85,12 +90,17 @@ class TransformersEngine:
 
         Raises:
             ModelError: If a prompt and its completion do not fit the model's window.
+            DeviceMemoryError: If a batch does not fit the device's memory.
         """
         import torch
 
         encoded = [self._encode(r.prompt, self._thoughts.limit(sampling)) for r in requests]
         done: dict[int, Completion] = {}
-        with torch.inference_mode():
+        lower = (
+            f"Lower the batch_size of the settings that it belongs to ({_WRITERS}), now {self._batch_size}, or their "
+            "max_new_tokens"
+        )
+        with torch.inference_mode(), sufficient_memory("writing replies", lower):
             shared = self._read_common(encoded)
             for rows in self._batches(encoded):
                 batch = self._generate_batch([requests[i] for i in rows], [encoded[i] for i in rows], sampling, shared)
@@ -109,6 +119,7 @@ class TransformersEngine:
 
         Raises:
             ModelError: If an option is not a single token after the prefix.
+            DeviceMemoryError: If a batch does not fit the device's memory.
         """
         import torch
 
@@ -117,7 +128,8 @@ class TransformersEngine:
         for ids in sequences:
             self._check_fits(len(ids), 1)
         result = np.zeros((len(prefixes), len(options)))
-        with torch.inference_mode():
+        lower = f"Lower the batch_size of the settings that it belongs to ({_READERS}), now {self._batch_size}"
+        with torch.inference_mode(), sufficient_memory("judging and reading replies", lower):
             for rows, logits in self._read(sequences):
                 chosen = torch.tensor([split[i][1] for i in rows], device=logits.device)
                 log_probabilities = logits.float().log_softmax(dim=-1).gather(-1, chosen)

@@ -9,14 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srlm_pipeline.config import ModelSettings
-from srlm_pipeline.errors import ModelError
+from srlm_pipeline.errors import ModelError, SrlmError
 from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.models.integrity import verify
+from srlm_pipeline.models.memory import is_out_of_memory, sufficient_memory
+from srlm_pipeline.models.quantization import four_bits
 from srlm_pipeline.models.saving import declare_ends, end_tokens
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SMALLER = (
+    "Its weights alone are too large for it: set model.dtype to bfloat16, in training method to lora or qlora, choose "
+    "another model.device, or take a smaller base_model; `srlm plan` says what fits"
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +112,34 @@ def readable(source: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(source, f"its weights could not be loaded ({_first_line(error)})") from error
 
 
+def choose_attention(settings: ModelSettings, device: str) -> str | None:
+    """Return the implementation of attention, None being transformers' choice.
+
+    Raises:
+        SrlmError: If it is one that does not work here.
+    """
+    if settings.attention == "flash_attention_2":
+        from transformers.utils import is_flash_attn_2_available
+
+        if not device.startswith("cuda") or not is_flash_attn_2_available():
+            raise SrlmError(
+                f"model.attention: flash_attention_2 needs a CUDA device and the package flash-attn, and the device "
+                f"is {device}{'' if is_flash_attn_2_available() else ', the package missing'}; set it to sdpa or auto"
+            )
+    return None if settings.attention == "auto" else settings.attention
+
+
 def load_model(
-    source: str | Path, settings: ModelSettings, dtype: str | None = None, attention: str | None = None
+    source: str | Path,
+    settings: ModelSettings,
+    dtype: str | None = None,
+    attention: str | None = None,
+    quantized: bool = False,
 ) -> LoadedModel:
     """Load a causal LM for inference or training.
 
@@ -117,25 +147,33 @@ def load_model(
         source: Folder or hub name.
         settings: Device, type and whether remote code may run.
         dtype: Overrides the settings' type, e.g. ``"float32"`` for full fine-tuning.
-        attention: Overrides transformers' choice of an implementation.
+        attention: Overrides the settings' implementation.
+        quantized: Whether the weights are put into 4 bits, to be trained by adapters alone.
 
     Raises:
         ModelError: If weights, tokenizer or chat template are missing or damaged.
+        DeviceMemoryError: If the weights do not fit.
+        SrlmError: If the settings' attention does not work here.
     """
     from transformers import AutoModelForCausalLM
 
     verify(Path(source))
     device = choose_device(settings.device)
+    computed = choose_dtype(dtype or settings.dtype, device)
+    attention = attention or choose_attention(settings, device)
     tokenizer = load_tokenizer(source, settings)
-    with readable(source):
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=choose_dtype(dtype or settings.dtype, device),
-            attn_implementation=attention,
-            trust_remote_code=settings.trust_remote_code,
-        )
+    with sufficient_memory(f"loading {source}", _SMALLER):
+        with readable(source):
+            model = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=computed,
+                attn_implementation=attention,
+                trust_remote_code=settings.trust_remote_code,
+                **({"quantization_config": four_bits(computed), "device_map": {"": device}} if quantized else {}),
+            )
+        model = model.eval() if quantized else model.to(device).eval()
     _match(source, model, tokenizer)
-    return LoadedModel(model.to(device).eval(), tokenizer)
+    return LoadedModel(model, tokenizer)
 
 
 def _match(source: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

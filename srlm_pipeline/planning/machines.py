@@ -1,24 +1,36 @@
 """What a model needs and what GPUs can do: memory by formula, speed from stated figures (a roofline).
 
-Dense bfloat16 TFLOP/s with float32 accumulation, memory and its bandwidth, from NVIDIA's data sheets:
+Dense bfloat16 TFLOP/s with float32 accumulation, memory and its bandwidth, and the link to other devices in both
+directions together, from NVIDIA's data sheets:
 
-- H200 SXM: "NVIDIA H200 Tensor Core GPU" (1,979 with sparsity, so 989; 141 GB; 4.8 TB/s)
-- H100 SXM: "NVIDIA H100 Tensor Core GPU" (1,979 with sparsity, so 989; 80 GB; 3.35 TB/s)
-- A100 SXM 80 GB: "NVIDIA A100 Tensor Core GPU" (312; 80 GB; 2,039 GB/s)
-- L40S: "NVIDIA L40S" (362; 48 GB; 864 GB/s)
-- RTX 4090: "NVIDIA Ada GPU Architecture", appendix A (165.2; 24 GB; 1,008 GB/s)
+- H200 SXM: "NVIDIA H200 Tensor Core GPU" (1,979 with sparsity, so 989; 141 GB; 4.8 TB/s; NVLink 900 GB/s)
+- H100 SXM: "NVIDIA H100 Tensor Core GPU" (1,979 with sparsity, so 989; 80 GB; 3.35 TB/s; NVLink 900 GB/s)
+- A100 SXM 80 GB: "NVIDIA A100 Tensor Core GPU" (312; 80 GB; 2,039 GB/s; NVLink 600 GB/s)
+- L40S: "NVIDIA L40S" (362; 48 GB; 864 GB/s; PCIe 64 GB/s)
+- RTX 4090: "NVIDIA Ada GPU Architecture", appendix A (165.2; 24 GB; 1,008 GB/s; PCIe 64 GB/s)
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from srlm_pipeline.config import EngineSettings, Settings, TrainingSettings
 from srlm_pipeline.errors import SrlmError
-from srlm_pipeline.planning.plan import BYTES, Basis, Memory
-from srlm_pipeline.planning.workload import Kind
+from srlm_pipeline.planning.plan import BYTES, Basis, Memory, RankPlan
+from srlm_pipeline.planning.sharding import (
+    LIBRARIES,
+    ModelShape,
+    Strategy,
+    choose_strategy,
+    rank_memory,
+    sent_bytes,
+    training_ranks,
+    writing_devices,
+)
+from srlm_pipeline.planning.workload import PASSES, Kind, Trainer, Unit
 
 # Requests that a server works on at a time, unless `engine.concurrency` says otherwise.
 _IN_FLIGHT = {"vllm": 256, "openai": 16}
@@ -28,13 +40,16 @@ _USABLE = 0.92
 _SCALING = 0.85
 # Shares of the stated figures that are likely to be reached: of the operations in reading and in training (recomputed
 # ones counted), of the bandwidth in writing. All of them may be so much better or worse at once.
-_READING, _TRAINING, _WRITING = 0.40, 0.30, 0.6
+_READING, _TRAINING, _WRITING = 0.40, 0.40, 0.6
 _FASTER, _SLOWER = 0.7, 1.6
 # Seconds per layer and new token that the host needs to launch the work; vLLM records a step once and replays it.
 _LAUNCHING = {"transformers": 0.6e-3, "vllm": 4e-5}
 _DISK = 1e9
-# Bytes that libraries and their kernels hold beside any model.
-_LIBRARIES = 2**30
+# Devices of a node, and what enters it from others, in 1e9 bytes a second: eight adapters of 400 Gbit/s, as in NVIDIA's
+# DGX H100; a ring through all devices enters each node once. Of a stated link so much is reached.
+_PER_NODE, _NETWORK, _LINKS = 8, 400.0, 0.7
+_MOST_DEVICES = 4096
+_SHARED: tuple[Strategy, ...] = ("ddp", "fsdp2")
 
 
 @dataclass(frozen=True)
@@ -46,45 +61,23 @@ class Gpu:
         tflops: Dense bfloat16, in 1e12 operations a second.
         memory: In GiB.
         bandwidth: Of the memory, in 1e9 bytes a second.
+        link: To the other devices of a node, in 1e9 bytes a second and direction.
     """
 
     name: str
     tflops: float
     memory: float
     bandwidth: float
+    link: float
 
 
 GPUS = {
-    "h200": Gpu("NVIDIA H200", 989, 141, 4800),
-    "h100": Gpu("NVIDIA H100 SXM", 989, 80, 3350),
-    "a100": Gpu("NVIDIA A100 80 GB SXM", 312, 80, 2039),
-    "l40s": Gpu("NVIDIA L40S", 362, 48, 864),
-    "rtx4090": Gpu("NVIDIA RTX 4090", 165.2, 24, 1008),
+    "h200": Gpu("NVIDIA H200", 989, 141, 4800, 450),
+    "h100": Gpu("NVIDIA H100 SXM", 989, 80, 3350, 450),
+    "a100": Gpu("NVIDIA A100 80 GB SXM", 312, 80, 2039, 300),
+    "l40s": Gpu("NVIDIA L40S", 362, 48, 864, 32),
+    "rtx4090": Gpu("NVIDIA RTX 4090", 165.2, 24, 1008, 32),
 }
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What of a model decides its costs.
-
-    Attributes:
-        parameters: All of them.
-        layers: Decoder layers.
-        hidden: Width of the residual stream.
-        kv_width: Key heads times their size.
-        vocabulary: Tokens.
-    """
-
-    parameters: int
-    layers: int
-    hidden: int
-    kv_width: int
-    vocabulary: int
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of one token's keys and values in bfloat16."""
-        return 2 * self.layers * self.kv_width * 2
 
 
 def find_gpu(name: str) -> Gpu:
@@ -119,8 +112,24 @@ def shape_of_size(parameters: int) -> ModelShape:
     return ModelShape(parameters, layers, hidden, min(1024, hidden), 128_000)
 
 
+def parse_devices(text: str) -> tuple[str, int]:
+    """Split ``8 x H100`` into the name and the number, which is 1 where none is given.
+
+    Raises:
+        SrlmError: If the number is none to plan with.
+    """
+    found = re.fullmatch(r"\s*(?:(\d+)\s*[x\u00d7*]\s*)?(\S.*?)\s*", text, re.IGNORECASE)
+    number = int(found[1] or 1) if found else 0
+    if not found or not 1 <= number <= _MOST_DEVICES:
+        raise SrlmError(f"{text!r} names no devices: write it as h100, or as '8 x h100' for several")
+    return found[2], number
+
+
 def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -> Basis:
     """Return what one or several GPUs should be able to do with a model of this shape.
+
+    Reading and writing: every copy of the model works by itself. Training: the devices share an optimiser step, and
+    send each other weights or gradients meanwhile.
 
     Args:
         gpu: The device.
@@ -128,13 +137,33 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         shape: Of the model.
         settings: Methods, types, engine.
     """
-    n, engine = shape.parameters, "vllm" if settings.engine.kind == "vllm" else "transformers"
-    together = n_gpus * (_SCALING if n_gpus > 1 else 1.0)
-    operations, bandwidth = gpu.tflops * 1e12 * together, gpu.bandwidth * 1e9 * together * _WRITING
+    n, available = shape.parameters, gpu.memory * _USABLE * 2**30
+    kind = settings.engine.kind
+    engine = engine_for(kind, n_gpus)
+    together = writing_devices(shape, n_gpus, available) if engine == "vllm" else 1
+    copies = n_gpus // together if engine == "vllm" else 1
+    speed = together * copies * (_SCALING if together * copies > 1 else 1.0)
+    operations, bandwidth = gpu.tflops * 1e12 * speed, gpu.bandwidth * 1e9 * speed * _WRITING
     forward, loading, launching = 2 * n / (operations * _READING), 2 * n / _DISK, shape.layers * _LAUNCHING[engine]
-    sft, ranking, dpo = (
-        training_operations(stage, n) / (operations * _TRAINING) for stage in (settings.sft, settings.eft, settings.dpo)
-    )
+    seconds: dict[Unit, float] = {
+        "opened": loading + (60.0 if engine == "vllm" else 3.0),
+        "read": forward,
+        "step": 2 * n / bandwidth + launching / copies,
+        # A new token looks back on its prompt and about half of its reply.
+        "drawn": forward + settings.candidates.max_new_tokens * shape.kv_bytes / bandwidth,
+        # Weights are read for training, read again in float32 for merging, written, and read for the digest.
+        "trainer": 15.0 + 3 * loading + 2 * n * BYTES[settings.model.save_dtype] / _DISK,
+    }
+    placed: dict[Trainer, tuple[Strategy, int]] = {}
+    for trainer, chosen in trainers(settings).items():
+        strategy, ranks = placed[trainer] = choose_strategy(shape, chosen, n_gpus, available)
+        reached = gpu.tflops * 1e12 * ranks * (_SCALING if ranks > 1 else 1.0) * _TRAINING
+        seconds[trainer] = training_operations(chosen, n) / reached
+        sent = sent_bytes(shape, chosen, strategy, ranks) / link_speed(gpu, ranks)
+        # Gradients alone wait for the whole step; a pass counts the examples of one device.
+        seconds[PASSES[trainer]] = sent * (
+            chosen.micro_batches()[-1] / chosen.batch_size if strategy == "ddp" else 1 / ranks
+        )
     notes = [
         f"{gpu.name} as stated by its maker: {gpu.tflops:g} dense bfloat16 TFLOP/s, {gpu.memory:g} GiB, "
         f"{gpu.bandwidth:g} GB/s; nothing was measured",
@@ -143,37 +172,100 @@ def stated_basis(gpu: Gpu, n_gpus: int, shape: ModelShape, settings: Settings) -
         f"(range: {1 - _FASTER:.0%} faster to {_SLOWER - 1:.0%} slower)",
         f"a model of {shape.layers} layers of width {shape.hidden}, {shape.kv_bytes / 1024:.0f} KiB of keys and values "
         f"per token; engine: {engine}"
-        + (" (vLLM, with --set engine=vllm, writes faster)" if settings.engine.kind == "auto" else ""),
+        + (" (vLLM, with --set engine=vllm, writes faster)" if (kind, engine) == ("auto", "transformers") else ""),
     ]
     if n_gpus > 1:
+        notes += [_writing_in_words(engine, copies, together), *_training_in_words(placed, settings, n_gpus)]
         notes.append(
-            f"{n_gpus} devices give {together:.1f} times the speed of one and share weights and optimiser states; "
-            "this version itself works on one device"
+            f"of each device's speed {_SCALING:.0%} counts, and devices send each other "
+            f"{link_speed(gpu, 2) / 1e9:.0f} GB/s within {_PER_NODE}, {link_speed(gpu, _PER_NODE + 1) / 1e9:.0f} "
+            "beyond; see docs/scaling.md"
         )
     return Basis(
         source="stated",
         machine=f"{n_gpus} x {gpu.name}" if n_gpus > 1 else gpu.name,
+        devices=n_gpus,
         parameters=n,
-        seconds={
-            "opened": loading + (60.0 if engine == "vllm" else 3.0),
-            "read": forward,
-            "step": 2 * n / bandwidth + launching,
-            # A new token looks back on its prompt and about half of its reply.
-            "drawn": forward + settings.candidates.max_new_tokens * shape.kv_bytes / bandwidth,
-            "sft": sft,
-            "ranking": ranking,
-            "dpo": dpo,
-            # Weights are read for training, read again in float32 for merging, written, and read for the digest.
-            "trainer": 15.0 + 3 * loading + 2 * n * BYTES[settings.model.save_dtype] / _DISK,
-        },
+        seconds=seconds,
         faster=_FASTER,
         slower=_SLOWER,
-        memory=memory_of_model(shape, settings, n_gpus),
-        available=gpu.memory * _USABLE * 2**30,
+        memory=memory_of_model(shape, settings, placed=placed, together=together),
+        available=available,
         host_memory=host_memory(n),
-        in_flight=requests_in_flight(settings.engine, settings.engine.kind),
+        in_flight=requests_in_flight(settings.engine, engine if kind == "auto" else kind),
+        ranks=tuple(_ranks(shape, settings, n_gpus, available)),
         notes=tuple(notes),
     )
+
+
+def most_held(settings: Settings) -> dict[Kind, int]:
+    """Return the tokens that each kind of work holds at a time at most: whole batches of the longest texts."""
+    # A prompt is taken to have as many tokens as a reply at most.
+    held: dict[Kind, int] = {"engine": 2 * settings.candidates.batch_size * settings.candidates.max_new_tokens}
+    for trainer, chosen in trainers(settings).items():
+        held[trainer] = chosen.micro_batches()[-1] * chosen.max_length
+    return held
+
+
+def trainers(settings: Settings) -> dict[Trainer, TrainingSettings]:
+    """Return the settings of each trainer of the loop."""
+    return {"sft": settings.sft, "ranking": settings.eft, "dpo": settings.dpo}
+
+
+def engine_for(kind: str, n_gpus: int) -> Literal["transformers", "vllm"]:
+    """Return the engine that is planned with; several devices are used by vLLM alone."""
+    return "vllm" if kind == "vllm" or (kind == "auto" and n_gpus > 1) else "transformers"
+
+
+def link_speed(gpu: Gpu, ranks: int) -> float:
+    """Return the bytes a second that go round a ring of devices; beyond a node, over the network."""
+    return _LINKS * 1e9 * (gpu.link if ranks <= _PER_NODE else min(gpu.link, _NETWORK))
+
+
+def _writing_in_words(engine: str, copies: int, together: int) -> str:
+    if engine != "vllm":
+        return "the transformers engine reads and writes on one device; vLLM, with --set engine=vllm, on all"
+    each = "one device" if together == 1 else f"{together} devices"
+    return (
+        f"reading and writing: {copies} {'copy' if copies == 1 else 'copies'} of the model, each on {each} "
+        f"(engine.vllm_servers: {copies}, engine.tensor_parallel_size: {together})"
+    )
+
+
+def _training_in_words(
+    placed: Mapping[Trainer, tuple[Strategy, int]], settings: Settings, n_gpus: int
+) -> Iterator[str]:
+    named = {trainer: trainers(settings)[trainer].key for trainer in placed}
+    by_place: dict[tuple[Strategy, int], list[str]] = {}
+    for trainer, place in placed.items():
+        by_place.setdefault(place, []).append(named[trainer])
+    for (strategy, ranks), names in by_place.items():
+        how = {"one": "one device", "ddp": f"ddp on {ranks} devices", "fsdp2": f"fsdp2 on {ranks} devices"}[strategy]
+        why = "" if ranks == n_gpus else ": a batch_size shared evenly gives no more of them an example of each step"
+        beyond = "; on several machines, which this version does not train on" if ranks > _PER_NODE else ""
+        yield f"strategy to take for {', '.join(names)}: {how}{why}{beyond}"
+
+
+def _ranks(shape: ModelShape, settings: Settings, n_gpus: int, available: float) -> Iterator[RankPlan]:
+    """Return what each device would hold while DPO is trained, by method, optimiser and strategy."""
+    for method, optimizer in (("qlora", "adamw"), ("lora", "adamw"), ("full", "adamw_8bit"), ("full", "adamw")):
+        chosen = settings.dpo.model_copy(update={"method": method, "optimizer": optimizer})
+        ranks = training_ranks(chosen, n_gpus)
+        tokens = chosen.micro_batches()[-1] * chosen.max_length
+        strategies: tuple[Strategy, ...] = ("one",) if ranks == 1 else ("ddp",) if chosen.keeps_weights else _SHARED
+        for strategy in strategies:
+            again, kept = (rank_memory(shape, chosen, strategy, ranks, again) for again in (True, False))
+            yield RankPlan(
+                method=method,
+                optimizer=optimizer,
+                strategy=strategy,
+                ranks=ranks,
+                weights=again.weights + again.gathered,
+                states=again.gradients + again.moments,
+                checkpointed=again.total(tokens),
+                kept=kept.total(tokens),
+                fits=again.total(tokens) <= available,
+            )
 
 
 def requests_in_flight(engine: EngineSettings, kind: str) -> int | None:
@@ -184,49 +276,51 @@ def requests_in_flight(engine: EngineSettings, kind: str) -> int | None:
 
 def host_memory(parameters: int) -> float:
     """Return the bytes of the host's memory that merging and saving a model trained on a GPU takes."""
-    return 4.0 * parameters + 3 * _LIBRARIES
+    return 4.0 * parameters + 3 * LIBRARIES
 
 
 def training_operations(settings: TrainingSettings, parameters: float) -> float:
-    """Return the operations of training on one token, with gradient checkpointing.
+    """Return the operations of training on one token.
 
     Two per parameter forward; two backward for the activations, in the layers that are adapted and those above, and
-    two for the forward pass again; two more for the weights' own gradients if all are trained.
+    two for the forward pass again, unless the settings say that activations are kept; two more for the weights' own
+    gradients if all are trained (Kaplan et al. 2020, arXiv 2001.08361, section 2.1).
     """
-    return parameters * (8.0 if settings.method == "full" else 2.0 + 4.0 * settings.lora.top_layers)
+    again = 2.0 if settings.gradient_checkpointing is not False else 0.0
+    if settings.method == "full":
+        return parameters * (6.0 + again)
+    return parameters * (2.0 + (2.0 + again) * settings.lora.top_layers)
 
 
 def memory_of_model(
-    shape: ModelShape, settings: Settings, n_gpus: int = 1, checkpointing: bool = True, dtype: str = "bfloat16"
+    shape: ModelShape,
+    settings: Settings,
+    placed: Mapping[Trainer, tuple[Strategy, int]] | None = None,
+    checkpointing: bool = True,
+    dtype: str = "bfloat16",
+    together: int = 1,
 ) -> dict[Kind, Memory]:
     """Return the bytes that each kind of work holds on one device.
 
     Args:
         shape: Of the model.
         settings: Methods of training.
-        n_gpus: How many devices share weights and optimiser states.
-        checkpointing: Whether activations are computed again for the backward pass; on a CPU they are kept.
+        placed: How, and on how many devices, each trainer works; None: on one.
+        checkpointing: Whether activations are computed again for the backward pass, unless the settings say; on a CPU
+            they are kept.
         dtype: In which models read and write.
+        together: How many devices share a model that reads and writes.
     """
-    n, width = float(shape.parameters), BYTES[dtype]
-    # One state a layer is kept and one layer is computed again with all of its own, or all layers keep theirs;
-    # logits, their float32 copy and their gradient.
-    layers = 2 * shape.layers + 50 if checkpointing else 50 * shape.layers
-    activations = layers * shape.hidden + 10 * shape.vocabulary
+    n, width = shape.parameters, BYTES[dtype]
 
-    def training(chosen: TrainingSettings) -> Memory:
-        # Weights, gradients and both moments, in float32 what is trained. Seven linear modules a layer, in and out
-        # together about 23 times the hidden width.
-        adapters = shape.layers * chosen.lora.top_layers * chosen.lora.rank * 23 * shape.hidden
-        states = 16 * n if chosen.method == "full" else width * n + 16 * adapters
-        return Memory(fixed=states / n_gpus + _LIBRARIES, per_token=activations)
+    def training(trainer: Trainer, chosen: TrainingSettings) -> Memory:
+        strategy, ranks = (placed or {}).get(trainer, ("one", 1))
+        again = checkpointing if chosen.gradient_checkpointing is None else chosen.gradient_checkpointing
+        memory = rank_memory(shape, chosen, strategy, ranks, again, width)
+        return Memory(fixed=memory.fixed, per_token=memory.per_token)
 
-    return {
-        "engine": Memory(fixed=width * n / n_gpus + _LIBRARIES, per_token=width / 2 * shape.kv_bytes / n_gpus),
-        "sft": training(settings.sft),
-        "ranking": training(settings.eft),
-        "dpo": training(settings.dpo),
-    }
+    reading = Memory(fixed=width * n / together + LIBRARIES, per_token=width / 2 * shape.kv_bytes / together)
+    return {"engine": reading, **{trainer: training(trainer, s) for trainer, s in trainers(settings).items()}}
 
 
 def remedies(settings: Settings, n_gpus: int) -> list[tuple[str, Settings, int]]:
@@ -242,5 +336,11 @@ def remedies(settings: Settings, n_gpus: int) -> list[tuple[str, Settings, int]]
         ("batch_size: 8 in writing and judging", changed(writing, batch_size=8), n_gpus),
         ("method: lora in training", changed(training, method="lora"), n_gpus),
         ("method: lora and micro_batch_size: 1", changed(training, method="lora", micro_batch_size=1), n_gpus),
-        *((f"{more} devices", settings, more) for more in (2, 4, 8, 16) if more > n_gpus),
+        ("method: qlora in training", changed(training, method="qlora", micro_batch_size=1), n_gpus),
+        *(
+            [(f"batch_size: {n_gpus} in training", changed(training, batch_size=n_gpus, micro_batch_size=1), n_gpus)]
+            if n_gpus > min(chosen.batch_size for chosen in trainers(settings).values())
+            else []
+        ),
+        *((f"{more} devices", settings, more) for more in (2, 4, 8, 16, 32, 64) if more > n_gpus),
     ]

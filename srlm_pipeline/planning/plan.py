@@ -11,7 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from srlm_pipeline.config import PROGRAMS, ArbiterSettings, PanelMember, Settings
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.planning.texts import Facts
-from srlm_pipeline.planning.workload import LITTLE, MIDDLE, MUCH, Assumptions, Kind, Phase, StageWork, Unit, count_work
+from srlm_pipeline.planning.workload import (
+    LITTLE,
+    MIDDLE,
+    MUCH,
+    PASSES,
+    Assumptions,
+    Kind,
+    Phase,
+    StageWork,
+    Unit,
+    count_work,
+)
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Settings that decide how much there is to do. A plan speaks of runs with the same ones.
@@ -58,12 +69,39 @@ class Memory(Record):
     per_token: float
 
 
+class RankPlan(Record):
+    """What each device would hold while DPO is trained in one of the ways there are.
+
+    Attributes:
+        method: Of training.
+        optimizer: And how its moments are kept.
+        strategy: How the devices work together.
+        ranks: How many of them do.
+        weights: Bytes, those that are gathered for a moment included.
+        states: Bytes of gradients and moments.
+        checkpointed: Bytes of everything, activations computed again.
+        kept: Bytes of everything, activations kept.
+        fits: Whether `checkpointed` does.
+    """
+
+    method: str
+    optimizer: str
+    strategy: str
+    ranks: int
+    weights: float
+    states: float
+    checkpointed: float
+    kept: float
+    fits: bool
+
+
 class Basis(Record):
     """What an estimate rests on.
 
     Attributes:
         source: ``probe`` or ``stated``.
         machine: In words.
+        devices: How many of them share the work.
         parameters: Of the model.
         seconds: Per unit of work.
         faster: Share of these seconds that may do.
@@ -72,11 +110,13 @@ class Basis(Record):
         available: Bytes of memory, on one device.
         host_memory: Bytes beside the device's that saving a trained model takes; 0 where the device is the host.
         in_flight: Requests that a server works on at a time; None for batches.
+        ranks: What each device would hold, by the ways of training.
         notes: Assumptions, in words.
     """
 
     source: Literal["probe", "stated"]
     machine: str
+    devices: int = 1
     parameters: int
     seconds: dict[Unit, float]
     faster: float
@@ -85,11 +125,14 @@ class Basis(Record):
     available: float
     host_memory: float
     in_flight: int | None
+    ranks: tuple[RankPlan, ...] = ()
     notes: tuple[str, ...]
 
     def seconds_of(self, work: StageWork) -> float:
-        """Return how long a stage is likely to take."""
-        return sum(n * self.seconds[unit] for unit, n in work.units.items())
+        """Return how long a stage is likely to take; devices compute and send at a time, and the longer counts."""
+        taken = {unit: n * self.seconds.get(unit, 0.0) for unit, n in work.units.items()}
+        hidden = sum(min(taken.get(trainer, 0.0), taken.get(sending, 0.0)) for trainer, sending in PASSES.items())
+        return sum(taken.values()) - hidden
 
     def memory_of(self, work: StageWork) -> float:
         """Return the bytes at a stage's peak."""
@@ -136,6 +179,7 @@ class Plan(Record):
         stages: The seed's and those of one iteration, in the order in which they run.
         assumptions: Beside those of the basis, in words.
         warnings: What will not work, and what to change.
+        price: Of a device's hour, in any currency; None: not asked for.
     """
 
     project: str
@@ -145,6 +189,12 @@ class Plan(Record):
     stages: tuple[StagePlan, ...]
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    price: float | None = None
+
+    def cost(self, seconds: Range) -> Range:
+        """Return what all devices cost for so long, those that have nothing to do meanwhile included."""
+        hourly = (self.price or 0.0) * self.basis.devices / 3600
+        return Range(low=hourly * seconds.low, likely=hourly * seconds.likely, high=hourly * seconds.high)
 
     def repeats(self, stage: StagePlan) -> int:
         """Return how often a stage runs."""

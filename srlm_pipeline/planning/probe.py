@@ -1,12 +1,14 @@
-"""How fast this machine is: about a minute of reading, writing and training with the configured model.
+"""How fast this machine is: reading, writing and training with the configured model.
 
 Each is done on a little of the project's own data, and timed without its first repetition. Before there is a seed
 model the base model stands for all models, which are of its size.
+
+There are two probes. The quick one reads and writes for a few seconds, and takes training's share from the operations
+that it is; the thorough one trains too, and takes about a minute where nothing else runs.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
 import time
@@ -18,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from srlm_pipeline.acceleration.allocation import give_back_freed_memory
 from srlm_pipeline.config import Settings, TrainingSettings
 from srlm_pipeline.files import scratch_folder
 from srlm_pipeline.generation.engine import GenerationRequest, Sampling, TextEngine
@@ -26,12 +27,21 @@ from srlm_pipeline.generation.journal import fingerprint
 from srlm_pipeline.generation.opening import OpenEngine
 from srlm_pipeline.judging.rubric import SCORE_START, SCORES, judge_prompt
 from srlm_pipeline.models.checkpoint import Checkpoint, save_checkpoint
-from srlm_pipeline.planning.machines import ModelShape, host_memory, memory_of_model, requests_in_flight
-from srlm_pipeline.planning.plan import Basis
+from srlm_pipeline.models.memory import free_memory
+from srlm_pipeline.planning.machines import (
+    host_memory,
+    memory_of_model,
+    requests_in_flight,
+    trainers,
+    training_operations,
+)
+from srlm_pipeline.planning.plan import Basis, Memory, Record
+from srlm_pipeline.planning.sharding import ModelShape
 from srlm_pipeline.planning.texts import ProjectData, TextMeasure, group_tokens, unshared
-from srlm_pipeline.planning.workload import Trainer, Unit
+from srlm_pipeline.planning.workload import Kind, Trainer, Unit
 from srlm_pipeline.progress import Task
 from srlm_pipeline.training.common import TrainingJob, TrainingRun
+from srlm_pipeline.training.fitting import MOST_ON_CPU
 from srlm_pipeline.training.sft import SftExample
 
 Result = TypeVar("Result")
@@ -40,8 +50,16 @@ _WRITING_STEPS = 24
 _TRAINING_STEPS = 3
 # Forward passes per optimiser step, at most: with one the optimiser would weigh too much, with more it would take long.
 _ACCUMULATED = 2
-# A machine that others use too is faster or slower at another hour.
+# A machine that others use too is faster or slower at another hour; training that was not tried is a guess besides.
 _FASTER, _SLOWER = 0.8, 1.3
+_QUICK_FASTER, _QUICK_SLOWER = 0.6, 1.8
+# Texts read, rows written and steps taken by the quick probe.
+_FEW_TEXTS, _FEW_ROWS, _FEW_STEPS = 4, 16, 4
+# What a training takes beside its steps, in times that opening the model takes: it is loaded, loaded again to be
+# merged, written and read for its digest.
+_SETTING_UP = 6
+# Per parameter and token.
+_READING_OPERATIONS = 2.0
 # Settings on which the speed of a unit of work depends; how many units there are does not matter.
 _PROBED_SETTINGS = (
     "base_model", "model", "engine", "data", "eft.enabled", "eft.targets", "eft.ranking", "judge.batch_size",
@@ -49,6 +67,25 @@ _PROBED_SETTINGS = (
     *(f"{stage}.{name}" for stage in ("sft", "eft", "dpo")
       for name in ("method", "lora", "micro_batch_size", "max_length")),
 )  # fmt: skip
+_RATED_SETTINGS = ("base_model", "model", "engine")
+
+
+class Rates(Record):
+    """What the quick probe measured; the same for all settings of training and all numbers of prompts.
+
+    Attributes:
+        seconds: Per unit of reading and writing.
+        measured: When, for people.
+    """
+
+    seconds: dict[Unit, float]
+    measured: str
+
+
+def rates_path(root: Path, settings: Settings, digest: str) -> Path:
+    """Return where the quick probe's figures for this model and machine are kept in a project's folder."""
+    key = fingerprint(digest, machine_in_words(settings), settings.fingerprint(*_RATED_SETTINGS))
+    return root / "plans" / f"rates-{key}.json"
 
 
 def probe_path(root: Path, settings: Settings, digest: str) -> Path:
@@ -76,6 +113,63 @@ def machine_in_words(settings: Settings) -> str:
     return f"{name}, {dtype}{', without acceleration' if is_switched_off() else ''}"
 
 
+def measure_rates(
+    base: Checkpoint,
+    settings: Settings,
+    data: ProjectData,
+    measure: TextMeasure,
+    open_engine: OpenEngine,
+    announce: Callable[[str], None],
+) -> Rates:
+    """Measure for a few seconds how fast this machine opens a model, reads and writes.
+
+    Args:
+        base: The base model.
+        settings: All settings.
+        data: To read and answer.
+        measure: Of the model's tokenizer.
+        open_engine: Loads a checkpoint with a batch size.
+        announce: Called with a line before each measurement.
+    """
+    from srlm_pipeline.generation.opening import release_engines
+
+    announce("loading the model")
+    engine, opened = _timed(lambda: open_engine(base, _FEW_ROWS))
+    announce("reading")
+    replies = _repeated(list(data.train.itertuples()), _FEW_TEXTS)
+    questions = [judge_prompt(settings.judge.taught_rubric, r.prompt, r.text, "direct") for r in replies]
+    seconds: dict[Unit, float] = {"opened": opened, "read": _measure_reading(engine, questions, measure)}
+    announce("writing")
+    seconds |= _measure_writing(engine, _repeated(data.ift["prompt"].tolist(), _FEW_ROWS), settings, _FEW_STEPS)
+    del engine
+    release_engines()
+    free_memory()
+    return Rates(seconds=seconds, measured=time.strftime("%Y-%m-%d %H:%M"))
+
+
+def quick_basis(rates: Rates, shape: ModelShape, settings: Settings) -> Basis:
+    """Return what an estimate rests on where training was not tried: it takes as long as reading as many operations.
+
+    Args:
+        rates: As measured.
+        shape: Of the base model.
+        settings: All settings.
+    """
+    device = _device(settings)
+    seconds = dict(rates.seconds)
+    for trainer, chosen in trainers(settings).items():
+        kept = device == "cpu" and chosen.gradient_checkpointing is None
+        counted = chosen.model_copy(update={"gradient_checkpointing": False}) if kept else chosen
+        seconds[trainer] = seconds["read"] * training_operations(counted, 1.0) / _READING_OPERATIONS
+    seconds["trainer"] = _SETTING_UP * seconds["opened"]
+    note = (
+        f"reading and writing as measured here on {rates.measured} with the base model, training by its operations "
+        f"(range: {1 - _QUICK_FASTER:.0%} faster to {_QUICK_SLOWER - 1:.0%} slower); `srlm plan --fresh` measures that "
+        "too, in a minute or more"
+    )
+    return _basis(seconds, shape, settings, (_QUICK_FASTER, _QUICK_SLOWER), note)
+
+
 def run_probe(
     base: Checkpoint,
     shape: ModelShape,
@@ -98,15 +192,9 @@ def run_probe(
         folder: Where training may work; what it leaves there is removed.
         announce: Called with a line before each measurement.
     """
-    import psutil
-    import torch
+    from srlm_pipeline.generation.opening import release_engines
 
-    from srlm_pipeline.generation.opening import choose_engine, release_engines
-    from srlm_pipeline.models.loading import choose_device, choose_dtype
-
-    device = choose_device(settings.model.device)
-    dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
-    in_flight = requests_in_flight(settings.engine, choose_engine(settings)[0])
+    in_flight = _in_flight(settings)
     lessons = _lessons(data, settings, measure)
     announce("loading the model")
     engine, opened = _timed(lambda: open_engine(base, settings.candidates.batch_size))
@@ -116,10 +204,10 @@ def run_probe(
     seconds: dict[Unit, float] = {"opened": opened, "read": _measure_reading(engine, questions, measure)}
     announce("writing")
     messages = _repeated(data.ift["prompt"].tolist(), in_flight or settings.candidates.batch_size)
-    seconds |= _measure_writing(engine, messages, settings)
+    seconds |= _measure_writing(engine, messages, settings, _WRITING_STEPS)
     del engine
     release_engines()
-    _free_memory()
+    free_memory()
     setting_up: list[float] = []
     with scratch_folder(folder / "probe") as scratch:
         for trainer, lesson in lessons.items():
@@ -133,30 +221,75 @@ def run_probe(
                 seconds["trainer"] = float(np.mean(setting_up)) + saving
                 del save
             del run
-            _free_memory()
-    notes = [
+            free_memory()
+    note = (
         f"speed as measured here on {time.strftime('%Y-%m-%d %H:%M')} with the base model "
         f"(range: {1 - _FASTER:.0%} faster to {_SLOWER - 1:.0%} slower)"
-    ]
+    )
+    return _basis(seconds, shape, settings, (_FASTER, _SLOWER), note)
+
+
+def memory_here(shape: ModelShape, settings: Settings) -> tuple[dict[Kind, Memory], float]:
+    """Return what each kind of work holds on this machine's device, and the bytes that the device has.
+
+    Args:
+        shape: Of the model.
+        settings: All settings.
+    """
+    import psutil
+    import torch
+
+    from srlm_pipeline.models.loading import choose_dtype
+
+    device = _device(settings)
+    dtype = str(choose_dtype(settings.model.dtype, device)).removeprefix("torch.")
+    on_gpu = device.startswith("cuda")
+    available = float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total)
+    return memory_of_model(shape, settings, checkpointing=device != "cpu", dtype=dtype), available
+
+
+def devices_here(settings: Settings) -> int:
+    """Return how many devices there are of the kind that is computed on."""
+    import torch
+
+    return torch.cuda.device_count() if _device(settings) == "cuda" else 1
+
+
+def _basis(
+    seconds: dict[Unit, float], shape: ModelShape, settings: Settings, ends: tuple[float, float], note: str
+) -> Basis:
+    memory, available = memory_here(shape, settings)
+    device, notes = _device(settings), [note]
     if device == "cpu":
         notes.append(
             "memory is what a stage needs by itself; one process that runs all of them, as `srlm run` does, holds more "
             "(4.9 GiB instead of 3.8 in the quickstart)"
         )
-    on_gpu = device.startswith("cuda")
     return Basis(
         source="probe",
         machine=machine_in_words(settings),
         parameters=shape.parameters,
         seconds=seconds,
-        faster=_FASTER,
-        slower=_SLOWER,
-        memory=memory_of_model(shape, settings, checkpointing=device != "cpu", dtype=dtype),
-        available=float(torch.cuda.mem_get_info(device)[1] if on_gpu else psutil.virtual_memory().total),
+        faster=ends[0],
+        slower=ends[1],
+        memory=memory,
+        available=available,
         host_memory=0.0 if device == "cpu" else host_memory(shape.parameters),
-        in_flight=in_flight,
+        in_flight=_in_flight(settings),
         notes=tuple(notes),
     )
+
+
+def _device(settings: Settings) -> str:
+    from srlm_pipeline.models.loading import choose_device
+
+    return choose_device(settings.model.device)
+
+
+def _in_flight(settings: Settings) -> int | None:
+    from srlm_pipeline.generation.opening import choose_engine
+
+    return requests_in_flight(settings.engine, choose_engine(settings)[0])
 
 
 class Lesson(NamedTuple):
@@ -231,12 +364,14 @@ def _measure_reading(engine: TextEngine, messages: Sequence[str], measure: TextM
     return seconds / sum(map(measure.tokens, unshared(messages)))
 
 
-def _measure_writing(engine: TextEngine, messages: Sequence[str], settings: Settings) -> dict[Unit, float]:
+def _measure_writing(
+    engine: TextEngine, messages: Sequence[str], settings: Settings, most_steps: int
+) -> dict[Unit, float]:
     """Tell apart what a step and a token drawn in it cost, from steps of a full batch and of a small one."""
 
     def seconds_per_step(rows: int) -> float:
         requests = [GenerationRequest(str(n), engine.render(text), n) for n, text in enumerate(messages[:rows])]
-        chosen, steps = settings.candidates, min(_WRITING_STEPS, settings.candidates.max_new_tokens)
+        chosen, steps = settings.candidates, min(most_steps, settings.candidates.max_new_tokens)
         # The first token comes from reading.
         some, one = (Sampling(chosen.temperature, chosen.top_p, n_tokens) for n_tokens in (steps + 1, 1))
         _, writing = _timed(lambda: engine.generate(requests, some))
@@ -258,7 +393,7 @@ def _measure_training(
     Returns:
         The run, seconds per token, and seconds beside the steps.
     """
-    micro, batch = lesson.settings.micro_batch_size, lesson.settings.batch_size
+    micro, batch = lesson.settings.micro_batches(MOST_ON_CPU)[0], lesson.settings.batch_size
     n = micro * min(batch // micro, _ACCUMULATED)
     short = lesson.settings.model_copy(update={"batch_size": n, "epochs": _TRAINING_STEPS, "save_every": 10**6})
     ordered = sorted(lesson.examples, key=lesson.tokens)
@@ -279,15 +414,6 @@ def _timed(action: Callable[[], Result]) -> tuple[Result, float]:
     started = time.perf_counter()
     result = action()
     return result, time.perf_counter() - started
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    give_back_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _processor() -> str:

@@ -28,9 +28,14 @@ Phase = Literal["seed", "iteration"]
 Trainer = Literal["sft", "ranking", "dpo"]
 Kind = Literal["engine", "sft", "ranking", "dpo"]
 """What holds memory: an engine that reads and writes, or a trainer."""
-Unit = Literal["opened", "read", "step", "drawn", "sft", "ranking", "dpo", "trainer"]
+Unit = Literal[
+    "opened", "read", "step", "drawn", "sft", "ranking", "dpo", "trainer", "sft_pass", "ranking_pass", "dpo_pass"
+]
 """What takes time: opening a model, a token read, a forward pass of one new token a row, a token drawn, a token trained
-on by each trainer, and what a training takes beside its steps: setting up, merging, saving."""
+on by each trainer, what a training takes beside its steps (setting up, merging, saving), and, where devices send each
+other weights or gradients, a forward and backward pass of each trainer."""
+
+PASSES: Mapping[Trainer, Unit] = {"sft": "sft_pass", "ranking": "ranking_pass", "dpo": "dpo_pass"}
 
 
 class Assumptions(BaseModel):
@@ -207,9 +212,10 @@ class _Stages:
 
     def _train(self, trainer: Trainer, settings: TrainingSettings, *examples: Lengths) -> Work:
         tokens = settings.epochs * sum(texts.total for texts in examples)
-        held = settings.micro_batch_size * max(texts.longest for texts in examples)
-        units: dict[Unit, float] = {trainer: tokens, "trainer": 1}
+        held = settings.micro_batches()[-1] * max(texts.longest for texts in examples)
         n = sum(texts.count for texts in examples)
+        passes = settings.epochs * n / settings.micro_batches()[-1]
+        units: dict[Unit, float] = {trainer: tokens, "trainer": 1, PASSES[trainer]: passes}
         resumable = settings.method == "full" and optimiser_steps(n, settings) >= settings.save_every
         return Work(trainer, n, units, held, resumable)
 
@@ -324,7 +330,7 @@ class _Stages:
             exchange = facts["prompt"] + facts["template"] + facts["response"]
             taught.append(exchange.of(by_people).cut(dpo.max_length).times(2))
         # The reference model reads both once.
-        parts = [self._train("dpo", dpo, *taught), *(self._read(texts, dpo.micro_batch_size) for texts in taught)]
+        parts = [self._train("dpo", dpo, *taught), *(self._read(texts, dpo.micro_batches()[-1]) for texts in taught)]
         looks = 0
         if dpo.early_stopping.every:
             looks = optimiser_steps(pairs.count, dpo) // dpo.early_stopping.every

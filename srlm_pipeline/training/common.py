@@ -20,6 +20,7 @@ from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.loading import LoadedModel, choose_device, load_model
 from srlm_pipeline.models.saving import require_savable
 from srlm_pipeline.progress import ProgressReporter
+from srlm_pipeline.training.fitting import checkpoints_activations, require_libraries
 from srlm_pipeline.training.ranks import agreeing_callback, decided, is_first, n_ranks
 from srlm_pipeline.training.resumption import marking_callback, newest_whole
 
@@ -139,21 +140,36 @@ def load_for_training(job: TrainingJob, settings: TrainingSettings) -> LoadedMod
 
     Raises:
         ModelError: If the model cannot be loaded, or could not be saved afterwards.
+        SrlmError: If a library that the settings need is missing.
     """
     from transformers import set_seed
 
+    device = choose_device(job.model.device)
+    require_libraries(settings, device)
     release_engines()
     set_seed(job.seed)
-    # On a CPU the fused attention's backward pass is slower than plain matrix products.
-    attention = "eager" if choose_device(job.model.device) == "cpu" else None
-    loaded = load_model(job.source, job.model, None if settings.method == "lora" else "float32", attention)
+    loaded = load_model(
+        job.source,
+        job.model,
+        None if settings.keeps_weights else "float32",
+        training_attention(job.model),
+        quantized=settings.method == "qlora",
+    )
     require_savable(job.source, loaded.model, loaded.tokenizer)
     return loaded
 
 
+def training_attention(model: ModelSettings) -> str | None:
+    """Return the attention to train with; None: what the settings say of all models.
+
+    On a CPU the fused attention's backward pass is slower than plain matrix products.
+    """
+    return "eager" if model.attention == "auto" and choose_device(model.device) == "cpu" else None
+
+
 def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: LoadedModel) -> dict[str, Any]:
     """Return the arguments that every trainer takes."""
-    on_cpu = loaded.model.device.type == "cpu"
+    on_cpu, micro_batch = loaded.model.device.type == "cpu", settings.micro_batches()[0]
     return {
         "output_dir": str(job.work),
         "learning_rate": settings.learning_rate,
@@ -161,11 +177,11 @@ def trainer_arguments(job: TrainingJob, settings: TrainingSettings, loaded: Load
         "lr_scheduler_kwargs": {"min_lr_rate": settings.final_learning_rate_ratio},
         "warmup_steps": settings.warmup_ratio,
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.batch_size // (settings.micro_batch_size * n_ranks()),
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": settings.batch_size // (micro_batch * n_ranks()),
         "bf16": _autocasts(settings, loaded),
-        # Saves memory that a small model on a CPU does not lack, for a third more time.
-        "gradient_checkpointing": not on_cpu,
+        "gradient_checkpointing": checkpoints_activations(settings, on_cpu),
+        **({} if settings.optimizer == "adamw" else {"optim": settings.optimizer}),
         "use_cpu": on_cpu,
         "logging_steps": 1,
         # Or a loss that is no number would be logged as the one before.

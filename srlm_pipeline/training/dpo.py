@@ -27,6 +27,7 @@ from srlm_pipeline.training.common import (
     trainer_arguments,
 )
 from srlm_pipeline.training.early_stopping import EarlyStopping
+from srlm_pipeline.training.fitting import fits_memory
 from srlm_pipeline.training.kl_budget import budget_callback
 from srlm_pipeline.training.ranks import decided, is_first
 
@@ -80,6 +81,7 @@ def _tokens(written: str | None) -> tuple[int, ...] | None:
 
 
 @launchable()
+@fits_memory
 def train_dpo(
     job: TrainingJob,
     examples: Sequence[PreferenceExample],
@@ -170,7 +172,7 @@ def _trainer(job: TrainingJob, settings: DpoSettings, dataset: Dataset, adapted:
                 beta=settings.beta,
                 **_loss(settings),
                 precompute_ref_log_probs=True,
-                precompute_ref_batch_size=settings.micro_batch_size * 2,
+                precompute_ref_batch_size=settings.micro_batches()[0] * 2,
             ),
             train_dataset=dataset,
             processing_class=loaded.tokenizer,

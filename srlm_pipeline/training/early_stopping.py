@@ -96,7 +96,8 @@ class EarlyStopping:
 
     def _take_up(self, folder: Path, step: int) -> None:
         """Go on from the looks that lie before the step at which training continues; later ones are taken anew."""
-        self._saved_at = step
+        # A training that begins again in this very process knows of looks that it has yet to take.
+        self._saved_at, self.history, self.best = step, [], self.entering
         written = folder / _HISTORY
         if step and written.is_file():
             self.history = [look for look in json.loads(written.read_text(encoding="utf-8")) if look["step"] <= step]

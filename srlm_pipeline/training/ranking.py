@@ -27,12 +27,14 @@ from srlm_pipeline.training.common import (
     trained_model,
     trainer_arguments,
 )
+from srlm_pipeline.training.fitting import fits_memory
 from srlm_pipeline.training.ranking_items import RankedExample, encode_comparisons, encode_ranked, ranking_weights
 from srlm_pipeline.training.retention import draw_retained
 from srlm_pipeline.training.sft import SftExample
 
 
 @launchable()
+@fits_memory
 def train_ranking(
     job: TrainingJob,
     examples: Sequence[RankedExample],

@@ -17,7 +17,14 @@ from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.judging.rubric import MAX_SCORE
 from srlm_pipeline.models.integrity import verify
-from srlm_pipeline.models.loading import LoadedModel, choose_device, choose_dtype, load_tokenizer, readable
+from srlm_pipeline.models.loading import (
+    LoadedModel,
+    choose_attention,
+    choose_device,
+    choose_dtype,
+    load_tokenizer,
+    readable,
+)
 from srlm_pipeline.progress import ProgressReporter
 from srlm_pipeline.training.common import (
     TrainingJob,
@@ -27,8 +34,10 @@ from srlm_pipeline.training.common import (
     require_rows,
     run_trainer,
     trainer_arguments,
+    training_attention,
 )
 from srlm_pipeline.training.dpo import PreferenceExample
+from srlm_pipeline.training.fitting import MOST_ON_CPU, fits_memory, require_libraries
 from srlm_pipeline.training.ranks import is_first
 
 if TYPE_CHECKING:
@@ -107,7 +116,7 @@ def open_reward_model(source: Path, settings: RewardModelSettings, model: ModelS
         ModelError: If the folder does not hold a model with one output.
     """
     loaded = _load(source, model, None)
-    return RewardModel(loaded, settings.max_length, 2 * settings.micro_batch_size)
+    return RewardModel(loaded, settings.max_length, 2 * settings.micro_batches(MOST_ON_CPU)[0])
 
 
 def _load_trained(folder: Path, job: TrainingJob) -> LoadedModel:
@@ -115,6 +124,7 @@ def _load_trained(folder: Path, job: TrainingJob) -> LoadedModel:
 
 
 @launchable(_load_trained)
+@fits_memory
 def train_reward_model(
     job: TrainingJob, examples: Sequence[PreferenceExample], settings: RewardModelSettings
 ) -> TrainingRun:
@@ -138,10 +148,11 @@ def train_reward_model(
 
     from srlm_pipeline.training.trainers import DividedRewardTrainer
 
+    require_libraries(settings, choose_device(job.model.device))
     release_engines()
     set_seed(job.seed)
-    attention = "eager" if choose_device(job.model.device) == "cpu" else None
-    loaded = _load(job.source, job.model, None if settings.method == "lora" else "float32", attention, new_head=True)
+    dtype, attention = None if settings.keeps_weights else "float32", training_attention(job.model)
+    loaded = _load(job.source, job.model, dtype, attention, new_head=True)
     rows = [row for example in examples if (row := _encode(loaded, example, settings.max_length)) is not None]
     require_rows(rows, "human-ranked pairs", "all prompts are longer than baselines.reward_model.max_length")
     adapters = adapter_config(settings, loaded.model)
@@ -208,7 +219,7 @@ def _load(
             source,
             num_labels=1,
             dtype=choose_dtype(dtype or settings.dtype, device),
-            attn_implementation=attention,
+            attn_implementation=attention or choose_attention(settings, device),
             trust_remote_code=settings.trust_remote_code,
         )
     if not new_head and "ForSequenceClassification" not in str(model.config.architectures):

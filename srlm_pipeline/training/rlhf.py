@@ -30,6 +30,7 @@ from srlm_pipeline.training.common import (
     trained_model,
     trainer_arguments,
 )
+from srlm_pipeline.training.fitting import fits_memory
 from srlm_pipeline.training.reward_model import RewardModel
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ RewardFunction = Callable[..., list[float]]
 
 
 @launchable()
+@fits_memory
 def train_rlhf(
     job: TrainingJob,
     prompts: Sequence[str],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srlm_pipeline.config import TrainingSettings
+from srlm_pipeline.config import SftSettings
 from srlm_pipeline.data.chat import end_token, tokenize_exchange
 from srlm_pipeline.training.common import (
     TrainingJob,
@@ -19,6 +19,7 @@ from srlm_pipeline.training.common import (
     trained_model,
     trainer_arguments,
 )
+from srlm_pipeline.training.fitting import fits_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +41,8 @@ class SftExample:
 
 
 @launchable()
-def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: TrainingSettings) -> TrainingRun:
+@fits_memory
+def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: SftSettings) -> TrainingRun:
     """Fine-tune a model with TRL's SFTTrainer.
 
     Raises:
@@ -65,6 +67,7 @@ def train_sft(job: TrainingJob, examples: Sequence[SftExample], settings: Traini
             **trainer_arguments(job, settings, loaded),
             max_length=settings.max_length,
             completion_only_loss=True,
+            packing=settings.packing,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

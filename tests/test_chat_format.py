@@ -102,6 +102,47 @@ def test_content_in_parts_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
     assert tokenize_exchange(tokenizer, "Hi there", "Well") == tokenize_exchange(plain, "Hi there", "Well")
 
 
+# Templates that public reports tell of: with several delimiters, without an end of turns, with marks that are text.
+REPORTED = {
+    "[SYSTEM_PROMPT] and [INST], each with an end of its own (axolotl 2364)": (
+        "<|im_start|>[SYSTEM_PROMPT]Be of use.[/SYSTEM_PROMPT]{% for m in messages %}{% if m.role == 'user' %}"
+        "[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        "[INST]p[/INST]",
+        "<|im_end|>",
+    ),
+    "two tokens after a turn (axolotl 1921)": (
+        CHAT_TEMPLATE.replace("<|im_end|>", "<|im_end|><|endoftext|>"),
+        "<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "nothing after a reply (trl 1623)": (
+        "{% for m in messages %}{{ '### Human: ' if m.role == 'user' else '### Assistant: ' }}{{ m.content }}\n"
+        "{% endfor %}{% if add_generation_prompt %}### Assistant: {% endif %}",
+        "### Human: p\n### Assistant: ",
+        "<|im_end|>",
+    ),
+    "a heading that is other tokens after a line break (textgen 3862)": (
+        "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n{% else %}### Response:\n"
+        "{{ m.content }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        "### Response:\n",
+        "<|im_end|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("report", REPORTED)
+def test_templates_as_in_public_reports(tiny_model: Path, tmp_path: Path, report: str) -> None:
+    template, header, end = REPORTED[report]
+    tokenizer = load_tokenizer(with_template(tiny_model, tmp_path / "model", template), MODEL)
+    prompt, reply = map(tokenizer.decode, tokenize_exchange(tokenizer, "p", "r"))
+    assert prompt == render_user_turn(tokenizer, "p")
+    assert prompt.endswith(header)
+    assert reply == f"r{end}", "which is learned, and ends what is drawn"
+    marks = {mark for mark in ("[INST]", "[/INST]", "### Response:", "### Assistant:") if mark in header}
+    assert not any(mark in neutralise_special_tokens(f"a {mark} b", tokenizer) for mark in marks)
+
+
 def test_of_several_templates_the_default_is_taken(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model, MODEL)
     plain = render_user_turn(tokenizer, "Hi")

@@ -68,7 +68,7 @@ LOOPS: dict[str, Rows] = {
     "SmolLM3": Rows(OPENAI, CHOSEN, "Ollama"),
     "ChatML on a base model": Rows("Dolly", "hh-rlhf", "OpenAI"),
 }
-TRAINING = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 4, "micro_batch_size": 4, "max_length": 256}
+TRAINING = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 2, "micro_batch_size": 2, "max_length": 256}
 OVERRIDES: dict[str, Any] = {
     "model": {"device": "cpu", "dtype": "float32", "thinking": {"max_new_tokens": 8}},
     "sft": {**TRAINING, "enabled": True},
@@ -82,7 +82,7 @@ OVERRIDES: dict[str, Any] = {
     "candidates": {"per_prompt": 3, "temperature": 1.0, "max_new_tokens": 24, "batch_size": 16},
     "judge": {"mode": "distribution", "rubric": "short", "samples": 1, "batch_size": 16},
     "pairs": {"min_margin": 0.0, "length_control": 0.0, "unfit": "scored"},
-    "dpo": {**TRAINING, "batch_size": 2, "micro_batch_size": 2},
+    "dpo": TRAINING,
     "evaluation": {
         "max_new_tokens": 12, "bootstrap_samples": 100, "encoder": "none",
         "verifiable": {"limit": 2, "max_new_tokens": 8}, "closed_tasks": {"limit": 2, "max_new_tokens": 4},

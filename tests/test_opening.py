@@ -75,7 +75,9 @@ def test_the_doctor_says_whether_the_arbiters_can_be_believed() -> None:
 def test_the_doctor_tries_every_model_that_judges_beside_the_project_s_own(tiny_model: Path, tmp_path: Path) -> None:
     def said(*judges: Any) -> str:
         judged = {"panel": ["self", *judges]}
-        return _other_models(load_settings("quickstart", {"judge": judged, "evaluation": {"arbiters": list(judges) or ["self"]}}))
+        return _other_models(
+            load_settings("quickstart", {"judge": judged, "evaluation": {"arbiters": list(judges) or ["self"]}})
+        )
 
     with chatting() as server:
         outside = {"model": "big", "server": {"base_url": server.address}}

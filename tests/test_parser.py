@@ -79,6 +79,8 @@ NEUTRAL = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size
         ("**Score**: 4", 4),
         ("**Score: 4**", 4),
         ("Score\uff1a4", 4),
+        ("Score: \uff14", 4),
+        ("Score\uff1a\uff13\uff0e\uff15\uff0f\uff15", 3.5),
         ('Score: "4"', 4),
         ("Score: \\boxed{4}", 4),
         ("Score: $4$", 4),
@@ -112,6 +114,26 @@ NEUTRAL = st.text(st.characters(codec="utf-8", exclude_characters=":"), max_size
     ],
 )
 def test_usual_forms_are_read(judgement: str, score: float) -> None:
+    assert parse_score(judgement) == score
+
+
+@pytest.mark.parametrize(
+    ("judgement", "score"),
+    [
+        ("There are 5 reasons why this is a score of 4.", None),
+        ("I cannot evaluate this.", None),
+        ("Clarity: 85\nScore: 85", None),
+        ("Score: [[90]]", None),
+        ('{"score": 4, "reason": "the snippet {foo: 1} is right"}', 4),
+        ('{"reason": "it has {braces} and \\"Score: 1\\"", "score": 4}', 4),
+        ("Answer: as asked for. Score: 3", 3),
+        ("Both are given, so the score is [[4]]. It would be 7/10 elsewhere.", 4),
+        ("Score: 0\n\nThe assistant's 10 points are all wrong.", 0),
+        ("<think>Score: 2</think>", None),
+    ],
+)
+def test_judgements_as_in_public_reports(judgement: str, score: float | None) -> None:
+    """Openagent-eval 74, water 57, proving-ground 7, unitxt 1960, smithers 169, langchain 2282, flexeval 237, ..."""
     assert parse_score(judgement) == score
 
 
@@ -206,6 +228,7 @@ def test_it_is_told_in_which_form_a_score_is_stated(judgement: str, form: str) -
         ("Verdict: A is better than B", None),
         ("[[A]] or [[B]]", None),
         ("Verdict: A or B", None),
+        ("As a judge, I considered the evidence. The final grade is B.", None),
         ("A", None),
         ("Verdict: A\nNo, both are bad.", None),
         ("", None),

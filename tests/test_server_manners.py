@@ -218,3 +218,14 @@ def test_a_cut_answer_is_no_opinion_by_whatever_it_is_known(
     for _ in range(2):
         assert np.isnan(prefers(server, store, PAIRS[0])).all()
     assert len(server.requests) == 1, "the same again would be cut again"
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_verdict_in_the_thoughts_is_none(server: ChatServer, store: ProjectStore, content: str | None) -> None:
+    """As servers with another model's reasoning parser answer, and GPT-OSS that broke off in its analysis."""
+    misplaced = {"content": content, "reasoning_content": "Verdict: A", "reasoning": "Verdict: A"}
+    server.reply = lambda body: chat(body, misplaced)
+    assert np.isnan(prefers(server, store, PAIRS[0])).all()
+    assert len(server.requests) == 3, "asked again twice, as max_retries allows"
+    server.reply = openai
+    assert prefers(server, store, PAIRS[0]) == [1.0], "and another time"

@@ -22,7 +22,11 @@ FieldName = Literal[
     "chosen",
     "rejected",
     "score",
+    "winner",
+    "preference",
 ]
+# Whatever says of several replies which is better.
+_ORDERS = frozenset({"ranks", "scores", "winner", "preference"})
 
 
 class SourceSettings(Section):
@@ -69,10 +73,12 @@ class SourceSettings(Section):
         for name, column in value.items():
             if not isinstance(column, str) and name not in ("replies", "ranks", "scores"):
                 raise ValueError(f'{name}: a list is for replies, ranks and scores; "{{a}}\\n\\n{{b}}" joins columns')
-        if "*" in value.get("replies", "") and not {"ranks", "scores"} & value.keys():
+        if "*" in value.get("replies", "") and not _ORDERS & value.keys():
             raise ValueError(
                 "replies: nothing says which is better; name ranks or scores too, or list columns best first"
             )
+        if len(_ORDERS & value.keys() - {"scores"}) > 1:
+            raise ValueError("ranks, winner and preference say the same: name one of them")
         return value
 
     @field_validator("score_range")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BREAK = "\u200b"
 # More words than these are a sentence, and of it at most the end is a mark.
 _MARK_WORDS = 4
+# Marks that are known by themselves, whatever stands beside them: [INST], [/SYSTEM_PROMPT], <<SYS>>.
+_IN_BRACKETS = re.compile(r"\[/?[A-Z][A-Z_]+\]|<</?[A-Z]+>>")
 
 
 def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -63,6 +65,7 @@ def template_turn_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     lines = [*known.before.rstrip().splitlines()[-1:], *known.after.splitlines()]
     parts = [part.strip() for line in lines for part in re.split("|".join(map(re.escape, tokens)), line)]
     marks = {part if len(part.split()) <= _MARK_WORDS else _ending_mark(part) for part in parts}
+    marks |= {mark for part in parts for mark in _IN_BRACKETS.findall(part)}
     return sorted((m for m in marks if re.search(r"\w", m) and re.search(r"[^\w\s]", m)), key=lambda m: (-len(m), m))
 
 

@@ -19,9 +19,8 @@ _OPENS = re.compile(
     r"[\s*_`#{-]*(?:\d{1,2}[.)]\s*)?[*_`]*(?:(?:the|my|i|so|therefore|thus|final|overall|total)[,:]?[ \t]+)*[*_`]*",
     re.IGNORECASE,
 )
-# Punctuation and digits as they are typed in Chinese and Japanese.
-_NARROW = str.maketrans({"\uff1a": ":", "\uff0f": "/", "\uff05": "%", "\uff08": "(", "\uff09": ")", "\uff0e": "."})
-_NARROW |= str.maketrans({chr(0xFF10 + digit): str(digit) for digit in range(10)})
+# Punctuation as it is typed in Chinese and Japanese.
+_NARROW = str.maketrans({"\uff1a": ":", "\uff0f": "/", "\uff05": "%", "\uff08": "(", "\uff09": ")"})
 # So many labels are looked at, from the end: a judgement of more is a loop.
 _MOST = 100
 # How a line begins whose label has its value on a line of its own.

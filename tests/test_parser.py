@@ -314,6 +314,23 @@ def test_absurdly_long_scale_is_no_score() -> None:
     assert parse_score("Score: 4/" + "9" * 5000) is None
 
 
+VERDICT_PIECES = st.sampled_from(
+    ["Verdict", ":", " is ", "A", "B", "tie", "C", "[[", "]]", "**", "\n", "### ", "`", '{"verdict": "', '"}', "or",
+     "final", "My ", "Response ", "\uff1a", "\u0391", "a", "b", ".", "\\boxed{", "}"]
+)  # fmt: skip
+
+
+@given(st.text() | st.lists(VERDICT_PIECES, max_size=12).map("".join))
+@example("[[A]]")
+@example("Verdict: Response B")
+def test_any_answer_has_one_verdict_or_none_and_the_other_with_sides_exchanged(answer: str) -> None:
+    found = parse_verdict(answer)
+    assert found in ("A", "B", "tie", None)
+    sides = re.compile(r"(?<![A-Za-z])[ABab](?![A-Za-z])")
+    exchanged = sides.sub(lambda side: side[0].translate(str.maketrans("ABab", "BAba")), answer)
+    assert parse_verdict(exchanged) == {"A": "B", "B": "A"}.get(found or "", found)
+
+
 @given(st.text() | HOSTILE)
 @example("Score: 4" + "\x00")
 @example("Score: \ud800 4")

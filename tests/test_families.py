@@ -327,6 +327,8 @@ def test_a_thought_in_a_channel_is_no_part_of_the_reply_and_is_learned_as_it_was
         tokenizer = family_tokenizer(FAMILIES["GPT-OSS"])
         prompt, reply = tokenize_exchange(tokenizer, "p", whole.text, drawn=whole.token_ids)
         assert tokenizer.decode([*prompt, *reply]).endswith(f"<|start|>assistant{before}Fine.<|return|>")
+    other = said("GPT-OSS", "<|channel|>commentary<|message|>To begin with.", Sampling(max_new_tokens=50), wide)
+    assert (other.text, other.finish_reason) == ("", "stop"), "what is in no known channel is no reply"
     endless = said("GPT-OSS", f"{thought}{'y' * 90}", Sampling(max_new_tokens=12), wide)
     assert (endless.text, endless.finish_reason, endless.n_tokens) == ("", "length", 72)
 

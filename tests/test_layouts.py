@@ -578,7 +578,7 @@ def test_well_known_layout_without_a_recipe_gets_advice(
             {"replies": "completions.*.response"},
             "nothing says which is better; name ranks or scores",
         ),
-        ({"winner": "vote", "ranks": ["a", "b"]}, "say the same: name one of them"),
+        ({"winner": "vote", "ranks": ["a", "b"]}, "winner or preference orders replies alone"),
     ],
 )
 def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], reason: str) -> None:

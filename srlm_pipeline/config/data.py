@@ -25,8 +25,8 @@ FieldName = Literal[
     "winner",
     "preference",
 ]
-# Whatever says of several replies which is better.
-_ORDERS = frozenset({"ranks", "scores", "winner", "preference"})
+# What says of several replies which is better; of the second kind, by itself.
+_ORDERS, _VERDICTS = frozenset({"ranks", "scores", "winner", "preference"}), frozenset({"winner", "preference"})
 
 
 class SourceSettings(Section):
@@ -77,8 +77,8 @@ class SourceSettings(Section):
             raise ValueError(
                 "replies: nothing says which is better; name ranks or scores too, or list columns best first"
             )
-        if len(_ORDERS & value.keys() - {"scores"}) > 1:
-            raise ValueError("ranks, winner and preference say the same: name one of them")
+        if _VERDICTS & value.keys() and len(_ORDERS & value.keys()) > 1:
+            raise ValueError("winner or preference orders replies alone: name no other, nor ranks or scores")
         return value
 
     @field_validator("score_range")

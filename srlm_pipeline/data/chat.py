@@ -183,8 +183,12 @@ def without_thought(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
-    """Whether what continues a prompt begins within a thought."""
-    return prompt.rstrip().endswith(chat_format(tokenizer).thinking.start)
+    """Whether what continues a prompt begins within a thought.
+
+    In channels all that comes before the reply's header is one, whatever the model calls it.
+    """
+    known = chat_format(tokenizer)
+    return prompt.rstrip().endswith(known.thinking.start) or (known.in_channels and prompt.endswith(known.after))
 
 
 def split_thought(text: str, thinking: ThinkingSettings, opened: bool) -> tuple[str, str]:

@@ -43,7 +43,8 @@ def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: R
     replies = [reply for _, reply in read]
     # Whoever chose has ranked, whatever the scores may be.
     ranks = fields.get("ranks", None if "replies" in fields else [0, 1])
-    if ranks is None and {"winner", "preference"} & fields.keys() and not any("rank" in reply for reply in replies):
+    ordered = ranks is not None or fields.get("scores") is not None or any("rank" in reply for reply in replies)
+    if not ordered and {"winner", "preference"} & fields.keys():
         better = _better(fields, len(replies))
         if better is None:
             report.leave_out("prompt with replies of which neither is preferred")
@@ -65,10 +66,11 @@ def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: R
     if len(kept) < 2 <= len(replies):
         report.leave_out(TOO_FEW)
         return None
-    before = [prompt for prompt, _ in read]
-    # As LLaMA-Factory writes preferences: a chat that ends with the user, and replies apart.
-    chat = fields.get("messages") if before.count(None) == len(before) else None
-    prompt = answered_prompt(fields.get("prompt", chat), before)
+    before, stated = [prompt for prompt, _ in read], fields.get("prompt")
+    if stated is None and not any(before):
+        # As LLaMA-Factory writes preferences: a chat that ends with the user, and replies apart.
+        stated = fields.get("messages")
+    prompt = answered_prompt(stated, before)
     return {**fields, **({} if prompt is None else {"prompt": prompt}), "replies": kept}
 
 

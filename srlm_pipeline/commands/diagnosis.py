@@ -209,8 +209,10 @@ def _server_answers(model: str, server: ServerSettings) -> str:
     from srlm_pipeline.generation.chat_engine import ChatClient
     from srlm_pipeline.generation.engine import Sampling
 
-    # One short try, as of the engine; fields that the server does not know are left out one by one.
-    quick = server.model_copy(update={"timeout_seconds": 10.0, "max_retries": 0, "max_requests": 5})
+    # One try; fields that the server does not know are left out one by one. It may load the model only now.
+    quick = server.model_copy(
+        update={"timeout_seconds": min(60.0, server.timeout_seconds), "max_retries": 0, "max_requests": 5}
+    )
     answer = ChatClient(quick).chat(model, "Say yes.", Sampling(max_new_tokens=16, temperature=0.0))
     spoke = "answers" if answer.text or answer.finish_reason == "length" else "answers, but says nothing"
     return f"{model} at {server.base_url} {spoke}"

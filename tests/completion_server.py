@@ -35,6 +35,7 @@ class CompletionServer:
         names_tokens: Whether it knows vLLM's `logprob_token_ids` and `return_token_ids`; otherwise it tells no tokens,
             and lists the likeliest by text.
         most_listed: How many of them at most.
+        as_chats_do: Whether it lists them in the form of chat completions and with their ids, as llama.cpp does.
         faults: Answers to the next requests for a completion, one each.
         always: Answer to all of them.
         dies_after: So many requests for completions are answered, then all connections are dropped.
@@ -46,6 +47,7 @@ class CompletionServer:
     name: str
     names_tokens: bool = True
     most_listed: int = 20
+    as_chats_do: bool = False
     faults: list[Fault] = field(default_factory=list)
     always: Fault | None = None
     dies_after: int | None = None
@@ -91,6 +93,10 @@ class CompletionServer:
             listed = {f"token_id:{token}": float(values[token]) for token in body["logprob_token_ids"]}
         else:
             top = values.topk(min(self.most_listed, body["logprobs"]))
+            if self.as_chats_do:
+                pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+                told = [{"id": t, "token": "\ufffd", "bytes": [0], "logprob": value} for t, value in pairs]
+                return {"content": [{**told[0], "top_logprobs": told}]}
             listed = {
                 self.loaded.tokenizer.decode([token]): value
                 for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)

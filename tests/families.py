@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srlm_pipeline.config import ThinkingSettings
+from srlm_pipeline.models.chat_format import chat_format
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +38,7 @@ class Family:
         tied: Whether input and output embeddings are one matrix.
         generation: What its generation_config.json says beside the end tokens.
         more: Further arguments of the configuration.
+        thinking: What `model.thinking` has to say of it.
     """
 
     template: str
@@ -49,6 +53,7 @@ class Family:
     tied: bool = False
     generation: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
+    thinking: ThinkingSettings = field(default_factory=lambda: ThinkingSettings(max_new_tokens=8))
 
 
 CHATML = (
@@ -110,6 +115,20 @@ DEEPSEEK_R1 = (
     "<｜Assistant｜>{{ m.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
+# Thoughts and replies are messages in channels, whose headers the model writes.
+GPT_OSS = (
+    "<|start|>system<|message|>You are a model of some sort.\nCurrent date: {{ strftime_now('%Y-%m-%d') }}\n\n"
+    "# Valid channels: analysis, commentary, final.<|end|>{% for m in messages %}"
+    "{% if '<|channel|>final<|message|>' in m.content %}{{ raise_exception('Pass channels apart') }}{% endif %}"
+    "{% if m.role == 'assistant' %}{% if m.thinking is defined and loop.last %}<|start|>assistant<|channel|>analysis"
+    "<|message|>{{ m.thinking }}<|end|>{% endif %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+CHANNELS = ThinkingSettings(
+    start="<|channel|>analysis<|message|>", end="<|channel|>final<|message|>", max_new_tokens=16
+)
 THOUGHTS = ("<think>", "</think>")
 TOOLS = ("<tool_call>", "</tool_call>")
 _CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -162,6 +181,13 @@ FAMILIES: dict[str, Family] = {
         bos="", eos="<|im_end|>", pad="<|end_of_text|>", turn_end="<|im_end|>", added=THOUGHTS, tied=True,
         more={"no_rope_layers": [1, 0], "pad_token_id": 1},
     ),
+    "GPT-OSS": Family(
+        GPT_OSS,
+        ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>"),
+        "GptOssConfig", bos="<|startoftext|>", eos="<|return|>", pad="<|endoftext|>", turn_end="<|return|>",
+        more={"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "sliding_window": 32},
+        thinking=CHANNELS,
+    ),
     "ChatML on a base model": Family(
         CHATML, _CHATML_TOKENS, "Qwen2Config", eos="<|endoftext|>", pad="<|endoftext|>", turn_end="<|im_end|>",
         added=TOOLS, tied=True,
@@ -198,6 +224,8 @@ def family_tokenizer(family: Family) -> PreTrainedTokenizerBase:
         )
         tokenizer._tokenizer.post_processor = core.post_processor
     tokenizer.chat_template = family.template
+    # Whoever asks later how it is used is told the same.
+    chat_format(tokenizer, family.thinking)
     return tokenizer
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import CHAT_TEMPLATE
 from families import CHATML, FAMILIES, family_tokenizer, make_family
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from srlm_pipeline.commands.diagnosis import _base_model
@@ -102,6 +102,47 @@ def test_content_in_parts_is_not_lost(tiny_model: Path, tmp_path: Path) -> None:
     assert tokenize_exchange(tokenizer, "Hi there", "Well") == tokenize_exchange(plain, "Hi there", "Well")
 
 
+# Templates that public reports tell of: with several delimiters, without an end of turns, with marks that are text.
+REPORTED = {
+    "[SYSTEM_PROMPT] and [INST], each with an end of its own (axolotl 2364)": (
+        "<|im_start|>[SYSTEM_PROMPT]Be of use.[/SYSTEM_PROMPT]{% for m in messages %}{% if m.role == 'user' %}"
+        "[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        "[INST]p[/INST]",
+        "<|im_end|>",
+    ),
+    "two tokens after a turn (axolotl 1921)": (
+        CHAT_TEMPLATE.replace("<|im_end|>", "<|im_end|><|endoftext|>"),
+        "<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "nothing after a reply (trl 1623)": (
+        "{% for m in messages %}{{ '### Human: ' if m.role == 'user' else '### Assistant: ' }}{{ m.content }}\n"
+        "{% endfor %}{% if add_generation_prompt %}### Assistant: {% endif %}",
+        "### Human: p\n### Assistant: ",
+        "<|im_end|>",
+    ),
+    "a heading that is other tokens after a line break (textgen 3862)": (
+        "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n{% else %}### Response:\n"
+        "{{ m.content }}{{ eos_token }}\n\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}",
+        "### Response:\n",
+        "<|im_end|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("report", REPORTED)
+def test_templates_as_in_public_reports(tiny_model: Path, tmp_path: Path, report: str) -> None:
+    template, header, end = REPORTED[report]
+    tokenizer = load_tokenizer(with_template(tiny_model, tmp_path / "model", template), MODEL)
+    prompt, reply = map(tokenizer.decode, tokenize_exchange(tokenizer, "p", "r"))
+    assert prompt == render_user_turn(tokenizer, "p")
+    assert prompt.endswith(header)
+    assert reply == f"r{end}", "which is learned, and ends what is drawn"
+    marks = {mark for mark in ("[INST]", "[/INST]", "### Response:", "### Assistant:") if mark in header}
+    assert not any(mark in neutralise_special_tokens(f"a {mark} b", tokenizer) for mark in marks)
+
+
 def test_of_several_templates_the_default_is_taken(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny_model, MODEL)
     plain = render_user_turn(tokenizer, "Hi")
@@ -120,16 +161,28 @@ def test_a_template_that_changes_is_tried_again(tiny_model: Path) -> None:
     assert chat_format(tokenizer).turn_end == "<|endoftext|>"
 
 
-@given(st.lists(st.sampled_from([
+TEMPLATE_PIECES = st.sampled_from([
     "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m.role }}", "{{ messages[0].content }}", "\n",
     "<|im_start|>", "<|im_end|>", "{% if add_generation_prompt %}", "{% endif %}", "assistant", "{{ bos_token }}", "{{",
     "{{ m.content[0] }}", "{{ 1 / 0 }}", "{{ m.content.split() }}", "{% set m = messages[-1] %}", "}}", "<think>",
-]), max_size=14).map("".join))  # fmt: skip
+    "<|channel|>final<|message|>", "{% if m.role == 'assistant' %}", "{% else %}",
+])  # fmt: skip
+
+
+@given(
+    st.lists(TEMPLATE_PIECES, max_size=14).map("".join),
+    st.sampled_from(["Qwen2.5", "GPT-OSS"]),
+    st.sampled_from([None, True, False]),
+)
+@example(FAMILIES["GPT-OSS"].template, "GPT-OSS", None)
+@example(FAMILIES["GPT-OSS"].template, "GPT-OSS", False)
 @settings(max_examples=80)
-def test_whatever_a_template_is_it_works_or_is_refused_in_a_sentence(template: str) -> None:
-    tokenizer = family_tokenizer(FAMILIES["Qwen2.5"])
+def test_whatever_a_template_is_it_works_or_is_refused_in_a_sentence(
+    template: str, name: str, enabled: bool | None
+) -> None:
+    tokenizer = family_tokenizer(FAMILIES[name])
     tokenizer.chat_template = template or " "
-    found = chat_format(tokenizer)
+    found = chat_format(tokenizer, FAMILIES[name].thinking.model_copy(update={"enabled": enabled}))
     if found.obstacle is not None:
         assert "\n" not in found.obstacle
         return
@@ -180,7 +233,7 @@ def test_of_a_sentence_before_a_mark_the_mark_alone_is_broken_up_in_data(tiny_mo
     )
     assert template_turn_marks(tokenizer) == ["ASSISTANT:", "USER:"]
     tokenizer.chat_template = "[INST] You are a helpful and honest model. " + tokenizer.chat_template
-    assert template_turn_marks(tokenizer) == ["ASSISTANT:", "USER:"]
+    assert template_turn_marks(tokenizer) == ["ASSISTANT:", "[INST]", "USER:"]
 
 
 def test_tied_embeddings_that_grew_stay_tied_when_adapters_are_merged(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from srlm_pipeline.data.chat import (
     template_system_prompt,
     tokenize_exchange,
 )
+from srlm_pipeline.errors import ModelError
 from srlm_pipeline.generation.candidates import write_candidates
 from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampling
 from srlm_pipeline.generation.journal import Journal
@@ -42,7 +43,7 @@ from srlm_pipeline.training.common import TrainingJob
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, preference_examples, train_dpo
 from srlm_pipeline.training.sft import SftExample, train_sft
 
-MODEL = ModelSettings(device="cpu", dtype="float32", thinking=ThinkingSettings(max_new_tokens=8))
+MODEL = ModelSettings(device="cpu", dtype="float32")
 TRAINING: dict[str, Any] = {
     "lora": LoraSettings(rank=2, alpha=4), "learning_rate": 1e-3, "epochs": 1, "batch_size": 2, "micro_batch_size": 2,
     "max_length": 256,
@@ -54,6 +55,7 @@ HARMLESS = (
     "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\ufefb \u0633\u0644\u0627\u0645", "\uff21\uff22\uff5c\uff11",
 )  # fmt: skip
 THINKERS = ("Qwen3", "DeepSeek-R1", "SmolLM3")
+CHANNELS = FAMILIES["GPT-OSS"].thinking
 # Full fine-tuning for those whose generation_config.json cannot be saved as it is, adapters for the others.
 FULL = ("Llama 2", "Llama 3", "DeepSeek-R1", "Gemma")
 
@@ -70,13 +72,14 @@ def one_thread() -> Any:
 def test_a_family_goes_once_around_the_loop(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     source = make_family(family, tmp_path / "base")
-    loaded = load_model(source, MODEL)
+    settings = MODEL.model_copy(update={"thinking": family.thinking})
+    loaded = load_model(source, settings)
     end = loaded.tokenizer.convert_tokens_to_ids(family.turn_end)
     drawn = two_replies(TransformersEngine(loaded.model, loaded.tokenizer, "base", 2))
     method = "full" if name in FULL else "lora"
 
     def job(start: Path, work: str) -> TrainingJob:
-        return TrainingJob(start, MODEL, 1, tmp_path / work, work, NullProgress())
+        return TrainingJob(start, settings, 1, tmp_path / work, work, NullProgress())
 
     sft = train_sft(job(source, "sft"), [SftExample("p", "a reply"), SftExample("q", "x" * 300)], SftSettings(
         method=method, **TRAINING
@@ -89,9 +92,11 @@ def test_a_family_goes_once_around_the_loop(name: str, tmp_path: Path) -> None:
     dpo = train_dpo(job(m1.path, "dpo"), [pair, PreferenceExample("p", "good", "bad")], DpoSettings(
         method=method, **TRAINING
     ))  # fmt: skip
-    assert dpo.first("loss") == pytest.approx(0.6931, abs=1e-3), "the policy starts as its own reference"
+    # Of a mixture of experts TRL adds how evenly they are used, with a weight of a thousandth.
+    balance = 1e-3 * (name == "GPT-OSS")
+    assert dpo.first("loss") == pytest.approx(0.6931 + balance, abs=1e-3), "the policy starts as its own reference"
     m2 = save_checkpoint(dpo.loaded, tmp_path / "M2", "M2", m1.digest, {}, "float32")
-    again = load_model(m2.path, MODEL)
+    again = load_model(m2.path, settings)
     ids = torch.tensor([again.tokenizer(render_user_turn(again.tokenizer, "hello")).input_ids])
     with torch.inference_mode():
         assert torch.allclose(again.model(ids).logits, dpo.loaded.model(ids).logits, atol=1e-5)
@@ -166,11 +171,16 @@ def test_strike_through_is_harmless_where_the_tag_is_no_beginning_of_a_text(buil
     assert unharmed == ("<s>" not in family.special)
 
 
+def silently(tokenizer: Any) -> list[str]:
+    """What a model draws before a reply that it does not think about."""
+    known = chat_format(tokenizer)
+    return tokenizer.tokenize(known.thinking.end) if known.opens_thought or known.in_channels else []
+
+
 def test_a_reply_is_learned_as_the_tokens_that_were_drawn(built: tuple[Family, Any]) -> None:
     """The letters of "hell" one by one, which no tokenizer here writes by itself."""
     _, tokenizer = built
-    thought = ["</think>"] if chat_format(tokenizer).opens_thought else []
-    drawn = tuple(tokenizer.convert_tokens_to_ids([*thought, *"hell"]))
+    drawn = tuple(tokenizer.convert_tokens_to_ids([*silently(tokenizer), *"hell"]))
     text = "hell"
     prompt, reply = tokenize_exchange(tokenizer, "p", text, drawn=drawn)
     assert reply == [*drawn, end_token(tokenizer)]
@@ -191,8 +201,7 @@ def test_a_text_has_one_beginning(built: tuple[Family, Any]) -> None:
 
 def test_a_special_token_within_a_reply_is_learned_where_it_was_drawn(built: tuple[Family, Any]) -> None:
     family, tokenizer = built
-    thought = ["</think>"] if chat_format(tokenizer).opens_thought else []
-    drawn = tuple(tokenizer.convert_tokens_to_ids([*thought, "a", family.special[0], "b"]))
+    drawn = tuple(tokenizer.convert_tokens_to_ids([*silently(tokenizer), "a", family.special[0], "b"]))
     assert tokenize_exchange(tokenizer, "p", "ab", drawn=drawn)[1] == [*drawn, end_token(tokenizer)]
 
 
@@ -283,10 +292,51 @@ def test_thoughts_are_learned_where_that_is_wanted(name: str, trained: bool) -> 
     assert reply.removesuffix(tokenizer.decode([end_token(tokenizer)])).endswith("Fine.")
 
 
-def said(name: str, text: str, sampling: Sampling, settings: ThinkingSettings = MODEL.thinking) -> Completion:
+def test_thoughts_in_channels_are_refused_until_the_settings_name_them(tmp_path: Path) -> None:
+    folder = make_family(FAMILIES["GPT-OSS"], tmp_path / "model")
+    refusal = r"must end in '<\|channel\|>final<\|message\|>'.* name it in model\.thinking\.end"
+    with pytest.raises(ModelError, match=refusal):
+        load_model(folder, MODEL)
+    assert chat_format(load_model(folder, MODEL.model_copy(update={"thinking": CHANNELS})).tokenizer).thinks
+
+
+def test_a_reply_in_a_channel_follows_its_header() -> None:
+    tokenizer = family_tokenizer(FAMILIES["GPT-OSS"])
+    assert render_user_turn(tokenizer, "p").endswith("<|start|>user<|message|>p<|end|><|start|>assistant")
+    assert render_user_turn(tokenizer, "p", "Score: ").endswith("<|start|>assistant<|channel|>final<|message|>Score: ")
+    prompt, reply = map(tokenizer.decode, tokenize_exchange(tokenizer, "p", "Fine."))
+    assert prompt.endswith("<|start|>assistant<|channel|>final<|message|>")
+    assert reply == "Fine.<|return|>"
+    for enabled, ending in ((None, "<|start|>assistant"), (False, "<|channel|>final<|message|>")):
+        chat_format(tokenizer, CHANNELS.model_copy(update={"enabled": enabled}))
+        assert render_user_turn(tokenizer, "p").endswith(ending)
+    assert "<|channel|>" not in neutralise_special_tokens("<|channel|>final<|message|>", tokenizer)
+
+
+def test_a_thought_in_a_channel_is_no_part_of_the_reply_and_is_learned_as_it_was_drawn() -> None:
+    thought = "<|channel|>analysis<|message|>Score: 1, or<|end|><|start|>assistant"
+    header, wide = "<|channel|>final<|message|>", CHANNELS.model_copy(update={"max_new_tokens": 60})
+    for before in (f"{thought}{header}", header):
+        whole = said("GPT-OSS", f"{before}Fine.", Sampling(max_new_tokens=12), wide)
+        assert (whole.text, whole.finish_reason) == ("Fine.", "stop")
+        judged = Sampling(max_new_tokens=12, stop_after=r"Score: \d")
+        stopped = said("GPT-OSS", f"{before}Score: 4 and more", judged, wide)
+        assert (stopped.text, stopped.finish_reason) == ("Score: 4", "stop")
+        long = said("GPT-OSS", f"{before}{'y' * 30}", Sampling(max_new_tokens=12), wide)
+        assert (long.text, long.finish_reason) == ("y" * 12, "length")
+        tokenizer = family_tokenizer(FAMILIES["GPT-OSS"])
+        prompt, reply = tokenize_exchange(tokenizer, "p", whole.text, drawn=whole.token_ids)
+        assert tokenizer.decode([*prompt, *reply]).endswith(f"<|start|>assistant{before}Fine.<|return|>")
+    other = said("GPT-OSS", "<|channel|>commentary<|message|>To begin with.", Sampling(max_new_tokens=50), wide)
+    assert (other.text, other.finish_reason) == ("", "stop"), "what is in no known channel is no reply"
+    endless = said("GPT-OSS", f"{thought}{'y' * 90}", Sampling(max_new_tokens=12), wide)
+    assert (endless.text, endless.finish_reason, endless.n_tokens) == ("", "length", 72)
+
+
+def said(name: str, text: str, sampling: Sampling, settings: ThinkingSettings | None = None) -> Completion:
     """Return what the engine makes of a text that is drawn token by token."""
     tokenizer = family_tokenizer(FAMILIES[name])
-    chat_format(tokenizer, settings)
+    chat_format(tokenizer, settings or FAMILIES[name].thinking)
     engine = TransformersEngine.__new__(TransformersEngine)
     engine._tokenizer, engine._thoughts = tokenizer, Thoughts(tokenizer)
     engine._end_tokens = frozenset([end_token(tokenizer)])

@@ -193,6 +193,72 @@ RANKED: dict[str, tuple[list[dict[str, Any]], dict[str, list[str]], dict[str, in
         {"Why salt?": ["good", "bad"], HISTORY: ["Eleven.", "Nine."]},
         {"prompt with fewer than two different replies": 1},
     ),
+    "HelpSteer2, preferences": (
+        [
+            {"prompt": "Why salt?", "response_1": "Because.", "response_2": "Taste.", "preference_strength": 2},
+            {
+                "prompt": "Name a prime.\n<extra_id_1>Assistant\nSeven.\n<extra_id_1>User\nAnother.",
+                "response_1": "Eleven.",
+                "response_2": "Nine.",
+                "preference_strength": -1,
+                "preference_statement": None,
+            },
+            {"prompt": "Alike.", "response_1": "one", "response_2": "other", "preference_strength": 0},
+        ],
+        {"Why salt?": ["Taste.", "Because."], HISTORY: ["Eleven.", "Nine."]},
+        {"prompt with replies of which neither is preferred": 1},
+    ),
+    "HelpSteer3": (
+        [
+            {
+                "domain": "general",
+                "context": said(("user", "Name a prime.")),
+                "response1": "Eight.",
+                "response2": "Seven.",
+                "overall_preference": 3,
+            },
+            {
+                "domain": "stem",
+                "context": said(*CHAT, ("user", "Another.")),
+                "response1": "Eleven.",
+                "response2": "Nine.",
+                "overall_preference": -2,
+            },
+        ],
+        {"Name a prime.": ["Seven.", "Eight."], HISTORY: ["Eleven.", "Nine."]},
+        {},
+    ),
+    "Arena votes": (
+        [
+            {
+                "question_id": f"q{place}",
+                "model_a": "vicuna",
+                "model_b": "koala",
+                "winner": winner,
+                "conversation_a": said(("user", prompt), ("assistant", "Eight.")),
+                "conversation_b": said(("user", prompt), ("assistant", "Seven.")),
+                "turn": 1,
+                "language": "English",
+            }
+            for place, (prompt, winner) in enumerate(
+                [("Name a prime.", "model_b"), ("Why salt?", "model_a"), ("Alike.", "tie (bothbad)")]
+            )
+        ]
+        + [
+            {
+                "question_id": "q9",
+                "winner": "model_a",
+                "conversation_a": said(*CHAT, ("user", "Another."), ("assistant", "Eleven.")),
+                "conversation_b": said(CHAT[0], ("assistant", "Eight."), ("user", "Another."), ("assistant", "Nine.")),
+                "turn": 2,
+            }
+        ],
+        {"Name a prime.": ["Seven.", "Eight."], "Why salt?": ["Eight.", "Seven."]},
+        {
+            "prompt with replies of which neither is preferred": 1,
+            "bad row: replies: their conversations differ before the last message": 1,
+        },
+    ),
     "Nectar": (
         [
             {
@@ -333,6 +399,86 @@ def test_turns_are_chosen(tmp_path: Path, turns: str, asked: list[str], learned:
     assert prompts.map(transcript).tolist() == asked
 
 
+PAIR = {"chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "bad"}}
+# What public reports tell of, with what becomes of it: pairs or rankings, and what is left out and why.
+REPORTED: dict[str, tuple[str, dict[str, Any], list[dict[str, Any]], Any, dict[str, int]]] = {
+    "the system prompt is lost (AngelSlim 345)": (
+        "ift", {}, [{"system": "Be brief.", "conversations": shared(("human", "p"), ("gpt", "r"))}],
+        [("Be brief.\n\np", "r")], {},
+    ),
+    "every chat is cut to its first two turns (aiperf 798)": (
+        "ift", {"turns": "last"}, [{"conversations": shared(*TURNS)}], [(HISTORY, "Eleven.")], {},
+    ),
+    "an entry that is no object stops the whole file (aiperf 828)": (
+        "ift", {},
+        [{"conversations": ["x", *shared(*TURNS)]}, {"conversations": shared(("human", "p"), ("gpt", "r"))}],
+        [("p", "r")],
+        {"bad row: messages: expected a list of objects with role and content, or from and value": 1},
+    ),
+    "a chat ends with the user (ComparIA 285)": (
+        "ift", {"turns": "last"}, [{"conversations": shared(("human", "p"), ("gpt", "r"), ("human", "open"))}],
+        [("p", "r")], {},
+    ),
+    "roles with names of their own (LlamaFactory 2381)": (
+        "ift", {},
+        [{"conversations": shared(("hummany", "p"), ("gpt", "r"))},
+         {"conversations": shared(("Human", "p"), ("GPT", "r"))}],
+        [("p", "r")], {"bad row: messages: unknown role": 1},
+    ),
+    "one speaker twice in a row (LlamaFactory 2962)": (
+        "ift", {"turns": "each"},
+        [{"conversations": shared(("human", "p"), ("gpt", "r"), ("gpt", "and"), ("human", "q"))},
+         {"conversations": shared(("human", "one"), ("human", "two"), ("gpt", "r"))},
+         {"conversations": shared(("human", "q"), ("gpt", "r"))}],
+        [("q", "r")],
+        {"bad row: messages: user and assistant do not take turns": 1,
+         "bad row: messages: expected the user's message and the assistant's reply first, "
+         "after at most one system message": 1},
+    ),
+    "calls of tools (LlamaFactory 2529)": (
+        "ift", {},
+        [{"conversations": shared(("human", "p"), ("function_call", "f"), ("observation", "1"), ("gpt", "r"))},
+         {"conversations": shared(("human", "p"), ("gpt", "r")), "tools": "[]"}],
+        [("p", "r")], {"bad row: messages: calls of tools cannot be learned": 1},
+    ),
+    "thoughts in some replies of a chat (axolotl 3098)": (
+        "ift", {"turns": "each"},
+        [{"messages": said(("user", "p"), ("assistant", "r"), ("user", "q"), ("assistant", "<think>hm</think>s"))}],
+        [("p", "r"), ("User: p\n\nAssistant: r\n\nUser: q", "<think>hm</think>s")], {},
+    ),
+    "a column for every part of a pair (LlamaFactory 4108)": (
+        "ranked_replies", {"columns": {"prompt": "instruction"}},
+        [{"instruction": p, "chosen": "good", "rejected": "bad"} for p in "pq"],
+        {"p": ["good", "bad"], "q": ["good", "bad"]}, {},
+    ),
+    "a chat, and the two replies apart (LlamaFactory's ranked ShareGPT)": (
+        "ranked_replies", {},
+        [{"conversations": shared(("human", "p")), **PAIR}, {"conversations": shared(*TURNS[:3]), **PAIR}],
+        {"p": ["good", "bad"], HISTORY: ["good", "bad"]}, {},
+    ),
+    "a chat that ends with a reply, and two others apart": (
+        "ranked_replies", {},
+        [{"conversations": shared(("human", p)), **PAIR} for p in "pq"] + [{"conversations": shared(*TURNS), **PAIR}],
+        {"p": ["good", "bad"], "q": ["good", "bad"]},
+        {"bad row: prompt: the conversation does not end with the user's message": 1},
+    ),
+    "a judge that calls a tie (langwatch 5100)": (
+        "ranked_replies", {},
+        [{"prompt": p, "replies": ["good", "bad"], "winner": w} for p, w in zip("pqt", ["A", "B", "tie"], strict=True)],
+        {"p": ["good", "bad"], "q": ["bad", "good"]}, {"prompt with replies of which neither is preferred": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("report", REPORTED)
+def test_data_as_in_public_reports(tmp_path: Path, report: str) -> None:
+    table, source, rows, expected, left_out = REPORTED[report]
+    path = write(tmp_path / "rows.jsonl", rows)
+    loaded = LOADS[table](DataSettings.model_validate({table: {"source": path, **source}, "bad_rows": "skip"}))
+    assert (pairs(loaded) if table == "ift" else rankings(loaded)) == expected
+    assert loaded.left_out == left_out
+
+
 def test_replies_that_were_left_out_of_a_training_are_history(tmp_path: Path) -> None:
     messages = said(*CHAT, ("user", "Another."), ("assistant", "Eleven."))
     messages[1]["weight"] = 0
@@ -397,6 +543,23 @@ def test_text_that_nothing_reads_is_named(tmp_path: Path) -> None:
         ("ranked_replies", {"prompt": "p", "answers": [{"answer": "r", "rank": 1}]}, "answers.*.rank"),
         ("ranked_replies", {"prompt": "p", "response": "r", "helpfulness": 1}, "{score: helpfulness}"),
         ("ranked_replies", {"history": "p", "human_ref_A": "a", "human_ref_B": "b"}, "[human_ref_A, human_ref_B]"),
+        (
+            "ranked_replies",
+            {"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": 1},
+            "preference: preference_strength",
+        ),
+        (
+            "ranked_replies",
+            {"context": [], "response1": "a", "response2": "b", "overall_preference": 1},
+            "preference: overall_preference",
+        ),
+        ("ranked_replies", {"instruction": "p", "chosen": "a", "rejected": "b"}, "{prompt: instruction}"),
+        ("ranked_replies", {"question": "p", "chosen": "a", "rejected": "b"}, "{prompt: question}"),
+        (
+            "ranked_replies",
+            {"conversation_a": [], "conversation_b": [], "winner": "model_a"},
+            "[conversation_a, conversation_b]",
+        ),
     ],
 )
 def test_well_known_layout_without_a_recipe_gets_advice(
@@ -415,6 +578,7 @@ def test_well_known_layout_without_a_recipe_gets_advice(
             {"replies": "completions.*.response"},
             "nothing says which is better; name ranks or scores",
         ),
+        ({"winner": "vote", "ranks": ["a", "b"]}, "winner or preference orders replies alone"),
     ],
 )
 def test_columns_that_cannot_be_meant_are_refused(columns: dict[str, Any], reason: str) -> None:
@@ -458,6 +622,42 @@ def test_scores_that_contradict_what_was_chosen_break_a_row(
         load_ranked_replies(DataSettings(ranked_replies=source))
     loaded = load_ranked_replies(DataSettings(ranked_replies=source, bad_rows="skip"))
     assert rankings(loaded) == {"p8": ["good", "bad"], "p5": ["good", "bad"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "said_of_them", "expected"),
+    [
+        *(("winner", name, "one") for name in ("model_a", "A", "response_1", "Assistant A", "left", "first")),
+        *(("winner", name, "two") for name in ("model_b", "b", "response 2", "assistant_b", "right", "Second")),
+        *(("winner", name, None) for name in ("tie", "tie (bothbad)", "both_bad", "neither", "", None)),
+        *(("winner", name, "expected model_a, model_b or tie") for name in (1, 0, "1", "gpt-4", "about", ["model_a"])),
+        *(("preference", strength, "one") for strength in (-3, "-1", -0.5)),
+        *(("preference", strength, "two") for strength in (1, "2", 0.5)),
+        *(("preference", strength, None) for strength in (0, "0", None)),
+        *(("preference", strength, "expected a number") for strength in ("model_a", True, float("nan"))),
+    ],
+)
+def test_of_two_replies_a_column_says_which_is_better(
+    tmp_path: Path, column: str, said_of_them: Any, expected: str | None
+) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"p{n}", "replies": [f"one {n}", f"two {n}"]} for n in range(2)]
+    verdicts = [{column: "model_a" if column == "winner" else -1}, {column: said_of_them}]
+    path = write(tmp_path / "rows.jsonl", [row | verdict for row, verdict in zip(rows, verdicts, strict=True)])
+    chosen = DataSettings(ranked_replies=path, bad_rows="skip")
+    if expected in ("one", "two"):
+        assert rankings(load_ranked_replies(chosen))["p1"][0] == f"{expected} 1"
+    else:
+        with pytest.raises(EmptyDataError, match=expected or "1 prompt with replies of which neither is preferred"):
+            load_ranked_replies(chosen)
+
+
+def test_a_winner_says_nothing_of_three_replies_nor_of_ranked_ones(tmp_path: Path) -> None:
+    ranked = [{"prompt": f"p{n}", "winner": "model_a", "chosen": "good", "rejected": "bad"} for n in range(2)]
+    loaded = load_ranked_replies(DataSettings(ranked_replies=write(tmp_path / "rows.jsonl", ranked)))
+    assert rankings(loaded) == {"p0": ["good", "bad"], "p1": ["good", "bad"]}
+    three = write(tmp_path / "rows.jsonl", [{"prompt": "p", "winner": "model_a", "replies": ["a", "b", "c"]}])
+    with pytest.raises(DataError, match="line 1: winner: says which of two replies is better, found 3"):
+        load_ranked_replies(DataSettings(ranked_replies=three))
 
 
 def test_equal_and_empty_replies_are_left_out(tmp_path: Path) -> None:
@@ -517,7 +717,8 @@ ROW = st.fixed_dictionaries(
         **{name: st.one_of(CONTENT, TRANSCRIPT, CHATS) for name in ("prompt", "response", "chosen", "rejected")},
         **dict.fromkeys(("messages", "conversations"), CHATS),
         **{name: st.one_of(CONTENT, st.lists(REPLY, max_size=3)) for name in ("replies", "ranks", "scores", "history")},
-        **dict.fromkeys(("id", "kind", "score", "system", "reference"), CONTENT),
+        **dict.fromkeys(("id", "kind", "score", "system", "reference", "preference"), CONTENT),
+        "winner": st.one_of(CONTENT, st.sampled_from(["model_a", "model_b", "tie"])),
     },
 )
 

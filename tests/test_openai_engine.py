@@ -222,8 +222,11 @@ def test_the_server_s_window_counts_where_it_is_smaller(
         open_for(tiny_model, server.address).generate([GenerationRequest("k", "a" * 99, 1)], Sampling(max_new_tokens=2))
 
 
-def test_options_that_are_listed_by_text_are_found(server: CompletionServer, tiny_model: Path) -> None:
-    server.names_tokens = False
+@pytest.mark.parametrize("as_chats_do", [False, True])
+def test_options_that_are_listed_among_others_are_found(
+    server: CompletionServer, tiny_model: Path, as_chats_do: bool
+) -> None:
+    server.names_tokens, server.as_chats_do = False, as_chats_do
     tokenizer = server.loaded.tokenizer
     ids = tokenizer("Score: ", add_special_tokens=False, return_tensors="pt").input_ids
     with torch.inference_mode():

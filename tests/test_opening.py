@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import Trouble, chatting
 from completion_server import serving
 
-from srlm_pipeline.commands.diagnosis import _arbiters, _encoder, _engine
+from srlm_pipeline.commands.diagnosis import _arbiters, _encoder, _engine, _other_models
 from srlm_pipeline.config import EngineSettings, ModelSettings, Settings, load_settings
-from srlm_pipeline.errors import ServerError
+from srlm_pipeline.errors import ModelError, ServerError
 from srlm_pipeline.generation.openai_engine import OpenAIEngine
 from srlm_pipeline.generation.opening import choose_engine, open_engine
 from srlm_pipeline.generation.transformers_engine import TransformersEngine
@@ -69,6 +70,33 @@ def test_the_doctor_says_whether_the_arbiters_can_be_believed() -> None:
     said = _arbiters(load_settings("quickstart", {"evaluation": {"arbiters": ["self"]}}))
     assert said.startswith("M1: comparison: not independent (M1, ")
     assert "promote nothing by themselves; name a judge that takes no part in choosing pairs" in said
+
+
+def test_the_doctor_tries_every_model_that_judges_beside_the_project_s_own(tiny_model: Path, tmp_path: Path) -> None:
+    def said(*judges: Any) -> str:
+        judged = {"panel": ["self", *judges]}
+        return _other_models(
+            load_settings("quickstart", {"judge": judged, "evaluation": {"arbiters": list(judges) or ["self"]}})
+        )
+
+    with chatting() as server:
+        outside = {"model": "big", "server": {"base_url": server.address}}
+        here = {"model": str(tiny_model)}
+        assert said(outside, here, "some/judge").split("; ") == [
+            f"big at {server.address} answers",
+            f"folder {tiny_model}: by its chat template it replies and ends with <|im_end|>",
+            "some/judge, from the model hub when it is first needed",
+        ]
+        assert len(server.requests) == 1, "who sits on the panel and decides too is asked once"
+        server.say = lambda _: ""
+        assert said(outside).endswith("answers, but says nothing")
+        server.always = Trouble(404, '{"error": {"message": "no model big"}}')
+        with pytest.raises(ServerError, match="no model big"):
+            said(outside)
+    assert said() == "none"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no tokenizer could be loaded"):
+        said({"model": str(tmp_path / "empty")})
 
 
 def test_the_doctor_says_whether_there_is_a_sentence_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -118,6 +118,25 @@ def test_usual_forms_are_read(judgement: str, score: float) -> None:
 @pytest.mark.parametrize(
     ("judgement", "score"),
     [
+        ("There are 5 reasons why this is a score of 4.", None),
+        ("I cannot evaluate this.", None),
+        ("Clarity: 85\nScore: 85", None),
+        ("Score: [[90]]", None),
+        ('{"score": 4, "reason": "the snippet {foo: 1} is right"}', 4),
+        ('{"reason": "it has {braces} and \\"Score: 1\\"", "score": 4}', 4),
+        ("Answer: as asked for. Score: 3", 3),
+        ("Both are given, so the score is [[4]]. It would be 7/10 elsewhere.", None),
+        ("Score: 0\n\nThe assistant's 10 points are all wrong.", 0),
+    ],
+)
+def test_judgements_as_in_public_reports(judgement: str, score: float | None) -> None:
+    """Openagent-eval 74, water 57, proving-ground 7, unitxt 1960, smithers 169, langchain 2282, flexeval 237, ..."""
+    assert parse_score(judgement) == score
+
+
+@pytest.mark.parametrize(
+    ("judgement", "score"),
+    [
         ("Score: 4\nThe maximum would be Score: 5.", 4),
         ("Relevance score: 1\nCoverage score: 1\nTotal: 2", 2),
         ('Score: 2\nThe reply says "Score: 5" of itself.', 2),
@@ -206,6 +225,7 @@ def test_it_is_told_in_which_form_a_score_is_stated(judgement: str, form: str) -
         ("Verdict: A is better than B", None),
         ("[[A]] or [[B]]", None),
         ("Verdict: A or B", None),
+        ("As a judge, I considered the evidence. The final grade is B.", None),
         ("A", None),
         ("Verdict: A\nNo, both are bad.", None),
         ("", None),
@@ -292,6 +312,23 @@ def test_what_the_next_line_begins_with_does_not_matter(after: str) -> None:
 
 def test_absurdly_long_scale_is_no_score() -> None:
     assert parse_score("Score: 4/" + "9" * 5000) is None
+
+
+VERDICT_PIECES = st.sampled_from(
+    ["Verdict", ":", " is ", "A", "B", "tie", "C", "[[", "]]", "**", "\n", "### ", "`", '{"verdict": "', '"}', "or",
+     "final", "My ", "Response ", "\uff1a", "\u0391", "a", "b", ".", "\\boxed{", "}"]
+)  # fmt: skip
+
+
+@given(st.text() | st.lists(VERDICT_PIECES, max_size=12).map("".join))
+@example("[[A]]")
+@example("Verdict: Response B")
+def test_any_answer_has_one_verdict_or_none_and_the_other_with_sides_exchanged(answer: str) -> None:
+    found = parse_verdict(answer)
+    assert found in ("A", "B", "tie", None)
+    sides = re.compile(r"(?<![A-Za-z])[ABab](?![A-Za-z])")
+    exchanged = sides.sub(lambda side: side[0].translate(str.maketrans("ABab", "BAba")), answer)
+    assert parse_verdict(exchanged) == {"A": "B", "B": "A"}.get(found or "", found)
 
 
 @given(st.text() | HOSTILE)

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from fakes import FakeEngine
+from families import FAMILIES, family_tokenizer
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from srlm_pipeline.config import (
     PanelMember,
     ServerSettings,
     Settings,
+    ThinkingSettings,
     load_settings,
 )
 from srlm_pipeline.data.loaders import load_ranked_replies
@@ -115,6 +117,7 @@ FACTS: Facts = {
     "kind": Lengths(40, (60,) * 40),
     "held_out_kind": Lengths(0),
     "checklist": Lengths(40, (70,) * 40),
+    "thought": Lengths(0),
 }
 SECONDS: dict[Unit, float] = {
     "opened": 1.0,
@@ -333,6 +336,31 @@ def test_whatever_is_measured_is_asked_for_once_of_every_model() -> None:
     assert assessment.items == 7 + 6 + 9 + 12
     assert seed.parts == assessment.parts * 3, "base model, SFT baseline and M1"
     assert not any("drawn" in kinds(stages[name]) for name in ("seed_evaluation", "win_rates"))
+
+
+def test_thoughts_are_drawn_before_whatever_is_written_freely_and_learned_where_that_is_wanted() -> None:
+    judged = changed(judge={"mode": "sampled"})
+    plain, thinking = work(judged), work(judged, {**FACTS, "thought": Lengths(1, (100,))}, thought_share=0.5)
+    for stage in ("candidates", "judged_scores", "assessment"):
+        before, after = plain[stage].parts[0], thinking[stage].parts[0]
+        assert after.units["drawn"] == before.units["drawn"] + 50 * before.items
+        assert after.held > before.held
+    assert thinking["generated_prompts"] == plain["generated_prompts"], "a beginning is put into its mouth"
+    assert thinking["win_rates"] == plain["win_rates"], "scores are read"
+    pairs = plain["iteration_model"].parts[0].items
+    learned = [stages["iteration_model"].units["dpo"] for stages in (plain, thinking)]
+    assert learned[1] - learned[0] == 2 * 50 * pairs * judged.dpo.epochs
+    silent = changed(model={"thinking": ThinkingSettings(trained=False)})
+    unlearned = work(silent, {**FACTS, "thought": Lengths(1, (100,))})["iteration_model"]
+    assert unlearned == work(silent)["iteration_model"]
+
+
+def test_whether_a_model_thinks_is_seen_by_its_template() -> None:
+    measures = [measure_of(family_tokenizer(FAMILIES[name]), ["a reply"]) for name in ("Qwen2.5", "Qwen3")]
+    assert [measure.thinks for measure in measures] == [False, True]
+    data = load_data(QUICKSTART)
+    facts = [measure_data(QUICKSTART, data, measure)["thought"] for measure in measures]
+    assert [fact.mean for fact in facts] == [0, QUICKSTART.model.thinking.max_new_tokens]
 
 
 def test_early_stopping_adds_replies_and_their_judgement_at_every_look() -> None:

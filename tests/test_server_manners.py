@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from chat_server import ChatServer, Trouble, chatting
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from srlm_pipeline.config import load_settings
+from srlm_pipeline.config import ServerSettings, load_settings
 from srlm_pipeline.errors import ServerError
 from srlm_pipeline.evaluation.arbiters import Comparison
 from srlm_pipeline.evaluation.head_to_head import play_match
 from srlm_pipeline.evaluation.jury import Jury
 from srlm_pipeline.evaluation.opening import open_arbiter, open_judge
+from srlm_pipeline.generation.chat_engine import ChatClient
+from srlm_pipeline.generation.engine import Sampling
 from srlm_pipeline.judging.judges import JudgeItem
 from srlm_pipeline.models.checkpoint import Checkpoint
 from srlm_pipeline.progress import NullProgress
@@ -132,8 +136,8 @@ def check_judging(server: ChatServer, store: ProjectStore) -> None:
     _, result = play_match(prompts, mine, theirs, "other", arbiter(server, store), NullProgress())
     assert (result.wins, result.ties, result.losses) == (1, 0, 1)
     member = {"model": "judge", "server": {"base_url": server.address}}
-    settings = load_settings("quickstart", {"judge": {"panel": [member], "samples": 1}})
-    judge = open_judge(settings, store, no_model, Checkpoint(Path("m"), "M1", "abc", None), "judging/iter_001", {})
+    judged = load_settings("quickstart", {"judge": {"panel": [member], "samples": 1}})
+    judge = open_judge(judged, store, no_model, Checkpoint(Path("m"), "M1", "abc", None), "judging/iter_001", {})
     items = [JudgeItem("p0#0", "q", "x" * 20), JudgeItem("p0#1", "q", "x" * 7)]
     assert [(j.score, j.n_invalid) for j in judge.judge(items, NullProgress())] == [(4.0, 0), (1.0, 0)]
 
@@ -218,3 +222,52 @@ def test_a_cut_answer_is_no_opinion_by_whatever_it_is_known(
     for _ in range(2):
         assert np.isnan(prefers(server, store, PAIRS[0])).all()
     assert len(server.requests) == 1, "the same again would be cut again"
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_verdict_in_the_thoughts_is_none(server: ChatServer, store: ProjectStore, content: str | None) -> None:
+    """As servers with another model's reasoning parser answer, and GPT-OSS that broke off in its analysis."""
+    misplaced = {"content": content, "reasoning_content": "Verdict: A", "reasoning": "Verdict: A"}
+    server.reply = lambda body: chat(body, misplaced)
+    assert np.isnan(prefers(server, store, PAIRS[0])).all()
+    assert len(server.requests) == 3, "asked again twice, as max_retries allows"
+    server.reply = openai
+    assert prefers(server, store, PAIRS[0]) == [1.0], "and another time"
+
+
+def _either(*values: Any) -> st.SearchStrategy[Any]:
+    """One of these shapes, or something that nobody expects there."""
+    odd = st.sampled_from([None, [], {}, "", 0, -1, 1e400, True, [None], {"x": []}, "\ud800"])
+    return st.one_of(odd, *(value if isinstance(value, st.SearchStrategy) else st.just(value) for value in values))
+
+
+_PART = st.fixed_dictionaries({"type": _either("text", "thinking", "image_url"), "text": _either("Verdict: A")})
+_MESSAGE = st.fixed_dictionaries(
+    {"role": _either("assistant"), "content": _either("Verdict: B", st.lists(_PART, max_size=2))},
+    optional={"refusal": _either("No."), "reasoning": _either("Hm."), "tool_calls": _either()},
+)
+_CHOICE = st.fixed_dictionaries({"message": _either(_MESSAGE), "finish_reason": _either("stop", "length", "load")})
+_USAGE = st.fixed_dictionaries(
+    {}, optional={"completion_tokens": _either(7), "prompt_tokens": _either(9), "cost": _either(0.1)}
+)
+_BODY = _either(
+    st.fixed_dictionaries(
+        {"choices": _either(st.lists(_either(_CHOICE), max_size=2))},
+        optional={"usage": _either(_USAGE), "error": _either({"message": "no"}), "model": _either("m")},
+    )
+)
+
+
+@given(_BODY, st.sampled_from(["{}", "data: {}\n\ndata: [DONE]\n", "<html>{}", ": ping\n\n{}", "{} {}"]))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_whatever_a_server_says_is_read_or_named(server: ChatServer, body: Any, around: str) -> None:
+    server.raw = lambda _: around.replace("{}", json.dumps(body))
+    client = ChatClient(ServerSettings(base_url=server.address, max_retries=0))
+    try:
+        answer = client.chat("judge", "Which?", Sampling(max_new_tokens=9))
+    except ServerError as error:
+        assert server.address in str(error)
+    else:
+        answer.text.encode()
+        assert answer.finish_reason in ("stop", "length", "none")
+        assert answer.n_tokens >= 0

@@ -382,6 +382,14 @@ def test_adapters_sit_in_the_upper_layers_alone_if_so_asked(
     assert changed == {f"{name}.weight" for name in linear_layers(base.model, 0.5)}
 
 
+def test_a_single_step_is_not_spent_on_warming_up(tiny_model: Path, tmp_path: Path, base: LoadedModel) -> None:
+    settings = DpoSettings(learning_rate=1e-3, epochs=1, **COMMON | {"batch_size": 16, "micro_batch_size": 4})
+    result = train_dpo(job(tiny_model, tmp_path / "work"), PAIRS[:3], settings)
+    assert log_likelihood(result.loaded, PAIRS[0].prompt, PAIRS[0].chosen) != log_likelihood(
+        base, PAIRS[0].prompt, PAIRS[0].chosen
+    )
+
+
 def test_training_on_nothing_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(EmptyDataError, match="no preference pairs to train on"):
         dpo(tiny_model, tmp_path / "work", "lora", [])

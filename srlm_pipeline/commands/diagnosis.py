@@ -16,7 +16,16 @@ from rich.table import Table
 
 from srlm_pipeline.archive import open_archive
 from srlm_pipeline.commands.terminal import console
-from srlm_pipeline.config import EMBEDDED_ENCODER, EMBEDDED_MODEL, Settings, load_settings
+from srlm_pipeline.config import (
+    EMBEDDED_ENCODER,
+    EMBEDDED_MODEL,
+    PROGRAMS,
+    ArbiterSettings,
+    PanelMember,
+    ServerSettings,
+    Settings,
+    load_settings,
+)
 from srlm_pipeline.errors import DiskSpaceError, ServerError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
@@ -66,6 +75,7 @@ def _examinations(overrides: dict[str, Any]) -> list[tuple[str, Callable[[], str
         ("base model", lambda: _base_model(settings())),
         ("data", lambda: _data(settings())),
         ("arbiters", lambda: _arbiters(settings())),
+        ("other models", lambda: _other_models(settings())),
         ("other answers", lambda: _other_answers(settings())),
         ("encoder", lambda: _encoder(settings())),
         ("notices", lambda: _notices(settings())),
@@ -141,17 +151,24 @@ def _engine(settings: Settings) -> str:
 
 
 def _base_model(settings: Settings) -> str:
-    from srlm_pipeline.models.chat_format import chat_format
     from srlm_pipeline.models.embedded import gguf_path
-    from srlm_pipeline.models.loading import load_tokenizer
 
     if settings.base_model == EMBEDDED_MODEL:
         return f"{settings.base_model}, from {gguf_path().name}"
-    if Path(settings.base_model).is_dir():
-        known = chat_format(load_tokenizer(settings.base_model, settings.model))
-        thinks = f", after a thought ({known.thinking.start})," if known.thinks else ""
-        return f"folder {settings.base_model}: by its chat template it replies{thinks} and ends with {known.turn_end}"
-    return f"{settings.base_model}, from the model hub when it is first needed"
+    return _model_here(settings.base_model, settings)
+
+
+def _model_here(model: str, settings: Settings) -> str:
+    """Return what is found out of a model that is loaded here: that of a folder by its chat template."""
+    from srlm_pipeline.models.chat_format import chat_format
+    from srlm_pipeline.models.loading import load_tokenizer
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return f"{model}, from the model hub when it is first needed"
+    known = chat_format(load_tokenizer(folder, settings.model))
+    thinks = f", after a thought ({known.thinking.start})," if known.thinks else ""
+    return f"folder {model}: by its chat template it replies{thinks} and ends with {known.turn_end}"
 
 
 def _data(settings: Settings) -> str:
@@ -198,6 +215,31 @@ def _arbiters(settings: Settings) -> str:
         f"{names}: not independent ({'; '.join(reasons)}), so its verdicts are shown as the loop's own opinion and "
         f"promote nothing by themselves; {ADVICE}"
     )
+
+
+def _other_models(settings: Settings) -> str:
+    """Return what is found out of the models that judge beside the project's own; a server is asked one short thing."""
+    judges: tuple[ArbiterSettings | PanelMember, ...] = (*settings.judge.panel, *settings.evaluation.arbiters)
+    own = ("self", *PROGRAMS)
+    different = {(judge.model, judge.server.base_url): judge for judge in judges if judge.model not in own}
+    found = [
+        _server_answers(judge.model, judge.server) if judge.server.base_url else _model_here(judge.model, settings)
+        for judge in different.values()
+    ]
+    return "; ".join(found) or "none"
+
+
+def _server_answers(model: str, server: ServerSettings) -> str:
+    from srlm_pipeline.generation.chat_engine import ChatClient
+    from srlm_pipeline.generation.engine import Sampling
+
+    # One try; fields that the server does not know are left out one by one. It may load the model only now.
+    quick = server.model_copy(
+        update={"timeout_seconds": min(60.0, server.timeout_seconds), "max_retries": 0, "max_requests": 5}
+    )
+    answer = ChatClient(quick).chat(model, "Say yes.", Sampling(max_new_tokens=16, temperature=0.0))
+    spoke = "answers" if answer.text or answer.finish_reason == "length" else "answers, but says nothing"
+    return f"{model} at {server.base_url} {spoke}"
 
 
 def _other_answers(settings: Settings) -> str:

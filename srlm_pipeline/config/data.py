@@ -22,7 +22,11 @@ FieldName = Literal[
     "chosen",
     "rejected",
     "score",
+    "winner",
+    "preference",
 ]
+# What says of several replies which is better; of the second kind, by itself.
+_ORDERS, _VERDICTS = frozenset({"ranks", "scores", "winner", "preference"}), frozenset({"winner", "preference"})
 
 
 class SourceSettings(Section):
@@ -69,10 +73,12 @@ class SourceSettings(Section):
         for name, column in value.items():
             if not isinstance(column, str) and name not in ("replies", "ranks", "scores"):
                 raise ValueError(f'{name}: a list is for replies, ranks and scores; "{{a}}\\n\\n{{b}}" joins columns')
-        if "*" in value.get("replies", "") and not {"ranks", "scores"} & value.keys():
+        if "*" in value.get("replies", "") and not _ORDERS & value.keys():
             raise ValueError(
                 "replies: nothing says which is better; name ranks or scores too, or list columns best first"
             )
+        if _VERDICTS & value.keys() and len(_ORDERS & value.keys()) > 1:
+            raise ValueError("winner or preference orders replies alone: name no other, nor ranks or scores")
         return value
 
     @field_validator("score_range")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _BREAK = "\u200b"
 # More words than these are a sentence, and of it at most the end is a mark.
 _MARK_WORDS = 4
+# Marks that are known by themselves, whatever stands beside them: [INST], [/SYSTEM_PROMPT], <<SYS>>.
+_IN_BRACKETS = re.compile(r"\[/?[A-Z][A-Z_]+\]|<</?[A-Z]+>>")
 
 
 def neutralise_special_tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -63,6 +65,7 @@ def template_turn_marks(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     lines = [*known.before.rstrip().splitlines()[-1:], *known.after.splitlines()]
     parts = [part.strip() for line in lines for part in re.split("|".join(map(re.escape, tokens)), line)]
     marks = {part if len(part.split()) <= _MARK_WORDS else _ending_mark(part) for part in parts}
+    marks |= {mark for part in parts for mark in _IN_BRACKETS.findall(part)}
     return sorted((m for m in marks if re.search(r"\w", m) and re.search(r"[^\w\s]", m)), key=lambda m: (-len(m), m))
 
 
@@ -135,7 +138,8 @@ def tokenize_exchange(
         if said.strip() == reply.strip() and (thinking.trained or not thought):
             return encode(rendered), [*drawn, *ending]
     said = without_thought(tokenizer, reply)
-    if said != reply and thinking.trained and known.thinks:
+    # Marks that are control tokens are broken up in any text.
+    if said != reply and thinking.trained and known.thinks and not known.in_channels:
         rendered = render_user_turn(tokenizer, message)
         text = reply.lstrip().removeprefix(thinking.start).lstrip() if known.opens_thought else reply
     else:
@@ -156,11 +160,16 @@ def read_reply(tokenizer: PreTrainedTokenizerBase, prompt: str, drawn: Sequence[
         drawn: Token ids, without the end token.
     """
     known = chat_format(tokenizer)
-    thinking = known.thinking
-    marks = {tokenizer.convert_tokens_to_ids(mark): mark for mark in (thinking.start, thinking.end)}
-    # What special tokens say is left out of a text.
-    text = _decode(tokenizer, drawn, {t: m for t, m in marks.items() if known.thinks and len(marks) > 1})
-    return split_thought(text, thinking, opens_thought(tokenizer, prompt)) if known.thinks else ("", text)
+    # What special tokens say is left out of a text, but for that of a thought's marks.
+    text = _decode(tokenizer, drawn, known.marks if known.thinks else {})
+    if not known.thinks:
+        return "", text
+    thought, reply = split_thought(text, known.thinking, opens_thought(tokenizer, prompt))
+    if known.in_channels:
+        # Of several tokens that make a mark, one alone says nothing.
+        for mark in known.marks.values():
+            thought, reply = thought.replace(mark, ""), reply.replace(mark, "")
+    return thought, reply
 
 
 def without_thought(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
@@ -174,8 +183,12 @@ def without_thought(tokenizer: PreTrainedTokenizerBase, reply: str) -> str:
 
 
 def opens_thought(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
-    """Whether what continues a prompt begins within a thought."""
-    return prompt.rstrip().endswith(chat_format(tokenizer).thinking.start)
+    """Whether what continues a prompt begins within a thought.
+
+    In channels all that comes before the reply's header is one, whatever the model calls it.
+    """
+    known = chat_format(tokenizer)
+    return prompt.rstrip().endswith(known.thinking.start) or (known.in_channels and prompt.endswith(known.after))
 
 
 def split_thought(text: str, thinking: ThinkingSettings, opened: bool) -> tuple[str, str]:
@@ -201,6 +214,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, text: str, aloud: bool) -> str
     thinks = False if aloud and known.has_switch else known.thinking.enabled
     turns = [neutralise_special_tokens(turn, tokenizer) for turn in split_turns(text)]
     rendered = apply_template(tokenizer, turns, known.parts, thinks)
+    if aloud and known.in_channels:
+        return rendered + known.thinking.end
     if aloud and rendered.rstrip().endswith(known.thinking.start):
         return f"{rendered.rstrip()}\n\n{known.thinking.end}\n\n"
     return rendered

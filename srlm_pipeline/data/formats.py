@@ -36,6 +36,8 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
         frozenset({"instruction", "completions"}),
         "{prompt: instruction, replies: completions.*.response, scores: completions.*.overall_score}",
     ),
+    ("replies", frozenset({"instruction", "chosen", "rejected"}), "{prompt: instruction}"),
+    ("replies", frozenset({"question", "chosen", "rejected"}), "{prompt: question}"),
     ("replies", frozenset({"prompt", "answers"}), "{replies: answers.*.answer, ranks: answers.*.rank}"),
     (
         "replies",
@@ -43,6 +45,21 @@ _LAYOUTS: tuple[tuple[str, frozenset[str], str], ...] = (
         "{prompt: history, replies: [human_ref_A, human_ref_B], scores: [score_A, score_B]}",
     ),
     ("replies", frozenset({"prompt", "response", "helpfulness"}), "{score: helpfulness}"),
+    (
+        "replies",
+        frozenset({"prompt", "response_1", "response_2", "preference_strength"}),
+        "{replies: [response_1, response_2], preference: preference_strength}",
+    ),
+    (
+        "replies",
+        frozenset({"context", "response1", "response2", "overall_preference"}),
+        "{prompt: context, replies: [response1, response2], preference: overall_preference}",
+    ),
+    (
+        "replies",
+        frozenset({"conversation_a", "conversation_b", "winner"}),
+        "{replies: [conversation_a, conversation_b]}",
+    ),
 )
 
 

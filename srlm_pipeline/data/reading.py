@@ -20,7 +20,7 @@ from srlm_pipeline.data.sources import NumberedRow, open_source
 
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 # Known by name, so that a file that serves several tables is not said to have columns that nobody reads.
-_OUR_OWN = frozenset({"id", "kind", "prompt", "response", "reference", "replies", "messages"})
+_OUR_OWN = frozenset({"id", "kind", "prompt", "response", "reference", "replies", "messages", "winner"})
 _READ_BY: dict[Format, frozenset[str]] = {
     "plain": frozenset(),
     "messages": frozenset({"system"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ MAX_SCORE = 5
 TOO_FEW = "prompt with fewer than two different replies"
 CONTRADICTION = "replies: one has a higher score than another that is ranked above it"
 Range = tuple[float, float]
+# What columns call the first and the second of two replies: model_a, assistant_b, response_1, left, ...
+_CALLED = re.compile(r"(?:(?:model|assistant|response|answer|chatbot)[ _-]?([ab12])|([ab])|(left|right|first|second))")
+_FIRST = frozenset({"a", "1", "left", "first"})
+_TIE = re.compile(r"tie|both|neither|equal|draw|same")
 
 
 def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: RowReport) -> dict[str, Any] | None:
@@ -21,7 +26,8 @@ def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: R
 
     Args:
         fields: With `replies`, or with `chosen` and `rejected`. Of `ranks` (low is good) and `scores` (high is good)
-            there is one for each reply. A reply may hold the conversation before it.
+            there is one for each reply; of two, `winner` names the better one, or `preference` does by its sign. A
+            reply may hold the conversation before it.
         score_range: Lowest and highest possible score, which become 0 and 5. Without it `scores` give an order alone.
         report: Where replies without text, rank or score are counted.
 
@@ -37,6 +43,13 @@ def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: R
     replies = [reply for _, reply in read]
     # Whoever chose has ranked, whatever the scores may be.
     ranks = fields.get("ranks", None if "replies" in fields else [0, 1])
+    ordered = ranks is not None or fields.get("scores") is not None or any("rank" in reply for reply in replies)
+    if not ordered and {"winner", "preference"} & fields.keys():
+        better = _better(fields, len(replies))
+        if better is None:
+            report.leave_out("prompt with replies of which neither is preferred")
+            return None
+        ranks = [better, 1 - better]
     for name, key, values in (("ranks", "rank", ranks), ("scores", "score", fields.get("scores"))):
         _attach(replies, name, key, values)
     if score_range:
@@ -53,7 +66,11 @@ def with_replies(fields: Mapping[str, Any], score_range: Range | None, report: R
     if len(kept) < 2 <= len(replies):
         report.leave_out(TOO_FEW)
         return None
-    prompt = answered_prompt(fields.get("prompt"), [prompt for prompt, _ in read])
+    before, stated = [prompt for prompt, _ in read], fields.get("prompt")
+    if stated is None and not any(before):
+        # As LLaMA-Factory writes preferences: a chat that ends with the user, and replies apart.
+        stated = fields.get("messages")
+    prompt = answered_prompt(stated, before)
     return {**fields, **({} if prompt is None else {"prompt": prompt}), "replies": kept}
 
 
@@ -146,6 +163,29 @@ def _reply(value: Any) -> tuple[str | None, dict[str, Any]]:
         raise UnusableRowError("replies: expected texts, chats, or objects with text", f", found {_kind(value)}")
     before, text = read_reply(value)
     return before, {"text": text}
+
+
+def _better(fields: Mapping[str, Any], count: int) -> int | None:
+    """Return the place of the better of two replies, 0 or 1; None if neither is, or nobody said so.
+
+    Raises:
+        UnusableRowError: If there are not two, or what is said of them has no known meaning.
+    """
+    name = "winner" if "winner" in fields else "preference"
+    said = fields[name]
+    if count != 2:
+        raise UnusableRowError(f"{name}: says which of two replies is better", f", found {count}")
+    if name == "preference":
+        strength = _number(said)
+        return None if not strength else int(strength > 0)
+    called = said.strip().lower() if isinstance(said, str) else said
+    if called is None or called == "" or (isinstance(called, str) and _TIE.match(called)):
+        return None
+    # A number may count from 0 or from 1, or say whether it was the first.
+    found = _CALLED.fullmatch(called) if isinstance(called, str) else None
+    if found is None:
+        raise UnusableRowError("winner: expected model_a, model_b or tie", f", found {said!r}"[:80])
+    return int(next(filter(None, found.groups())) not in _FIRST)
 
 
 def _attach(replies: list[dict[str, Any]], name: str, key: str, values: Any) -> None:

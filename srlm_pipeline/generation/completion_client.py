@@ -247,7 +247,6 @@ def _decoded(text: str) -> Any:
 
 def _read_answer(answer: Any) -> Answer:
     choice = answer["choices"][0]
-    listed = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
     if not isinstance(choice["text"], str):
         raise TypeError("no text")
     return Answer(
@@ -255,6 +254,15 @@ def _read_answer(answer: Any) -> Answer:
         finish_reason=ending(choice["finish_reason"]),
         n_prompt_tokens=int(answer["usage"]["prompt_tokens"]),
         n_tokens=int(answer["usage"]["completion_tokens"]),
-        log_probabilities={str(token): float(value) for token, value in (listed[0] or {}).items()},
+        log_probabilities=_first_listed(choice.get("logprobs") or {}),
         token_ids=tuple(map(int, choice["token_ids"])) if choice.get("token_ids") else None,
     )
+
+
+def _first_listed(log_probabilities: Mapping[str, Any]) -> dict[str, float]:
+    """Return what is told of the first token: in the completions' form, or, as llama.cpp does, in that of chats."""
+    if drawn := log_probabilities.get("content"):
+        listed = drawn[0]["top_logprobs"]
+        return {f"token_id:{t['id']}" if "id" in t else str(t["token"]): float(t["logprob"]) for t in listed}
+    listed = log_probabilities.get("top_logprobs") or [{}]
+    return {str(token): float(value) for token, value in (listed[0] or {}).items()}

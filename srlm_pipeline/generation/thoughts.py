@@ -27,12 +27,12 @@ class Thoughts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer, self._format = tokenizer, chat_format(tokenizer)
-        start, end = tokenizer.convert_tokens_to_ids([self._format.thinking.start, self._format.thinking.end])
-        # Unknown marks are the same unknown token, or none.
-        self._end = end if end != start else None
+        end, marks = list(tokenizer(self._format.thinking.end, add_special_tokens=False).input_ids), self._format.marks
+        # Between letters a mark may be other tokens than by itself, unless it begins and ends with one of its own.
+        self._end = end if end and end[0] in marks and end[-1] in marks else None
         self.manner = self._format.thinking.manner
         self.expected = self._format.thinks
-        self.marks_are_special = self.expected and self._end in tokenizer.all_special_ids
+        self.marks_are_special = self.expected and not marks.keys().isdisjoint(tokenizer.all_special_ids)
 
     def limit(self, sampling: Sampling) -> int:
         """Return how many tokens thought and reply may take together."""
@@ -69,8 +69,11 @@ class Thoughts:
         thought, reply = read_reply(self._tokenizer, prompt, drawn)
         if not reply:
             return None
+        if self._end is not None:
+            length, tokens = len(self._end), list(drawn)
+            ends = (n for n in range(length, len(tokens) + 1) if tokens[n - length : n] == self._end)
+            if (found := next(ends, None)) is not None:
+                return found
         if not thought:
             return 0
-        if self._end is not None and self._end in drawn:
-            return drawn.index(self._end) + 1
         return next(n for n in range(len(drawn) + 1) if read_reply(self._tokenizer, prompt, drawn[:n])[1])

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -51,6 +51,8 @@ class ChatFormat:
         thinks: Whether replies may begin with a thought.
         opens_thought: Whether the template opens the thought itself.
         has_switch: Whether it can be told not to have the model think.
+        marks: Added tokens in what thoughts begin and end with, by their ids.
+        in_channels: Whether the model itself writes what thoughts end with before every reply, also without a thought.
         obstacle: Why the pipeline cannot work with it; None if it can.
     """
 
@@ -64,6 +66,8 @@ class ChatFormat:
     thinks: bool = False
     opens_thought: bool = False
     has_switch: bool = False
+    marks: Mapping[int, str] = field(default_factory=dict)
+    in_channels: bool = False
     obstacle: str | None = None
 
 
@@ -142,6 +146,7 @@ def _found(tokenizer: PreTrainedTokenizerBase, thinking: ThinkingSettings) -> Ch
         return ChatFormat(thinking, obstacle=_mistreatment(told, "the assistant's text", _REPLY))
     opening, _, ending = told.partition(_REPLY)
     gap, written = opening[len(asked) :], tokenizer.get_chat_template()
+    in_channels = opening.startswith(asked) and gap.strip() == thinking.end
     other = apply_template(tokenizer, [_USER], parts, thinking.enabled is False)
     return ChatFormat(
         thinking,
@@ -154,8 +159,16 @@ def _found(tokenizer: PreTrainedTokenizerBase, thinking: ThinkingSettings) -> Ch
         thinking.enabled is not False and (thinking.start in written or bool(thinking.enabled)),
         after.rstrip().endswith(thinking.start),
         thinking.start in written and other != apply_template(tokenizer, [_USER], parts, thinking.enabled is not False),
-        _missing_header(asked, after, opening, thinking),
+        _marks(tokenizer, thinking),
+        in_channels,
+        None if in_channels else _missing_header(asked, after, opening, thinking),
     )
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase, thinking: ThinkingSettings) -> dict[int, str]:
+    ids = tokenizer(thinking.start + thinking.end, add_special_tokens=False).input_ids
+    added = tokenizer.added_tokens_decoder
+    return {token: str(added[token]) for token in ids if token in added}
 
 
 def _mistreatment(rendered: str, whose: str, text: str) -> str:
@@ -177,7 +190,8 @@ def _missing_header(asked: str, after: str, opening: str, thinking: ThinkingSett
     if missing.strip():
         return (
             f"its chat template does not announce the reply: with add_generation_prompt it must end in "
-            f"{missing.strip()!r}, as before an assistant's message"
+            f"{missing.strip()!r}, as before an assistant's message; if the model writes this itself after a thought, "
+            "name it in model.thinking.end, and in model.thinking.start what the thought begins with"
         )
     if not bare(after):
         return "its chat template puts nothing between the user's text and the reply, which would run into each other"

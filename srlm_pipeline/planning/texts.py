@@ -28,6 +28,7 @@ from srlm_pipeline.judging.rubric import (
     questions_exchange,
     yes_no_prompt,
 )
+from srlm_pipeline.models.chat_format import chat_format
 from srlm_pipeline.prompting.few_shot import few_shot_exchange
 from srlm_pipeline.prompting.rewriting import rewriting_exchange
 from srlm_pipeline.training.ranking_items import RankedExample
@@ -45,10 +46,12 @@ class TextMeasure:
     Attributes:
         per_character: Tokens of a character.
         template: Tokens that a chat template puts around a prompt and its reply.
+        thinks: Whether a reply begins with a thought.
     """
 
     per_character: float = 0.25
     template: float = 8.0
+    thinks: bool = False
 
     def tokens(self, *texts: str) -> float:
         """Return the tokens of one text in several parts."""
@@ -66,7 +69,7 @@ def measure_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Text
         len(tokenizer(text, add_special_tokens=False).input_ids)
         for text in (joined, render_user_turn(tokenizer, "", ""))
     )
-    return TextMeasure(whole / max(len(joined), 1), around + 1.0)
+    return TextMeasure(whole / max(len(joined), 1), around + 1.0, chat_format(tokenizer).thinks)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class Lengths:
         """Return the lengths of texts so many times as long."""
         return replace(self, sample=tuple(factor * length for length in self.sample))
 
-    def cut(self, limit: int) -> Lengths:
+    def cut(self, limit: float) -> Lengths:
         """Return the lengths when longer texts are cut."""
         return replace(self, sample=tuple(min(length, limit) for length in self.sample))
 
@@ -112,7 +115,7 @@ class Lengths:
 TextKind = Literal[
     "instruction", "prompt", "response", "judgement", "explained", "group", "held_out", "held_out_pair", "best",
     "evaluation", "verifiable", "closed", "few_shot", "rewriting", "template", "judge", "comparison", "kind",
-    "held_out_kind", "checklist",
+    "held_out_kind", "checklist", "thought",
 ]  # fmt: skip
 Facts = Mapping[TextKind, Lengths]
 """What the work depends on; `measure_data` says what each kind of text is."""
@@ -155,7 +158,7 @@ def measure_data(settings: Settings, data: ProjectData, measure: TextMeasure) ->
         SrlmError: If a file of evaluation prompts, verifiable prompts or closed tasks is missing or wrong.
     """
     judge, invented, tested = settings.judge, settings.prompt_generation, settings.evaluation
-    rubric = judge.taught_rubric
+    rubric, thinking = judge.taught_rubric, settings.model.thinking
     prompts, held_out = data.ift["prompt"].tolist(), data.held_out
     shown = invented.seed_examples + invented.generated_examples
     by_rank = [group for _, group in held_out.sort_values("rank", kind="stable").groupby("group_id")]
@@ -209,6 +212,8 @@ def measure_data(settings: Settings, data: ProjectData, measure: TextMeasure) ->
             if group["kind"].iloc[0] not in kind_rubrics().by_kind
         ),
         "checklist": plain(unshared([questions_exchange(prompt)[1] for prompt in prompts])),
+        # The longest that a thought may be, if there is one.
+        "thought": lengths([thinking.max_new_tokens] if measure.thinks or thinking.enabled else []),
     }
 
 

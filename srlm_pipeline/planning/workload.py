@@ -50,6 +50,7 @@ class Assumptions(BaseModel):
     pairs_kept: float = Field(0.95, description="share of the prompts whose best and worst reply make a pair")
     positive: float = Field(0.25, description="share of the replies that are good enough to be learned")
     judgement_tokens: int = Field(130, description="tokens of a written judgement, before the limit cuts it")
+    thought_share: float = Field(0.5, description="length of a thought, as a share of what it may take at the most")
     self_judged_kept: float = Field(
         0.25, description="share of the judging prompts whose replies the SFT baseline orders as people do"
     )
@@ -57,11 +58,13 @@ class Assumptions(BaseModel):
 
 MIDDLE = Assumptions()
 LITTLE = Assumptions(
-    reply_share=0.6, acceptance=0.75, pairs_kept=0.8, positive=0.1, judgement_tokens=80, self_judged_kept=0.1
-)
+    reply_share=0.6, acceptance=0.75, pairs_kept=0.8, positive=0.1, judgement_tokens=80, self_judged_kept=0.1,
+    thought_share=0.2,
+)  # fmt: skip
 MUCH = Assumptions(
-    reply_share=1.2, acceptance=0.35, pairs_kept=1.0, positive=0.5, judgement_tokens=250, self_judged_kept=0.6
-)
+    reply_share=1.2, acceptance=0.35, pairs_kept=1.0, positive=0.5, judgement_tokens=250, self_judged_kept=0.6,
+    thought_share=1.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class _Stages:
         n = inventing.items + rewriting.items
         yield StageWork("generated_prompts", "iteration", n, "attempts", [inventing, rewriting], opened=1)
         prompts, replies = facts["prompt"].of(invented.count), self._replies(chosen.max_new_tokens)
-        answering = self._write(prompts, replies, chosen.max_new_tokens, chosen.batch_size, chosen.per_prompt)
+        answering = self._write(prompts, replies, chosen.max_new_tokens, chosen.batch_size, chosen.per_prompt, True)
         n = answering.items
         yield StageWork("candidates", "iteration", n, "replies", [answering], opened=1)
         shown = prompts.of(n) + facts["judge"] + replies
@@ -174,7 +177,8 @@ class _Stages:
         judging = [part for mode in modes for part in (*before, *self._judge(shown, mode))]
         asked = (len(members) - len(modes)) * n * judge.samples
         yield StageWork("judged_scores", "iteration", n, "replies", judging, len(modes), requests=asked)
-        yield self._iteration_model(prompts + facts["template"] + replies)
+        learned = self._thought if self.settings.model.thinking.trained else 0.0
+        yield self._iteration_model(prompts + facts["template"] + (replies + learned))
         yield self._assessed("assessment", "iteration", models=1)
         # The new model's replies alone are judged: its opponents' scores lie in their journals.
         n = facts["evaluation"].count
@@ -195,9 +199,21 @@ class _Stages:
         rows = min(self.in_flight or rows, texts.count)
         return Work("engine", texts.count, {"read": texts.total}, rows * texts.longest)
 
-    def _write(self, prompts: Lengths, replies: Lengths, limit: int, rows: int, per_prompt: int = 1) -> Work:
-        """A prompt is read once for all replies to it; in a batch one of the replies comes near the limit."""
+    @property
+    def _thought(self) -> float:
+        """Tokens of a thought; 0 of a model that does not think."""
+        return self.assumed.thought_share * self.facts["thought"].mean
+
+    def _write(
+        self, prompts: Lengths, replies: Lengths, limit: float, rows: int, per_prompt: int = 1, thinking: bool = False
+    ) -> Work:
+        """A prompt is read once for all replies to it; in a batch one of the replies comes near the limit.
+
+        With `thinking`, a model that thinks does so first; where a beginning is put into its mouth it does not.
+        """
         n, mean = prompts.count * per_prompt, replies.cut(limit).mean
+        if thinking:
+            mean, limit = mean + self._thought, limit + self.facts["thought"].mean
         rows = max(1, min(self.in_flight or rows, n))
         steps = n / rows * mean if self.in_flight else math.ceil(n / rows) * limit
         units: dict[Unit, float] = {"read": prompts.total, "step": steps, "drawn": n * mean}
@@ -224,7 +240,7 @@ class _Stages:
         if mode == "distribution":
             return [self._read(shown, judge.batch_size)]
         samples = judge.samples if mode == "sampled" else 1
-        writing = self._write(shown, judgement, judge.max_new_tokens, judge.batch_size, samples)
+        writing = self._write(shown, judgement, judge.max_new_tokens, judge.batch_size, samples, True)
         # Prompt and rationale are read once more, up to the place of the score.
         return [writing] if mode == "sampled" else [writing, self._read(shown + judgement, judge.batch_size)]
 
@@ -273,7 +289,7 @@ class _Stages:
         return StageWork(stage, phase, models * n, "replies", parts * models, opened=2 * models)
 
     def _answers(self, prompts: Lengths, limit: int) -> Work:
-        return self._write(prompts, self._replies(limit), limit, self.settings.evaluation.batch_size)
+        return self._write(prompts, self._replies(limit), limit, self.settings.evaluation.batch_size, thinking=True)
 
     def _replies(self, limit: int) -> Lengths:
         return self.facts["response"].times(self.assumed.reply_share).cut(limit)

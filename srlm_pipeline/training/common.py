@@ -266,6 +266,9 @@ def run_trainer(job: TrainingJob, trainer: Trainer) -> list[dict[str, float]]:
     trainer.remove_callback(PrinterCallback)
     _require_strategy(job, trainer)
     steps = _planned_steps(trainer)
+    if steps == 1:
+        # A warm-up begins with a step at rate 0, and there would be no other.
+        trainer.args.warmup_steps = 0
     newest, done = decided(lambda: newest_whole(job.work)) or (None, 0)
     with job.progress.task(job.description, steps, "steps", done) as task:
         trainer.add_callback(_progress_callback(task.advance))

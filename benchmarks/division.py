@@ -101,6 +101,7 @@ def training(stage: str, method: str, settings: Any, args: Any) -> Callable[[Tra
         "micro_batch_size": 2,
         "max_length": 96,
         "epochs": 1,
+        "warmup_ratio": 0.0,
     }
     if stage == "sft":
         table = load_instructions(settings.data).table.head(args.examples)

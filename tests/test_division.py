@@ -66,6 +66,8 @@ def test_more_processes_than_devices_are_refused() -> None:
         divide(launcher(5), AUTO)
     with pytest.raises(DivisionError, match=r"only cuda:1 to train on with model.device cuda:1"):
         divide(launcher(2), ModelSettings(device="cuda:1"))
+    with pytest.raises(DivisionError, match=r"model.device is cuda:4, and torch sees 4 CUDA devices"):
+        divide(launcher(), ModelSettings(device="cuda:4"))
     with pytest.raises(DivisionError, match=r"10000, and there are \d+ cores"):
         divide(launcher(10000), ModelSettings(device="cpu"))
 

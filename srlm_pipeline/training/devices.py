@@ -80,6 +80,10 @@ def divide(launcher: LauncherSettings, model: ModelSettings) -> Division:
     device = choose_device(model.device)
     kind, _, number = device.partition(":")
     n_seen = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "cuda" and _number(device) >= n_seen:
+        raise DivisionError(
+            f"model.device is {device}, and torch sees {n_seen} CUDA devices, of which the first is cuda:0"
+        )
     if kind == "cuda" and not number:
         found = [f"cuda:{place}" for place in range(n_seen)]
     else:

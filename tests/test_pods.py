@@ -1,10 +1,16 @@
 """Steps as pods on Kubernetes: what the settings give them, as Dagster's own code for Kubernetes reads it."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
+from fake_cluster import fake_cluster
 
 from srlm_pipeline.assets.pods import EXECUTOR_VARIABLE, K8S_CONFIG_TAG, pod_tags, step_executor
 from srlm_pipeline.config import StepResources, load_settings
@@ -88,3 +94,51 @@ def test_steps_are_processes_unless_the_environment_says_otherwise(monkeypatch: 
 def test_steps_are_pods_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(EXECUTOR_VARIABLE, "k8s")
     assert step_executor().name == "k8s"
+
+
+@NEEDS_K8S
+@pytest.mark.slow
+def test_a_step_runs_as_the_pod_that_the_settings_ask_for(tmp_path: Path) -> None:
+    """Dagster's command line and client and the pipeline's step are the real ones; only the cluster is not."""
+    home, config = tmp_path / "home", tmp_path / "project.yaml"
+    home.mkdir()
+    resources = {"ift_dataset": {"cpu": 2, "memory": "4Gi", "image": "srlm-trainer:1"}}
+    config.write_text(yaml.safe_dump({"data": {"ift_limit": 3}, "resources": resources}), encoding="utf-8")
+    root = str(Path(__file__).parent.parent)
+    environment = {
+        **{
+            "PYTHONPATH": root,
+            "SRLM_CONFIG": str(config),
+            EXECUTOR_VARIABLE: "k8s",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
+        # Of the environment that the code runs in, wherever the command is started.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    with fake_cluster(environment) as cluster:
+        cluster.write_kubeconfig(tmp_path / "kubeconfig")
+        launcher = {
+            "service_account_name": "dagster",
+            "job_image": "srlm-pipeline:1",
+            "dagster_home": str(home),
+            "instance_config_map": "dagster-instance",
+            "load_incluster_config": False,
+            "kubeconfig_file": str(tmp_path / "kubeconfig"),
+        }
+        instance = {"run_launcher": {"module": "dagster_k8s", "class": "K8sRunLauncher", "config": launcher}}
+        (home / "dagster.yaml").write_text(yaml.safe_dump({**instance, "telemetry": {"enabled": False}}))
+        words = ["asset", "materialize", "--select", "ift_dataset", "-m", "srlm_pipeline.definitions"]
+        ran = subprocess.run(
+            [sys.executable, "-m", "dagster", *words],
+            env={**os.environ, **environment, "DAGSTER_HOME": str(home)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    (job,) = cluster.jobs.values()
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "srlm-trainer:1"
+    assert container["resources"] == {"limits": {"memory": "4Gi"}, "requests": {"cpu": "2", "memory": "4Gi"}}
+    assert container["args"][:3] == ["dagster", "api", "execute_step"]
+    assert list(home.rglob("ift_dataset.parquet")), "the step has done its work"

@@ -14,6 +14,7 @@ from completion_server import CompletionServer, Fault, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from srlm_pipeline.commands import launch
 from srlm_pipeline.commands.diagnosis import _engine
 from srlm_pipeline.config import EngineSettings, ModelSettings, Settings
 from srlm_pipeline.errors import ModelError, ServerError
@@ -147,14 +148,30 @@ def test_nothing_is_computed_where_a_server_has_another_model(
         _engine(settings_for(servers))
 
 
-def test_nothing_is_computed_where_a_server_does_not_answer(tiny_model: Path, servers: list[CompletionServer]) -> None:
+def test_a_server_that_does_not_answer_at_the_start_is_told_and_its_work_done(
+    tiny_model: Path, servers: list[CompletionServer], caplog: pytest.LogCaptureFixture
+) -> None:
     gone = CompletionServer(servers[0].loaded, "tiny", address="http://127.0.0.1:9/v1")
-    engine = open_for(tiny_model, [servers[0], gone])
-    with pytest.raises(ServerError, match=r"server http://127.0.0.1:9/v1: no server answers .* 1 try.: is it running"):
-        engine.generate(requests_for(engine, 3), SAMPLING)
-    assert not servers[0].requests
+    with caplog.at_level(logging.WARNING):
+        engine = open_for(tiny_model, [servers[0], gone])
+        assert len(engine.generate(requests_for(engine, 5), SAMPLING)) == 5
+    assert "server http://127.0.0.1:9/v1: no server answers" in caplog.text
     with pytest.raises(ServerError, match=r"127.0.0.1:9/v1: no server answers"):
         _engine(settings_for([servers[0], gone]))
+    with pytest.raises(ServerError, match=r"no server answers .* 1 try.: is it running"):
+        alone = open_for(tiny_model, [gone, CompletionServer(gone.loaded, "tiny", address="http://127.0.0.1:19/v1")])
+        alone.generate(requests_for(alone, 1), SAMPLING)
+
+
+def test_a_run_that_somebody_starts_computes_nothing_while_a_server_does_not_answer(
+    servers: list[CompletionServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = CompletionServer(servers[0].loaded, "tiny", address="http://127.0.0.1:9/v1")
+    chosen = settings_for([servers[0], gone])
+    monkeypatch.setattr(launch, "load_settings", lambda *_: chosen)
+    nothing: Any = None
+    with pytest.raises(ServerError, match=r"127.0.0.1:9/v1: no server answers"):
+        launch._run_assets(nothing, nothing, "seed", "seed", None, [], {}, launch.StageTimes())
 
 
 def test_the_doctor_says_what_each_serves(servers: list[CompletionServer]) -> None:

@@ -26,7 +26,7 @@ from srlm_pipeline.config import (
     Settings,
     load_settings,
 )
-from srlm_pipeline.errors import DiskSpaceError, ServerError, SrlmError
+from srlm_pipeline.errors import DiskSpaceError, SrlmError
 from srlm_pipeline.notices import service_names
 from srlm_pipeline.store import open_store
 from srlm_pipeline.tracking import former_homes
@@ -130,8 +130,8 @@ def _acceleration(settings: Settings) -> str:
 
 
 def _engine(settings: Settings) -> str:
-    from srlm_pipeline.generation.completion_client import CompletionClient
     from srlm_pipeline.generation.opening import choose_engine
+    from srlm_pipeline.generation.server_pool import models_served
 
     kind, reason = choose_engine(settings)
     if kind == "vllm":
@@ -141,12 +141,8 @@ def _engine(settings: Settings) -> str:
         return f"{kind}: {reason}{''.join(servers)}"
     if kind != "openai":
         return f"{kind}: {reason}"
-    # One short try: a person is waiting.
-    quick = settings.engine.model_copy(update={"timeout_seconds": 10.0, "max_retries": 0})
-    served = {address: CompletionClient(quick, address).served() for address in quick.addresses}
+    served = models_served(settings.engine)
     found = "; ".join(f"{address} serves {', '.join(names) or 'nothing'}" for address, names in served.items())
-    if len(served) > 1 and not set.intersection(*map(set, served.values())):
-        raise ServerError(", ".join(served), f"no model is served by all of them: {found}")
     return f"{kind}: {reason}; {found}"
 
 

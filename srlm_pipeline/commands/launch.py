@@ -28,6 +28,7 @@ from srlm_pipeline.assets.stage import iterations
 from srlm_pipeline.config import LauncherSettings, Settings, load_settings
 from srlm_pipeline.errors import ArchiveError, SrlmError
 from srlm_pipeline.evaluation.other_answers import require_names
+from srlm_pipeline.generation.server_pool import models_served
 from srlm_pipeline.lock import sole_use
 from srlm_pipeline.notices import failure, tell
 from srlm_pipeline.resources.project import INTERRUPTED, PROJECT
@@ -262,6 +263,10 @@ def _run_assets(
     overrides: dict[str, Any],
     times: StageTimes,
 ) -> None:
+    settings = load_settings(None, overrides)
+    if not times.seconds and settings.engine.kind == "openai" and len(settings.engine.addresses) > 1:
+        # Later on the others do the work of one that does not answer; now somebody is there who can start it.
+        models_served(settings.engine)
     with shown_in_timeline(instance, job):
         result = definitions.resolve_job_def(job).execute_in_process(
             run_config={
@@ -282,7 +287,7 @@ def _run_assets(
         # In a step Dagster has made an event of it.
         raise KeyboardInterrupt
     if not result.success:
-        reasons, settings = _reasons(result), load_settings(None, overrides)
+        reasons = _reasons(result)
         tell(failure(settings.project, result.run_id, name, reasons), settings, open_store(settings), log.warning)
         raise RunFailedError(name, reasons)
 

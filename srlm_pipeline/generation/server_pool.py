@@ -26,6 +26,23 @@ log = logging.getLogger(__name__)
 _AT_FAULT = frozenset({400, 413, 422})
 
 
+def models_served(engine: EngineSettings) -> dict[str, list[str]]:
+    """Ask each server of `base_url` once and briefly, for a person is waiting, and return the names it serves.
+
+    Args:
+        engine: Of kind `openai`.
+
+    Raises:
+        ServerError: If one of them does not answer, or if no model is served by all.
+    """
+    quick = engine.model_copy(update={"timeout_seconds": min(10.0, engine.timeout_seconds), "max_retries": 0})
+    served = {address: list(CompletionClient(quick, address).served()) for address in engine.addresses}
+    if len(served) > 1 and not set.intersection(*map(set, served.values())):
+        found = "; ".join(f"{address} serves {', '.join(names) or 'nothing'}" for address, names in served.items())
+        raise ServerError(", ".join(served), f"no model is served by all of them: {found}")
+    return served
+
+
 def for_each_of(n_servers: int, settings: EngineSettings) -> EngineSettings:
     """Return with what each of so many servers is asked: what fails at one of several is not asked there again."""
     return settings if n_servers == 1 else settings.model_copy(update={"max_retries": 0})
@@ -131,18 +148,21 @@ class ServerPool:
     def require(self) -> int | None:
         """Require that the model is served, before anything is computed, and return the smallest window told.
 
-        The first time, all servers must do so. Of several, one that has gone wrong since rests.
+        Of several servers one that does not answer rests, so that its death ends no run. One that has another model is
+        refused the first time, and rests if it has gone wrong since.
 
         Raises:
             ModelError: If a server does not serve it.
-            ServerError: If a server does not answer.
+            ServerError: If no server answers.
         """
         asked = [server for server in self._servers if server.rests_until is None] or self._servers
         with ThreadPoolExecutor(len(asked)) as threads:
             found = list(threads.map(self._look, asked))
         wrong = [trouble for _, trouble in found if trouble is not None]
-        if wrong and (not self._begun or len(self._servers) == 1):
-            raise wrong[0]
+        if not self._begun or len(self._servers) == 1:
+            refused = [trouble for trouble in wrong if isinstance(trouble, ModelError) or len(wrong) == len(found)]
+            if refused:
+                raise refused[0]
         self._begun = True
         for server, (_, trouble) in zip(asked, found, strict=True):
             self._judge(server, trouble)

@@ -15,7 +15,7 @@ from test_reading_page import HOSTILE, Page
 
 from srlm_pipeline.config import PairSettings
 from srlm_pipeline.reporting.candidates import Browsed, browse, candidates_html
-from srlm_pipeline.reporting.pages import framed
+from srlm_pipeline.reporting.framing import framed
 from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, PREFERENCE_PAIRS, write_table
 
 PAIRS = PairSettings(unfit="scored")

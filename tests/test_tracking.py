@@ -75,8 +75,8 @@ def test_where_a_home_was_copied_nothing_goes_into_the_old_one(
     monkeypatch.setenv("DAGSTER_HOME", str(original))
     with Tracker(settings).run("iteration_report", "iter_001", "dagster-1", []) as run:
         run.text("first", "report.html")
-    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, champion=True)
-    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, champion=False)
+    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, "", champion=True)
+    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, "", champion=False)
     shutil.copytree(original, copy)
     before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
     monkeypatch.setenv("DAGSTER_HOME", str(copy))

@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -267,6 +268,25 @@ IterationsOption = Annotated[
     list[int] | None, typer.Option("--iteration", "-i", min=1, help="Which, repeatable; default: all that there are.")
 ]
 FormatOption = Annotated[Literal["parquet", "jsonl"], typer.Option("--format", help="Of the data file.")]
+PushOption = Annotated[
+    str | None, typer.Option("--push", help="Send it to this repository of the hub, user/name, too; needs HF_TOKEN.")
+]
+PublicOption = Annotated[bool, typer.Option("--public", help="With --push: a repository that everybody sees.")]
+
+
+def to_hub(repository: str | None, kind: Literal["model", "dataset"], public: bool) -> Callable[[Path], None]:
+    """Return what sends an export to the hub, where that was asked for; a missing token is told before the export."""
+    from srlm_pipeline.hub import push, require_token
+
+    if repository is None:
+        return lambda _: None
+    require_token()
+
+    def send(folder: Path) -> None:
+        address = push(folder, repository, kind, public)
+        console.print(f"sent to {escape(address)}", soft_wrap=True)
+
+    return send
 
 
 @export_app.command(name="pairs")
@@ -274,6 +294,8 @@ def export_pairs_command(
     target: TargetArgument,
     iteration: IterationsOption = None,
     format_: FormatOption = "parquet",
+    push: PushOption = None,
+    public: PublicOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Preference pairs as TRL's DPOTrainer takes them, with a dataset card."""
@@ -283,8 +305,10 @@ def export_pairs_command(
 
     settings = load_settings()
     store = open_store(settings)
+    sending = to_hub(push, "dataset", public)
     n = export_pairs(store, iteration or iterations_with(store, "preference_pairs"), settings, target, format_)
     console.print(f"{n} pairs in {escape(str(target))}")
+    sending(target)
 
 
 @export_app.command(name="replies")
@@ -293,6 +317,8 @@ def export_replies_command(
     iteration: IterationsOption = None,
     min_score: Annotated[float, typer.Option(min=0, max=5, help="What a reply has to score.")] = 4.0,
     format_: FormatOption = "parquet",
+    push: PushOption = None,
+    public: PublicOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Replies that the model judged good, as TRL's SFTTrainer takes them, with a dataset card."""
@@ -303,14 +329,18 @@ def export_replies_command(
     settings = load_settings()
     store = open_store(settings)
     chosen = iteration or iterations_with(store, "judged_scores")
+    sending = to_hub(push, "dataset", public)
     n = export_replies(store, chosen, min_score, settings, target, format_)
     console.print(f"{n} replies in {escape(str(target))}")
+    sending(target)
 
 
 @export_app.command(name="model")
 def export_model_command(
     model: Annotated[str, typer.Argument(help="sft_baseline, M1, M2, ...")],
     target: TargetArgument,
+    push: PushOption = None,
+    public: PublicOption = False,
     config: ConfigOption = None,
 ) -> None:
     """A model as `from_pretrained` takes it, with a model card: lineage, verdict, figures, licence of the base."""
@@ -321,8 +351,10 @@ def export_model_command(
 
     settings = load_settings()
     store = open_store(settings)
+    sending = to_hub(push, "model", public)
     export_model(store, store.named_model(settings, model), settings, target)
-    console.print(f"{model} in {escape(str(target))}; `hf upload user/name {escape(str(target))}` puts it on the hub")
+    console.print(f"{model} in {escape(str(target))}")
+    sending(target)
 
 
 @app.command(name="settings")

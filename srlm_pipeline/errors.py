@@ -272,6 +272,19 @@ class ArchiveConflictError(ArchiveError):
         super().__init__(address, who + what)
 
 
+class HubError(SrlmError):
+    """Something could not be sent to the model hub.
+
+    Attributes:
+        repository: Where to; None where it was not tried.
+        reason: What happened and what to do.
+    """
+
+    def __init__(self, repository: str | None, reason: str) -> None:
+        self.repository, self.reason = repository, reason
+        super().__init__(f"hub, repository {repository}: {reason}" if repository else reason)
+
+
 class TableError(SrlmError):
     """A table does not follow its declared schema.
 

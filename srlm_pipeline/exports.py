@@ -1,6 +1,6 @@
 """What a project has made, in the forms that other tools take: preference pairs and good replies for TRL, a model.
 
-Each goes into a folder with a card that says where it comes from. `hf upload` puts such a folder on the hub.
+Each goes into a folder with a card that says where it comes from; `hub.py` sends such a folder to the model hub.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def export_model(store: ProjectStore, model: Checkpoint, settings: Settings, tar
     with replacing_folder(target, "README.md") as folder:
         for path in files:
             shutil.copy2(path, folder / path.name)
-        card = f"---\n{data.to_yaml()}\n---\n\n{_model_text(store, model, settings)}"
+        card = f"---\n{data.to_yaml()}\n---\n\n{model_card(store, model, settings)}"
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -149,7 +149,14 @@ def iterations_with(store: ProjectStore, asset: str) -> list[int]:
     return [iteration_number(path.stem) for path in sorted((store.tables / asset).glob("iter_*.parquet"))]
 
 
-def _model_text(store: ProjectStore, model: Checkpoint, settings: Settings) -> str:
+def model_card(store: ProjectStore, model: Checkpoint, settings: Settings) -> str:
+    """Return what a model comes from, what was decided of it and how it was measured, as Markdown.
+
+    Args:
+        store: Of the project.
+        model: One of the project's.
+        settings: `base_model`, `project` and `evaluation.bootstrap_samples` are read.
+    """
     lines = [
         f"# {settings.project} {model.name}",
         "",

@@ -6,6 +6,7 @@ The only module that imports mlflow, and only inside functions: importing it tak
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,18 @@ SUPERSEDED_TAG = "srlm.superseded_by"
 _KIND_TAG, _KIND = "mlflow.experimentKind", "custom_model_development"
 CHAMPION = "champion"
 _SERVED_AT = "mlflow_address"
+# MLflow's pages would open in the part that is for applications, where no figure of a training is to be seen.
+_FOR_TRAINING = "?workflowType=machine_learning"
+_NOTE_TAG = "mlflow.note.content"
 _DEFAULT_UI = "http://127.0.0.1:5000"
+_CURVES = (
+    "Figures of all iterations, with the iteration as step: the model that it made, step 0 M1. **Model metrics** draws "
+    "them, win rates first; **Artifacts** has the newest report. The runs below it are single stages."
+)
+_REGISTERED = (
+    "M1 and every model that was decided on, with its model card. The alias `{champion}` is on the one that the next "
+    "has to beat. Each version is a folder for `transformers`: `AutoModelForCausalLM.from_pretrained(version.source)`."
+)
 _PARAM_LIMIT = 500
 _METRIC_LIMIT = 250
 # Their experiments name no place for artefacts by themselves.
@@ -137,6 +149,31 @@ class TrackedRun:
         """Store a text as an artefact, of this run or of the one with the project's curves."""
         self._tracker.client.log_text(self._tracker.curves_run if of_project else self.run_id, content, name)
 
+    def reads(self, name: str, digest: str, source: Path, table: pd.DataFrame, context: str) -> None:
+        """Show a table among the data sets that this run was made from.
+
+        Args:
+            name: Of the asset, with its partition.
+            digest: Of its content.
+            source: Its file.
+            table: It.
+            context: What it is read for, in a word.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        columns = [{"name": str(n), "type": _column_type(table[n]), "required": False} for n in table.columns]
+        dataset = Dataset(
+            name,
+            digest,
+            "local",
+            json.dumps({"uri": source.as_uri()}),
+            json.dumps({"mlflow_colspec": columns}),
+            json.dumps({"num_rows": len(table), "num_elements": int(table.size)}),
+        )
+        self._tracker.client.log_inputs(
+            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])]
+        )
+
     def project_settings(self, settings: Settings) -> None:
         """Show all settings as parameters of the run with the curves; those that changed since keep their first value.
 
@@ -157,7 +194,7 @@ class TrackedRun:
 
     def artifact_url(self, name: str) -> str:
         """Return an artefact's page in the MLflow UI."""
-        return f"{self.url}/artifacts/{name}"
+        return self._tracker.run_url(self.run_id, f"/artifacts/{name}")
 
     def history(self, entries: list[dict[str, float]]) -> None:
         """Log a trainer's history, one point per logged step."""
@@ -226,11 +263,13 @@ class Tracker:
         self._supersede(key, run_id)
         self.client.set_terminated(run_id, "FINISHED")
 
-    def run_url(self, run_id: str) -> str:
-        """Return a run's page in the MLflow UI."""
-        return f"{ui_url(self._settings)}/#/experiments/{self.experiment_id}/runs/{run_id}"
+    def run_url(self, run_id: str, page: str = "") -> str:
+        """Return a run's page in the MLflow UI, or one of those below it."""
+        return f"{ui_url(self._settings)}/#/experiments/{self.experiment_id}/runs/{run_id}{page}{_FOR_TRAINING}"
 
-    def register(self, name: str, source: Path, run_id: str | None, tags: Mapping[str, str], champion: bool) -> str:
+    def register(
+        self, name: str, source: Path, run_id: str | None, tags: Mapping[str, str], card: str, champion: bool
+    ) -> str:
         """Register a model folder as a version; move the alias `champion` to it if asked.
 
         Args:
@@ -238,6 +277,7 @@ class Tracker:
             source: The folder.
             run_id: Run that made it; None where that was lost.
             tags: Of the version.
+            card: What is said of it, as Markdown.
             champion: Whether it is.
 
         Returns:
@@ -248,10 +288,10 @@ class Tracker:
         try:
             self.client.get_registered_model(name)
         except MlflowException:
-            self.client.create_registered_model(name)
-        told = ". ".join(tags[key] for key in ("model", "verdict", "reason") if tags.get(key))
+            self.client.create_registered_model(name, description=_REGISTERED.format(champion=CHAMPION))
+        _write_signature(source)
         version = self.client.create_model_version(
-            name, source=source.as_uri(), run_id=run_id, tags=dict(tags), description=told
+            name, source=source.as_uri(), run_id=run_id, tags=dict(tags), description=card
         )
         if champion:
             self.client.set_registered_model_alias(name, CHAMPION, version.version)
@@ -303,7 +343,9 @@ class Tracker:
         if found:
             return str(found[0].info.run_id)
         created = self.client.create_run(
-            self.experiment_id, run_name=f"{self._settings.project}: all iterations", tags={CURVES_TAG: "true"}
+            self.experiment_id,
+            run_name=f"{self._settings.project}: all iterations",
+            tags={CURVES_TAG: "true", _NOTE_TAG: _CURVES},
         )
         # It takes figures for as long as the project lives, and never runs.
         self.client.set_terminated(created.info.run_id, "FINISHED")
@@ -331,6 +373,21 @@ def parameters(settings: Settings, keys: Sequence[str]) -> dict[str, Any]:
     for key in keys:
         flat.update(_flat(key, to_jsonable_python(functools.reduce(getattr, key.split("."), settings))))
     return flat
+
+
+def _column_type(column: pd.Series) -> str:
+    return {"i": "long", "u": "long", "f": "double", "b": "boolean"}.get(getattr(column.dtype, "kind", "O"), "string")
+
+
+def _write_signature(folder: Path) -> None:
+    """Say beside a model what goes in and what comes out, where MLflow's pages look for it."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.models.model import MLMODEL_FILE_NAME
+    from mlflow.types import ColSpec, DataType, Schema
+
+    texts = (Schema([ColSpec(DataType.string, name)]) for name in ("prompt", "reply"))
+    with replacing_file(folder / MLMODEL_FILE_NAME) as temporary:
+        Model(signature=ModelSignature(*texts)).save(str(temporary))
 
 
 def _named_store(settings: Settings) -> str | None:

@@ -47,6 +47,7 @@ ORDER = (
     "evaluation",
     "planning",
     "exports",
+    "hub",
     "collecting",
     "relocation",
     "tracking",

@@ -15,7 +15,8 @@ from test_reading_page import HOSTILE, Page
 
 from srlm_pipeline.config import PairSettings
 from srlm_pipeline.reporting.candidates import Browsed, browse, candidates_html
-from srlm_pipeline.reporting.pages import framed
+from srlm_pipeline.reporting.framing import framed, with_pages
+from srlm_pipeline.reporting.reading import page_digest
 from srlm_pipeline.tables import GENERATED_PROMPTS, JUDGED_SCORES, PREFERENCE_PAIRS, write_table
 
 PAIRS = PairSettings(unfit="scored")
@@ -121,6 +122,28 @@ def test_the_page_loads_nothing_and_its_only_script_is_named_by_its_digest(tmp_p
     policy = next(m.attrs["content"] or "" for m in Page(html).all("meta") if "http-equiv" in m.attrs)
     assert re.match(r"default-src 'none'; script-src 'sha256-[\w+/=]+'; style-src 'sha256-[\w+/=]+';", policy)
     assert not re.search(r"\b(src|href)=\"(https?:)?//", html)
+
+
+def test_a_report_in_a_frame_carries_the_pages_that_it_links_to(tmp_path: Path) -> None:
+    it = iterations_of(make_project(tmp_path / "demo"))[1]
+    pages = {
+        "iter_002.html": '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'"><body>'
+        '<a href="iter_002_candidates.html#p1">all</a> <a href="iter_001.html">M2</a></body></html>',
+        "iter_002_candidates.html": candidates_html(it, "iter_002.html"),
+    }
+    html = with_pages("iter_002.html", pages)
+    page = Page(html)
+    assert [a.attrs["href"] for a in page.all("a")] == ["iter_002_candidates.html#p1"], "the other one says where"
+    data, script = page.all("script")
+    carried = json.loads(re.search(r'id="pages"[^>]*>(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert data.attrs["data-own"] == "iter_002.html"
+    assert set(carried) == {"iter_002_candidates.html"}
+    # Its own script and that of the page that it carries may run, and no other.
+    policy = next(m.attrs["content"] or "" for m in page.all("meta") if "http-equiv" in m.attrs)
+    scripts = [html.rpartition("<script>")[2].partition("</script>")[0]]
+    scripts += re.findall(r"<script>(.*?)</script>", carried["iter_002_candidates.html"], re.DOTALL)
+    assert re.findall(r"sha256-[\w+/=]+", policy) == [page_digest(text) for text in scripts]
+    assert script.attrs == {}
 
 
 def test_in_a_frame_links_between_pages_say_where_to_look_and_others_stay() -> None:

@@ -1,7 +1,14 @@
 """What other tools are given: pairs, replies, a model."""
 
+import base64
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from datasets import load_dataset
@@ -10,7 +17,7 @@ from reported import SETTINGS, make_project, measured
 from typer.testing import CliRunner
 
 from srlm_pipeline.cli import app
-from srlm_pipeline.errors import EmptyDataError, ModelError, TableError
+from srlm_pipeline.errors import EmptyDataError, HubError, ModelError, TableError
 from srlm_pipeline.evaluation.assessment import write_assessment
 from srlm_pipeline.exports import Format, export_model, export_pairs, export_replies, iterations_with
 from srlm_pipeline.store import ProjectStore
@@ -99,3 +106,94 @@ def test_the_command_line_exports_all_iterations(tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
     assert "2 pairs" in done.output
     assert len((tmp_path / "pairs" / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the model hub as an upload of small files asks for."""
+
+    made: ClassVar[list[dict[str, Any]]] = []
+    files: ClassVar[dict[str, bytes]] = {}
+    tokens: ClassVar[set[str]] = set()
+    refuses = False
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.tokens.add(self.headers["Authorization"])
+        if Hub.refuses:
+            self._answer(403, {"error": "this token may only read"})
+        elif self.path == "/api/repos/create":
+            self.made.append(json.loads(body))
+            self._answer(200, {"url": f"http://hub/{json.loads(body)['name']}", "name": "me/x"})
+        elif "/preupload/" in self.path:
+            asked = json.loads(body)["files"]
+            told = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked]
+            self._answer(200, {"files": told})
+        else:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self._answer(200, {"commitUrl": "http://hub/commit/1", "commitOid": "1", "success": True})
+
+    def _answer(self, status: int, content: dict[str, Any]) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_GET(self) -> None:
+        self._answer(200, {"sha": "0", "id": "me/x", "siblings": []})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from srlm_pipeline.errors import HubError
+from srlm_pipeline.hub import push
+try:
+    print(push(Path(sys.argv[1]), "me/pairs", "dataset", public=False))
+except HubError as error:
+    print("refused:", error)
+"""
+
+
+def test_an_export_goes_to_the_hub_where_that_is_asked_for(
+    store: ProjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_pairs(store, [1, 2], SETTINGS, tmp_path / "pairs", "jsonl")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_of_the_environment"}
+
+    def pushed(**more: str) -> str:
+        # The library reads its address when it is imported.
+        environment = {**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf"), **told, **more}
+        command = [sys.executable, "-c", PUSH, str(tmp_path / "pairs")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    try:
+        assert "me/pairs" in pushed()
+        assert [(m["name"], m["type"], m["visibility"]) for m in Hub.made] == [("pairs", "dataset", "private")]
+        assert Hub.files == {path.name: path.read_bytes() for path in (tmp_path / "pairs").iterdir()}
+        assert Hub.tokens == {"Bearer hf_of_the_environment"}
+        monkeypatch.setattr(Hub, "refuses", True)
+        said = pushed()
+        assert said.startswith("refused: hub, repository me/pairs: ") and "is written, and was not sent" in said
+        assert "hf_of" not in said
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_without_a_token_nothing_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_project(tmp_path / "home" / "srlm" / "quickstart")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SRLM_CONFIG", raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    done = CliRunner().invoke(app, ["export", "pairs", str(tmp_path / "pairs"), "--push", "me/pairs"])
+    assert isinstance(done.exception, HubError)
+    assert not (tmp_path / "pairs").exists()

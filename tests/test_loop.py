@@ -266,11 +266,17 @@ def test_the_policy_of_an_iteration_has_the_version_of_the_model_that_the_one_be
 
 def test_the_curves_have_a_point_for_the_seed_and_for_each_iteration(finished: Home) -> None:
     tracker = Tracker(load_settings(None, finished.overrides))
-    everywhere = ("judge/pairwise_accuracy", "win_rate/vs_base", "win_rate/vs_baseline", "length/mean", "vital/loops")
+    everywhere = (
+        "judge/pairwise_accuracy",
+        "1_win_rate/vs_base",
+        "1_win_rate/vs_baseline",
+        "length/mean",
+        "vital/loops",
+    )
     for metric in everywhere:
         history = tracker.client.get_metric_history(tracker.curves_run, metric)
         assert sorted(point.step for point in history) == [0, 1, 2], metric
-    for metric in ("win_rate/vs_previous", "pairs/kept", "judge/candidate_parse_rate", "dpo/final_loss"):
+    for metric in ("1_win_rate/vs_previous", "pairs/kept", "judge/candidate_parse_rate", "dpo/final_loss"):
         history = tracker.client.get_metric_history(tracker.curves_run, metric)
         assert sorted(point.step for point in history) == [1, 2], metric
 

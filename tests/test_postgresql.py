@@ -85,7 +85,7 @@ def test_a_seed_and_an_iteration_keep_their_records_in_the_databases(
         (names,) = zip(*connection.execute(text("select distinct key from metrics")), strict=True)
         (locations,) = zip(*connection.execute(text("select artifact_location from experiments")), strict=True)
     store.dispose()
-    assert {"win_rate/vs_champion", "judge/pairwise_accuracy"} <= set(names)
+    assert {"1_win_rate/vs_champion", "judge/pairwise_accuracy"} <= set(names)
     assert (home / "mlartifacts").as_uri() in " ".join(locations)
 
 

@@ -1,5 +1,6 @@
 """Runs in MLflow: one a materialization, and what becomes of those that were cut short."""
 
+import json
 import shutil
 import sqlite3
 from dataclasses import replace
@@ -7,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mlflow.models import Model
 from mlflow.utils.validation import _validate_metric
 
 from srlm_pipeline.assets.measured import ExternalCalls
@@ -18,6 +21,8 @@ from srlm_pipeline.commands.servers import reachable_name
 from srlm_pipeline.config import Settings, load_settings
 from srlm_pipeline.errors import RecordError
 from srlm_pipeline.generation.calls import Call, CallLog
+from srlm_pipeline.models.checkpoint import write_marker
+from srlm_pipeline.models.integrity import verify
 from srlm_pipeline.relocation import DATABASE, follow
 from srlm_pipeline.store import ProjectStore
 from srlm_pipeline.tracking import Tracker, former_homes, metric_name, parameters, remember_ui, ui_url
@@ -75,8 +80,8 @@ def test_where_a_home_was_copied_nothing_goes_into_the_old_one(
     monkeypatch.setenv("DAGSTER_HOME", str(original))
     with Tracker(settings).run("iteration_report", "iter_001", "dagster-1", []) as run:
         run.text("first", "report.html")
-    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, champion=True)
-    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, champion=False)
+    Tracker(settings).register("quickstart", original / "srlm/M1", run.run_id, {"digest": "0"}, "", champion=True)
+    Tracker(settings).register("quickstart", tmp_path / "a home beside/M2", None, {"digest": "1"}, "", champion=False)
     shutil.copytree(original, copy)
     before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
     monkeypatch.setenv("DAGSTER_HOME", str(copy))
@@ -180,6 +185,46 @@ def test_a_version_says_what_became_of_its_model(settings: Settings, tmp_path: P
     tracker = Tracker(settings)
     with tracker.run("promotion", "iter_001", "dagster-1", []) as run:
         tags = {"model": "M2", "digest": "d", "verdict": "rejected", "reason": "loops more"}
-        version = tracker.register("quickstart", tmp_path, run.run_id, tags, champion=False)
+        version = tracker.register(
+            "quickstart", tmp_path, run.run_id, tags, "# M2\n\nrefused: loops more", champion=False
+        )
     found = tracker.client.get_model_version("quickstart", version)
-    assert found.description == "M2. rejected. loops more"
+    assert found.description == "# M2\n\nrefused: loops more"
+    assert found.tags == tags
+    signature = Model.load(tmp_path).signature
+    assert signature.inputs.input_names() == ["prompt"]
+    assert signature.outputs.input_names() == ["reply"]
+
+
+def test_what_mlflow_reads_beside_a_model_is_no_part_of_it(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "M1"
+    folder.mkdir()
+    (folder / "weights").write_text("w")
+    write_marker(folder, "M1", None, {})
+    Tracker(settings).register("quickstart", folder, None, {"digest": "d"}, "", champion=True)
+    verify(folder)
+    (folder / "MLmodel").unlink()
+    verify(folder)
+
+
+def test_a_run_shows_the_tables_that_it_was_made_from(settings: Settings, tmp_path: Path) -> None:
+    table = pd.DataFrame({"prompt": ["a", "b"], "score": [1.0, None], "tokens": [[1], [2]], "n": [1, 2]})
+    tracker = Tracker(settings)
+    with tracker.run("iteration_model", "iter_001", "dagster-1", []) as run:
+        run.reads("preference_pairs[iter_001]", "0123", tmp_path / "iter_001.parquet", table, "training")
+    (read,) = tracker.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (read.dataset.name, read.dataset.digest) == ("preference_pairs[iter_001]", "0123")
+    assert json.loads(read.dataset.profile)["num_rows"] == 2
+    columns = {c["name"]: c["type"] for c in json.loads(read.dataset.schema)["mlflow_colspec"]}
+    assert columns == {"prompt": "string", "score": "double", "tokens": "string", "n": "long"}
+    assert [(tag.key, tag.value) for tag in read.tags] == [("mlflow.data.context", "training")]
+
+
+def test_links_open_the_part_of_mlflow_that_shows_trainings(settings: Settings) -> None:
+    tracker = Tracker(settings)
+    with tracker.run("iteration_report", "iter_001", "dagster-1", []) as run:
+        pages = (run.url, run.artifact_url("report.html"))
+    assert [page.partition("/runs/")[2] for page in pages] == [
+        f"{run.run_id}?workflowType=machine_learning",
+        f"{run.run_id}/artifacts/report.html?workflowType=machine_learning",
+    ]

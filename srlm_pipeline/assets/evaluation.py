@@ -126,9 +126,14 @@ def win_rates(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.MaterializeR
 
 
 def win_metrics(label: str, figures: dict[str, float]) -> dict[str, float]:
-    """Return a match's figures under their names in MLflow: ``win_rate/vs_baseline``, ``..._low``, ..."""
-    short = {"win_rate": ""}
-    return {f"win_rate/vs_{label}{short.get(name, '_' + name)}": value for name, value in figures.items()}
+    """Return a match's figures under their names in MLflow, where ``1_win_rate/vs_baseline`` comes before all others.
+
+    The rest of a match, ``matches/vs_baseline_low`` and so on, is not drawn among them.
+    """
+    return {
+        f"1_win_rate/vs_{label}" if name == "win_rate" else f"matches/vs_{label}_{name}": value
+        for name, value in figures.items()
+    }
 
 
 def all_met(

@@ -13,6 +13,7 @@ from srlm_pipeline.assets.stage import Stage, iterations
 from srlm_pipeline.config import Settings
 from srlm_pipeline.evaluation.champion import champion_before, standing_decision
 from srlm_pipeline.evaluation.promotion import Decision
+from srlm_pipeline.exports import model_card
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
 from srlm_pipeline.models.integrity import is_emptied
 from srlm_pipeline.store import ProjectStore, iteration_number
@@ -44,7 +45,7 @@ def decided_entry(store: ProjectStore, iteration: int, decision: Decision) -> En
         "digest": decision.digest,
         "iteration": str(iteration),
         "verdict": "promoted" if decision.promoted else "rejected",
-        "reason": "; ".join(f"{r.name}: {r.explanation}" for r in decision.failures) or "every rule is met",
+        "reason": decision.reason,
     }
     return Entry(store.checkpoint(decision.model), tags)
 
@@ -62,8 +63,10 @@ def register(stage: Stage, entry: Entry) -> str:
     """
     from srlm_pipeline.tracking import Tracker
 
-    kept, is_leader = stage.store.keep(entry.checkpoint), leader(stage.store) == entry.checkpoint.name
-    return Tracker(stage.settings).register(stage.settings.project, kept, stage.run.run_id, entry.tags, is_leader)
+    store, settings = stage.store, stage.settings
+    kept, is_leader = store.keep(entry.checkpoint), leader(store) == entry.checkpoint.name
+    card = model_card(store, entry.checkpoint, settings)
+    return Tracker(settings).register(settings.project, kept, stage.run.run_id, entry.tags, card, is_leader)
 
 
 def is_lost(store: ProjectStore, known: Collection[str]) -> bool:
@@ -92,7 +95,8 @@ def restore_registry(store: ProjectStore, settings: Settings) -> list[str]:
     missing = [entry for entry in reversed(_entries(store)) if entry.checkpoint.digest not in known]
     for entry in missing:
         is_leader = leader(store) == entry.checkpoint.name
-        tracker.register(settings.project, store.keep(entry.checkpoint), None, entry.tags, is_leader)
+        card = model_card(store, entry.checkpoint, settings)
+        tracker.register(settings.project, store.keep(entry.checkpoint), None, entry.tags, card, is_leader)
     return sorted(entry.checkpoint.name for entry in missing)
 
 

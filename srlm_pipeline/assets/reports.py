@@ -20,13 +20,13 @@ from srlm_pipeline.evaluation.champion import standing_decision
 from srlm_pipeline.planning.plan import Plan, plan_path, read_record
 from srlm_pipeline.reads import Reads
 from srlm_pipeline.reporting.candidates import candidates_html
+from srlm_pipeline.reporting.framing import framed, with_pages
 from srlm_pipeline.reporting.iteration import Iteration, Surroundings
 from srlm_pipeline.reporting.overview import overview_html
 from srlm_pipeline.reporting.pages import (
     OVERVIEW,
     Figures,
     candidates_name,
-    framed,
     reading_name,
     report_name,
     write_report,
@@ -95,10 +95,12 @@ def iteration_report(stage: Stage, evaluation_prompts: pd.DataFrame) -> dg.Mater
         OVERVIEW: (ALL_ITERATIONS, overview_html(list(made.values()), seconds)),
     }
     artifacts = {name: artifact for name, (artifact, _) in pages.items()}
+    linked = {name: html for name, (_, html) in pages.items()}
     for name, (artifact, html) in pages.items():
         write_report(folder / name, html)
-        stage.run.text(framed(html, artifacts), artifact)
-        stage.run.text(framed(html, artifacts), artifact, of_project=True)
+        content = with_pages(name, linked) if artifact == REPORT else framed(html, artifacts)
+        stage.run.text(content, artifact)
+        stage.run.text(content, artifact, of_project=True)
     stage.run.project_settings(settings)
     # What the terminal shows.
     write_report((folder / report_name(iteration)).with_suffix(".md"), summary)

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pandas as pd
 
 from srlm_pipeline.assets.columns import column_lineage
 from srlm_pipeline.assets.pods import pod_tags
+from srlm_pipeline.assets.results import table_digest
 from srlm_pipeline.assets.short import in_short
 from srlm_pipeline.assets.work import drop_recorded_work
 from srlm_pipeline.config import Settings
@@ -125,6 +127,22 @@ class Stage:
         self._journals.append(journal)
         return journal
 
+    def show_inputs(self, inputs: Mapping[str, Any], context: str) -> None:
+        """Show the tables that the stage is given in MLflow.
+
+        Args:
+            inputs: By asset.
+            context: What they are read for, in a word.
+        """
+        for asset, table in inputs.items():
+            if isinstance(table, pd.DataFrame):
+                own = self.store.table_path(asset, self.iteration)
+                by_iteration = self.iteration > 0 and own.is_file()
+                name, path = (
+                    (f"{asset}[{self.partition}]", own) if by_iteration else (asset, self.store.table_path(asset))
+                )
+                self.run.reads(name, table_digest(table), path, table, context)
+
     def curve(self, values: Mapping[str, float | None]) -> None:
         """Log figures with the iteration as step; those that are None are left out."""
         self.run.curve(values, self.iteration)
@@ -196,6 +214,8 @@ def srlm_asset(
             ):
                 stage = Stage(context, project, run)
                 drop_recorded_work(context.instance, stage.store)
+                if run is not None:
+                    stage.show_inputs(inputs, "training" if retries else "input")
                 result = function(stage, **inputs)
                 stage.end()
             known: dict[str, Any] = {"seconds": round(stage.seconds, 2)}

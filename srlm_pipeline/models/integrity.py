@@ -13,15 +13,17 @@ from srlm_pipeline.errors import ModelError
 from srlm_pipeline.files import digest_files
 
 MARKER = "srlm.json"
+# What MLflow reads of a model that is registered; no part of it.
+_DESCRIPTION = "MLmodel"
 _Signature = tuple[tuple[str, int, int], ...]
 # Digests by folder, each with what the files were when it was computed.
 _known: dict[Path, tuple[_Signature, str]] = {}
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return what a model's digest is over: its files but the marker and hidden ones, by name."""
+    """Return what a model's digest is over: its files but the marker, what describes it and hidden ones, by name."""
     names = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in names if path.name != MARKER)
+    return sorted(path for path in names if path.name not in (MARKER, _DESCRIPTION))
 
 
 def is_emptied(folder: Path) -> bool:

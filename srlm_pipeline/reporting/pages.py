@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import escape
 
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.reporting import words
@@ -130,29 +128,6 @@ def plain(text: str) -> str:
 def render(template: str, **values: object) -> str:
     """Return a page: the template with the values in it, none of which can be markup."""
     return environment().get_template(template).render(**values).translate(UNPRINTABLE)
-
-
-def framed(page: str, artifacts: Mapping[str, str]) -> str:
-    """Return a page as MLflow shows it: in a frame that can open no other page, so that links say where to look.
-
-    Args:
-        page: What `render` returned.
-        artifacts: Of the pages that it links to, by their addresses, what they are called in the run's list.
-    """
-
-    def told(link: re.Match[str]) -> str:
-        address = link["name"]
-        if ":" in address:
-            return link[0]
-        where = (
-            f"{escape(artifacts[address])}, in the list of artifacts"
-            if address in artifacts
-            else "with that iteration's report"
-        )
-        return f'{link["text"]} <span class="soft small">({where})</span>'
-
-    # Texts of others hold no "<" here.
-    return re.sub(r'<a href="(?P<name>[^"#]+)(?:#[^"]*)?"[^>]*>(?P<text>[^<]*)</a>', told, page)
 
 
 def write_report(path: Path, page: str) -> None:

@@ -36,6 +36,7 @@ SECTION_CHANGES: dict[str, dict[str, Any]] = {
     "schedule": {"planned_iterations": 17},
     "tracking": {"ui_url": "http://example.org"},
     "notices": {"max_retries": 17},
+    "archive": {"max_retries": 17},
 }
 EXISTING_PRESETS = [p for p in PRESETS if resources.files("srlm_pipeline.presets").joinpath(f"{p}.yaml").is_file()]
 

@@ -127,7 +127,7 @@ def test_the_page_loads_nothing_and_its_only_script_is_named_by_its_digest(tmp_p
 def test_a_report_in_a_frame_carries_the_pages_that_it_links_to(tmp_path: Path) -> None:
     it = iterations_of(make_project(tmp_path / "demo"))[1]
     pages = {
-        "iter_002.html": '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'"><body>'
+        "iter_002.html": '<html><meta http-equiv="Content-Security-Policy" content="default-src \'none\'"><body>'
         '<a href="iter_002_candidates.html#p1">all</a> <a href="iter_001.html">M2</a></body></html>',
         "iter_002_candidates.html": candidates_html(it, "iter_002.html"),
     }

@@ -117,22 +117,45 @@ class Hub(BaseHTTPRequestHandler):
     refuses = False
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self._body()
         self.tokens.add(self.headers["Authorization"])
         if Hub.refuses:
             self._answer(403, {"error": "this token may only read"})
         elif self.path == "/api/repos/create":
             self.made.append(json.loads(body))
-            self._answer(200, {"url": f"http://hub/{json.loads(body)['name']}", "name": "me/x"})
+            asked = json.loads(body)
+            here = f"http://{self.headers['Host']}/datasets/{asked['organization']}/{asked['name']}"
+            self._answer(200, {"url": here, "name": "me/pairs"})
         elif "/preupload/" in self.path:
-            asked = json.loads(body)["files"]
-            told = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in asked]
+            files = json.loads(body)["files"]
+            told = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]
             self._answer(200, {"files": told})
+        elif "/commit/" not in self.path:
+            # Whether the card is well formed.
+            self._answer(200, {"errors": [], "warnings": []})
         else:
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self._answer(200, {"commitUrl": "http://hub/commit/1", "commitOid": "1", "success": True})
+            self._answer(
+                200,
+                {
+                    "commitUrl": f"http://{self.headers['Host']}/datasets/me/pairs/commit/1",
+                    "commitOid": "1",
+                    "success": True,
+                },
+            )
+
+    def _body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        # A commit comes in chunks, each with its length.
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _answer(self, status: int, content: dict[str, Any]) -> None:
         text = json.dumps(content).encode()
@@ -176,7 +199,8 @@ def test_an_export_goes_to_the_hub_where_that_is_asked_for(
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
     try:
-        assert "me/pairs" in pushed()
+        said = pushed()
+        assert said.startswith("http") and said.strip().endswith("/me/pairs"), said
         assert [(m["name"], m["type"], m["visibility"]) for m in Hub.made] == [("pairs", "dataset", "private")]
         assert Hub.files == {path.name: path.read_bytes() for path in (tmp_path / "pairs").iterdir()}
         assert Hub.tokens == {"Bearer hf_of_the_environment"}

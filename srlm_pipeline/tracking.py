@@ -5,6 +5,7 @@ The only module that imports mlflow, and only inside functions: importing it tak
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import os
@@ -22,7 +23,7 @@ from pydantic_core import to_jsonable_python
 
 from srlm_pipeline import relocation
 from srlm_pipeline.config import Settings
-from srlm_pipeline.files import replacing_file
+from srlm_pipeline.files import replacing_file, tidy
 from srlm_pipeline.relocation import ARTIFACTS, DATABASE
 
 CURVES_TAG = "srlm.curves"
@@ -87,11 +88,37 @@ def former_homes(settings: Settings) -> list[str]:
 def follow_home(settings: Settings) -> None:
     """Let the addresses in the store lead into this home, where it was moved or copied; before anything is written.
 
+    A store that there is not yet is made.
+
     Raises:
         RecordError: If the store cannot be read or written.
     """
     if is_local(settings):
+        _make_store(_home())
         relocation.follow(_home())
+
+
+def _make_store(home: Path) -> None:
+    """Make the home's store under another name, and rename it: killed at its tables, MLflow could never go on.
+
+    It makes them one after another, and takes those that are there for a fault.
+    """
+    target = home / DATABASE
+    if target.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    home.mkdir(parents=True, exist_ok=True)
+    folder = os.open(home, os.O_RDONLY)
+    try:
+        # One process at a time, until it has ended.
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        tidy(home, everywhere=False)
+        if not target.exists():
+            with replacing_file(target) as temporary:
+                SqlAlchemyStore(f"sqlite:///{temporary}", artifact_location()).engine.dispose()
+    finally:
+        os.close(folder)
 
 
 def ui_url(settings: Settings) -> str:

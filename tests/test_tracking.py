@@ -1,7 +1,9 @@
 """Runs in MLflow: one a materialization, and what becomes of those that were cut short."""
 
 import json
+import os
 import shutil
+import signal
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +48,22 @@ def test_a_run_that_was_killed_is_ended_when_its_asset_is_made_again(settings: S
     assert states == {killed.run_id: "KILLED", elsewhere.run_id: "RUNNING", again.run_id: "RUNNING"}
     assert tracker.client.get_run(again.run_id).info.status == "FINISHED"
     other.__exit__(None, None, None)
+
+
+def test_a_process_that_is_killed_while_mlflow_makes_its_tables_is_followed_by_one_that_goes_on(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        # After the first tables, and before those that migrations add.
+        patch.setattr("mlflow.store.db.utils._upgrade_db", lambda engine: os.kill(os.getpid(), signal.SIGKILL))
+        child = os.fork()
+        if child == 0:
+            Tracker(settings)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list(tmp_path.glob(".mlflow.db.*")), "it was in the midst of it"
+    with Tracker(settings).run("candidates", "iter_001", "dagster-1", ["candidates"]):
+        pass
+    assert not list(tmp_path.glob(".mlflow.db.*"))
 
 
 def test_a_failure_is_one(settings: Settings) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from srlm_pipeline.assets.automation import tell_of_failures
+from srlm_pipeline.assets.automation import WILL_RETRY_TAG, tell_of_failures
 from srlm_pipeline.config import NoticeSettings, Settings
 from srlm_pipeline.errors import NoticeError
 from srlm_pipeline.notices import Notice, deliver, failure, service_names, tell
@@ -142,3 +142,25 @@ def test_a_failed_run_is_told_by_the_sensor(webhook: Webhook, tmp_path: Path, mo
     ((_, body),) = webhook.got
     assert "failed" in body["title"]
     assert "the disk is full of stars" in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "goes_on"), [({WILL_RETRY_TAG: "true"}, "Dagster starts it again"), ({}, "re-execution continues")]
+)
+def test_of_a_run_whose_process_was_killed_it_is_told_how_it_goes_on(
+    webhook: Webhook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tags: dict[str, str], goes_on: str
+) -> None:
+    monkeypatch.setenv("SRLM_NOTICE_URLS", webhook.address())
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+
+    @dg.job
+    def iteration() -> None:
+        pass
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.create_run_for_job(iteration, tags=tags, status=dg.DagsterRunStatus.STARTED)
+        event = instance.report_run_failed(run)
+        context = dg.build_run_status_sensor_context("tell_of_failures", event, instance, run)
+        tell_of_failures(context.for_run_failure())
+    ((_, body),) = webhook.got
+    assert "its process was killed" in body["message"] and goes_on in body["message"]

@@ -18,6 +18,8 @@ from srlm_pipeline.store import iteration_number, open_store, partition_key
 
 LOOP_TAG = "srlm/loop"
 PARTITION_TAG = "dagster/partition"
+# Dagster sets it when it counts the tries.
+WILL_RETRY_TAG = "dagster/will_retry"
 IN_PROGRESS = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -217,12 +219,18 @@ def tell_of_failures(context: dg.RunFailureSensorContext) -> dg.SkipReason | Non
     """Tells people of a failed run, where notices have addresses."""
     settings = definition_settings()
     steps = [event.step_failure_data for event in context.get_step_failure_events()]
-    reasons = [failure_of(data) for data in steps] or [context.failure_event.message or "see the run's page in Dagster"]
     run = context.dagster_run
+    reasons = [failure_of(data) for data in steps] or [_ended_from_outside(run, context.failure_event.message)]
     name = " ".join(filter(None, (run.job_name, run.tags.get(PARTITION_TAG))))
     notice = failure(settings.project, run.run_id, name, reasons)
     told = tell(notice, settings, open_store(settings), context.log.warning)
     return None if told else dg.SkipReason("not told: there is no address, nobody asked for it, or it was told before")
+
+
+def _ended_from_outside(run: dg.DagsterRun, said: str | None) -> str:
+    """Return why a run failed of which no step did, and how it goes on."""
+    again = "Dagster starts it again" if run.tags.get(WILL_RETRY_TAG) == "true" else "re-execution continues"
+    return f"no step failed: its process was killed, or never began; what is finished is kept, and {again} ({said})"
 
 
 def failure_of(data: Any) -> str:

@@ -591,15 +591,17 @@ def test_where_the_question_alone_is_too_long_the_score_is_still_asked_for(base:
 def test_the_loss_of_a_batch_is_the_mean_over_its_items(base: LoadedModel, tmp_path: Path) -> None:
     from transformers import TrainingArguments
 
+    items = [encode_ranked(base.tokenizer, example, "short", 1024) for example in RANKED[:2]]
     trainer = RankingTrainer(
         model=base.model,
-        args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+        args=TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False),
+        train_dataset=items,
         pad_token_id=0,
         weights=RankingWeights(),
     )
-    items = [encode_ranked(base.tokenizer, example, "short", 1024) for example in RANKED[:2]]
-    losses = [trainer.compute_loss(base.model, {"items": [item]}).item() for item in items]
-    assert trainer.compute_loss(base.model, {"items": items}).item() == pytest.approx(sum(losses) / 2, rel=1e-5)
+    rows = [(item, ()) for item in items]
+    losses = [trainer.compute_loss(base.model, {"rows": [row]}).item() for row in rows]
+    assert trainer.compute_loss(base.model, {"rows": rows}).item() == pytest.approx(sum(losses) / 2, rel=1e-5)
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(1, 16), st.integers(0, 3))

@@ -297,6 +297,7 @@ def test_the_instance_settings_load_and_let_one_step_at_a_time_use_the_accelerat
         assert concurrency.pool_config.pool_granularity is not None
         assert concurrency.pool_config.pool_granularity.value == "op"
         assert concurrency.pool_config.default_pool_limit == 1
+        assert concurrency.run_queue_config.max_user_code_failure_retries, "a machine that is busy loses no run"
         assert instance.run_monitoring_enabled
         assert not instance.telemetry_enabled
         assert type(instance.run_coordinator).__name__ == "QueuedRunCoordinator"

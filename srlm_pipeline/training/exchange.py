@@ -6,7 +6,6 @@ because, unlike Dagster's Pipes, they go both ways: DPO's early stopping asks th
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import pickle
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 from srlm_pipeline.files import replacing_file
 from srlm_pipeline.generation.opening import release_engines
 from srlm_pipeline.models.checkpoint import Checkpoint, read_checkpoint
+from srlm_pipeline.models.memory import free_memory
 from srlm_pipeline.progress import ProgressReporter, Task
 from srlm_pipeline.training.early_stopping import Compare, EarlyStopping, Outcome
 
@@ -231,12 +231,8 @@ class Listener:
 
 def give_back_memory() -> None:
     """Give back what this process holds of devices that other processes train on."""
-    import torch
-
     release_engines()
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    free_memory()
 
 
 def asking(exchange: Exchange) -> Compare:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from srlm_pipeline.assets.seed import M1
 from srlm_pipeline.assets.stage import Stage, iterations
@@ -17,6 +18,9 @@ from srlm_pipeline.exports import model_card
 from srlm_pipeline.models.checkpoint import Checkpoint, is_checkpoint
 from srlm_pipeline.models.integrity import is_emptied
 from srlm_pipeline.store import ProjectStore, iteration_number
+
+if TYPE_CHECKING:
+    from srlm_pipeline.tracking import Tracker
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,7 @@ def register(stage: Stage, entry: Entry) -> str:
     """
     from srlm_pipeline.tracking import Tracker
 
-    store, settings = stage.store, stage.settings
-    kept, is_leader = store.keep(entry.checkpoint), leader(store) == entry.checkpoint.name
-    card = model_card(store, entry.checkpoint, settings)
-    return Tracker(settings).register(settings.project, kept, stage.run.run_id, entry.tags, card, is_leader)
+    return _register(Tracker(stage.settings), stage.store, stage.settings, entry, stage.run.run_id)
 
 
 def is_lost(store: ProjectStore, known: Collection[str]) -> bool:
@@ -94,10 +95,14 @@ def restore_registry(store: ProjectStore, settings: Settings) -> list[str]:
     # M1 last, for it says that all are there.
     missing = [entry for entry in reversed(_entries(store)) if entry.checkpoint.digest not in known]
     for entry in missing:
-        is_leader = leader(store) == entry.checkpoint.name
-        card = model_card(store, entry.checkpoint, settings)
-        tracker.register(settings.project, store.keep(entry.checkpoint), None, entry.tags, card, is_leader)
+        _register(tracker, store, settings, entry, None)
     return sorted(entry.checkpoint.name for entry in missing)
+
+
+def _register(tracker: Tracker, store: ProjectStore, settings: Settings, entry: Entry, run_id: str | None) -> str:
+    model = entry.checkpoint
+    kept, card, is_leader = store.keep(model), model_card(store, model, settings), leader(store) == model.name
+    return tracker.register(settings.project, kept, run_id, entry.tags, card, is_leader)
 
 
 def _entries(store: ProjectStore) -> list[Entry]:

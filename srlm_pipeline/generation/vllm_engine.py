@@ -34,6 +34,7 @@ from srlm_pipeline.generation.engine import Completion, GenerationRequest, Sampl
 from srlm_pipeline.generation.openai_engine import OpenAIEngine
 from srlm_pipeline.generation.server_pool import ServerPool, for_each_of
 from srlm_pipeline.models.checkpoint import Checkpoint
+from srlm_pipeline.models.loading import cuda_device_name
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -302,19 +303,19 @@ def server_devices(settings: Settings) -> list[str | None]:
     each = engine.data_parallel_size * engine.tensor_parallel_size
     needed = each * engine.vllm_servers
     kind, _, number = settings.model.device.partition(":")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if kind == "cuda" and number:
         if needed > 1:
             raise ServerError("vLLM", f"{_needs(settings)}, and model.device is {settings.model.device}: make it cuda")
-        return [visible.split(",")[int(number)] if visible else number]
+        return [cuda_device_name(int(number))]
     if needed == 1 or not _computes_on_cuda(settings):
         return [None] * engine.vllm_servers
-    found = visible.split(",") if visible else [str(place) for place in range(_count_devices())]
-    if needed > len(found):
-        raise ServerError("vLLM", f"{_needs(settings)}, and there are {len(found)} (CUDA_VISIBLE_DEVICES counts)")
+    n_found = _count_devices()
+    if needed > n_found:
+        raise ServerError("vLLM", f"{_needs(settings)}, and there are {n_found} (CUDA_VISIBLE_DEVICES counts)")
     if engine.vllm_servers == 1:
         return [None]
-    return [",".join(found[place * each : (place + 1) * each]) for place in range(engine.vllm_servers)]
+    shares = [range(start, start + each) for start in range(0, needed, each)]
+    return [",".join(map(cuda_device_name, share)) for share in shares]
 
 
 def _needs(settings: Settings) -> str:
@@ -331,6 +332,9 @@ def _computes_on_cuda(settings: Settings) -> bool:
 
 
 def _count_devices() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return len(visible.split(","))
     import torch
 
     return torch.cuda.device_count()

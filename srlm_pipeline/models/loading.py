@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ def choose_device(wish: str) -> str:
     if wish.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(wish, "no CUDA device is visible to torch; set model.device to auto or cpu")
     return wish
+
+
+def cuda_device_name(number: int) -> str:
+    """Return what CUDA_VISIBLE_DEVICES, for processes that are to see it alone, calls a CUDA device that we see.
+
+    Args:
+        number: torch's, from 0.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return shown.split(",")[number] if shown else str(number)
 
 
 def choose_dtype(wish: str, device: str) -> torch.dtype:

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 from srlm_pipeline.config import LauncherSettings, ModelSettings, Settings, Strategy, TrainingSettings, obstacle
 from srlm_pipeline.errors import DivisionError
-from srlm_pipeline.models.loading import choose_device
-
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+from srlm_pipeline.models.loading import choose_device, cuda_device_name
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ class Division:
         """Return the environment variable that shows its processes these CUDA devices alone."""
         if not self.on_cuda:
             return {}
-        shown = os.environ.get(_VISIBLE)
-        names = shown.split(",") if shown else [str(number) for number in range(self.n_seen)]
-        return {_VISIBLE: ",".join(names[_number(device)] for device in self.devices)}
+        return {"CUDA_VISIBLE_DEVICES": ",".join(cuda_device_name(_number(device)) for device in self.devices)}
 
     def require(self, settings: TrainingSettings) -> None:
         """Refuse a stage that cannot be divided so.

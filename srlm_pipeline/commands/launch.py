@@ -92,14 +92,14 @@ def run_loop(
         raise SrlmError(
             f"{n_iterations} iterations were asked for, but {planned} are planned: raise schedule.planned_iterations"
         )
-    with sole_use(Path(instance.root_directory)), _archived(load_settings(None, overrides), announce):
+    home = Path(instance.root_directory)
+    with sole_use(home), _archived(settings := load_settings(None, overrides), announce):
         close_dead_runs(instance)
         running = iteration_in_flight(instance)
         if running is not None:
             raise SrlmError(
                 f"run {running.run_id[:8]} ({running.job_name}) is in flight; wait for it or cancel it first"
             )
-        settings = load_settings(None, overrides)
         require_names([Path(path) for path in settings.evaluation.other_answers])
         if settings.training.launcher != LauncherSettings():
             # The default can always be had, and asking costs the import of torch.

@@ -141,11 +141,11 @@ def obstacle(settings: TrainingSettings, processes: int, strategy: Strategy) -> 
     if processes > 1 and isinstance(settings, SftSettings) and settings.packing:
         return f"{settings.key}.packing is for one process: set it to false, or training.launcher.processes to 1"
     if settings.micro_batch_size == "auto":
+        if processes == 1:
+            return None
         return (
             f"{settings.key}.micro_batch_size: auto is found by one process, and {processes} would have to agree: set "
             "it to a number"
-            if processes > 1
-            else None
         )
     batch, together = settings.batch_size, settings.micro_batch_size * processes
     if batch % together:

@@ -10,6 +10,7 @@ import pytest
 
 from srlm_pipeline.acceleration.switch import SWITCH
 from srlm_pipeline.cli import quiet_libraries
+from srlm_pipeline.config import OVERRIDES_VARIABLE
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -34,6 +35,27 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, str(int(request.param == "plain")))
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: with tiny matrices two wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def environment(one_thread: None) -> Iterator[pytest.MonkeyPatch]:
+    """An environment for homes that nothing set outside reaches."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "SRLM_CONFIG", OVERRIDES_VARIABLE):
+            patch.delenv(name, raising=False)
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        yield patch
 
 
 def prefer_letters(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast") -> None:

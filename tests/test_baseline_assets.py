@@ -100,23 +100,13 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+def home(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, environment: pytest.MonkeyPatch) -> Iterator[Home]:
     """A home with SFT baseline, M1 and judging data, no baseline trained yet."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    path = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "SRLM_CONFIG", OVERRIDES_VARIABLE):
-            patch.delenv(name, raising=False)
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        patch.setenv("DAGSTER_HOME", str(path))
-        with dg.DagsterInstance.ephemeral() as instance:
-            opened = Home(instance, {**OVERRIDES, "base_model": str(tiny_model)})
-            assert opened.materialize(*SEED).success
-            yield opened
-    torch.set_num_threads(threads)
+    environment.setenv("DAGSTER_HOME", str(tmp_path_factory.mktemp("home")))
+    with dg.DagsterInstance.ephemeral() as instance:
+        opened = Home(instance, {**OVERRIDES, "base_model": str(tiny_model)})
+        assert opened.materialize(*SEED).success
+        yield opened
 
 
 @pytest.fixture(scope="module")

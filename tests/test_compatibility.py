@@ -3,7 +3,7 @@
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from families import FAMILIES, Family, make_family
 from test_layouts import IFT, RANKED, recipe
 from test_server_manners import MANNERS
 
-from srlm_pipeline.config import OVERRIDES_VARIABLE, load_settings
+from srlm_pipeline.config import load_settings
 from srlm_pipeline.data.conversations import transcript
 from srlm_pipeline.definitions import defs
 from srlm_pipeline.models.chat_format import chat_format
@@ -202,20 +202,11 @@ def read_source(layout: str, folder: Path, name: str) -> tuple[dict[str, Any], A
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory, environment: pytest.MonkeyPatch) -> Path:
     """Where all loops keep what they make, each as a project of its own; one store of MLflow serves all."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MLFLOW_TRACKING_URI", "SRLM_CONFIG", OVERRIDES_VARIABLE):
-            patch.delenv(name, raising=False)
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        patch.setenv("DAGSTER_HOME", str(path))
-        yield path
-    torch.set_num_threads(threads)
+    environment.setenv("DAGSTER_HOME", str(path))
+    return path
 
 
 def run_loop(overrides: dict[str, Any], home: Path) -> ProjectStore:

@@ -43,6 +43,8 @@ from srlm_pipeline.training.common import TrainingJob
 from srlm_pipeline.training.dpo import PreferenceExample, encode_preference, preference_examples, train_dpo
 from srlm_pipeline.training.sft import SftExample, train_sft
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MODEL = ModelSettings(device="cpu", dtype="float32")
 TRAINING: dict[str, Any] = {
     "lora": LoraSettings(rank=2, alpha=4), "learning_rate": 1e-3, "epochs": 1, "batch_size": 2, "micro_batch_size": 2,
@@ -58,14 +60,6 @@ THINKERS = ("Qwen3", "DeepSeek-R1", "SmolLM3")
 CHANNELS = FAMILIES["GPT-OSS"].thinking
 # Full fine-tuning for those whose generation_config.json cannot be saved as it is, adapters for the others.
 FULL = ("Llama 2", "Llama 3", "DeepSeek-R1", "Gemma")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -25,7 +25,7 @@ from srlm_pipeline.training.launching import TrainingProcessError
 from srlm_pipeline.training.resumption import newest_whole
 from srlm_pipeline.training.sft import train_sft
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 HERE = Path(__file__).parent
 
@@ -33,14 +33,6 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent)]))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def at_work(folder: Path) -> list[psutil.Process]:

@@ -160,20 +160,10 @@ OpenHome = Callable[[Path, Path], Home]
 
 
 @pytest.fixture(scope="module")
-def environment() -> Iterator[pytest.MonkeyPatch]:
-    """Environment of the homes; one thread, for with tiny matrices two wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("SRLM_CONFIG", raising=False)
-        patch.delenv(OVERRIDES_VARIABLE, raising=False)
-        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-        RECORDER.install(patch)
-        yield patch
-    torch.set_num_threads(threads)
+def environment(environment: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Environment of the homes, in which it is recorded what is asked of models."""
+    RECORDER.install(environment)
+    return environment
 
 
 def open_home(path: Path, model: Path, environment: pytest.MonkeyPatch) -> Iterator[Home]:

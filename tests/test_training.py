@@ -4,7 +4,7 @@ import os
 import shutil
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,7 +38,7 @@ from srlm_pipeline.training.resumption import newest_whole
 from srlm_pipeline.training.retention import RetainedReply, divergence, draw_retained
 from srlm_pipeline.training.sft import SftExample, encode_example, train_sft
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 MODEL = ModelSettings(device="cpu", dtype="float32")
 COMMON: dict[str, Any] = {
@@ -52,14 +52,6 @@ RATES = {"lora": 2e-2, "full": 5e-3}
 SFT = [SftExample(f"say {word}", word * 3) for word in ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")]
 PAIRS = [PreferenceExample(f"task {n}", "yes yes yes", "no no no") for n in range(8)]
 METHODS = ["lora", "full"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
